@@ -1,0 +1,38 @@
+"""The exceptions that users of baguni meet.
+
+BaguniError
+├── InvalidInputError      what the caller gave is wrong; the message names the value and what was expected
+├── NotFoundError          what the caller named does not exist
+├── ReleaseMismatchError   two parts do not belong to one release, or a part is not what its manifest says
+└── UnavailableError       a server that is needed did not answer
+"""
+
+from __future__ import annotations
+
+
+class BaguniError(Exception):
+    """Base of every error that is reported to a user without a traceback."""
+
+
+class InvalidInputError(BaguniError):
+    """A value is wrong. `field` names where it stands, in the caller's terms."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotFoundError(BaguniError):
+    """A named thing does not exist."""
+
+
+class ReleaseMismatchError(BaguniError):
+    """Parts of two releases, or a part that its manifest does not describe."""
+
+
+class UnavailableError(BaguniError):
+    """A server did not answer, or not in time. `part` names it: "triton", "milvus", "redis" or "kafka"."""
+
+    def __init__(self, part: str, message: str) -> None:
+        super().__init__(f"{part} is unavailable: {message}")
+        self.part = part
