@@ -250,7 +250,7 @@ def _group_by_item(events: EventBatch, position_E: Int64, now_ms_B: Int64) -> _G
     ordered_E = events.action_E == Action.ORDERED
 
     def total(weight_E: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(group_E, weights=weight_E, minlength=num_groups)
+        return np.bincount(group_E, weights=weight_E, minlength=num_groups).astype(np.float64)
 
     def smallest(value_E: NDArray[np.float64], of_E: NDArray[np.bool_]) -> NDArray[np.float64]:
         result = np.full(num_groups, np.inf)

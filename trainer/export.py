@@ -1,0 +1,184 @@
+"""From a finished run to a release: ONNX graphs, item vectors, Triton's files, manifest.
+
+The tensors are those of `baguni.signature`; the graphs here are thin frames around the trained modules that give them
+those names. What the release serves is computed by the same code that was evaluated.
+"""
+
+# N = items, B = batch, S = tokens, L = code levels, T = text dim
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from baguni.release import Release, sha256_of, write_manifest
+from baguni.semantic_ids import SemanticIdTable
+from baguni.signature import ModelSignature, ModelSpec, model_specs, render_config, triton_model_name
+from trainer.decoding import BeamSearch
+from trainer.model import DualHeadModel, History
+from trainer.rqvae import RqVae
+from trainer.run import Run
+
+OPSET = 20
+BACKEND_DIR = Path(__file__).resolve().parent.parent / "model_repository"
+
+
+class UserEncoderGraph(nn.Module):
+    """History → user embedding and repeat scores."""
+
+    def __init__(self, model: DualHeadModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        history = History(item_index, codes, position, actions, features, context)
+        memory = self.model.encode(history)
+        return self.model.user_embedding(memory), self.model.repeat_score(memory, history)
+
+
+class GeneratorGraph(nn.Module):
+    """History and node mask → items and log-likelihoods: encoder, decoder and beam search in one graph."""
+
+    def __init__(self, search: BeamSearch) -> None:
+        super().__init__()
+        self.search = search
+
+    def forward(
+        self,
+        item_index: Tensor,
+        codes: Tensor,
+        position: Tensor,
+        actions: Tensor,
+        features: Tensor,
+        context: Tensor,
+        node_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        history = History(item_index, codes, position, actions, features, context)
+        result: tuple[Tensor, Tensor] = self.search(history, node_mask)
+        return result
+
+
+class ItemEncoderGraph(nn.Module):
+    """Text embedding → codes, content vector, item vector: what a new item gets within seconds."""
+
+    def __init__(self, rqvae: RqVae, model: DualHeadModel) -> None:
+        super().__init__()
+        self.rqvae, self.model = rqvae, model
+
+    def forward(self, text_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        codes_BL, content_BZ = self.rqvae(text_embedding)
+        vector_BV = self.model.item_tower.from_text(self.rqvae.standardise(text_embedding))
+        return codes_BL.int(), content_BZ, vector_BV
+
+
+def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambda part: None) -> Release:
+    """Write the release of a finished run into the new directory `folder`. `on_part` hears of each part before it."""
+    folder.mkdir(parents=True)
+    model, rqvae, table = run.model(), run.rqvae(), run.semantic_ids()
+    signature = release_signature(run, model, table)
+    on_part("catalogue and vectors")
+    run.dataset.catalog.save(folder / "catalog.parquet")
+    table.save(folder / "semantic_ids.npz")
+    signature.save(folder / "signature.json")
+    _save_vectors(run, model, rqvae, folder)
+    torch.save({"model": model.state_dict(), "rqvae": rqvae.state_dict()}, folder / "weights.pt")
+    (folder / "recipe.json").write_text(json.dumps(run.recipe.as_dict(), indent=2) + "\n")
+    release_id = _release_id(folder)
+    modules: dict[str, nn.Module] = {
+        "user_encoder": UserEncoderGraph(model),
+        "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams)),
+        "item_encoder": ItemEncoderGraph(rqvae, model),
+    }
+    for name, spec in model_specs(signature).items():
+        on_part(name)
+        version = _model_folder(folder, spec, release_id, signature.max_batch_size)
+        if name == "text_encoder":
+            run.text_encoder().export(version)
+            shutil.copyfile(BACKEND_DIR / "text_encoder_model.py", version / "model.py")
+        else:
+            export_onnx(modules[name].eval(), spec, version / "model.onnx")
+            shutil.copyfile(BACKEND_DIR / "onnx_model.py", version / "model.py")
+    fields: Mapping[str, Any] = {
+        "release_id": release_id,
+        "dataset": run.dataset.name,
+        "metrics": run.metrics(),
+        "semantic_ids_sha256": table.sha256,
+        "text_encoder": run.recipe.text_encoder,
+    }
+    return write_manifest(folder, fields)
+
+
+def release_signature(run: Run, model: DualHeadModel, table: SemanticIdTable) -> ModelSignature:
+    """The tensors of a run's models."""
+    return ModelSignature(
+        num_items=len(table),
+        max_tokens=run.recipe.max_tokens,
+        codebook_sizes=table.codebook_sizes,
+        vector_dim=model.config.vector_dim + 1,
+        content_dim=run.recipe.rqvae.latent_dim,
+        text_dim=model.config.text_dim,
+        num_nodes=table.trie.num_nodes,
+        num_beams=run.recipe.num_beams,
+        store_timezone=run.dataset.store_timezone,
+    )
+
+
+def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
+    """Export with the tensor names of `spec` and a free batch dimension, weights inside the file."""
+    example = tuple(_example(tensor.dtype, (2, *tensor.shape)) for tensor in spec.inputs)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
+        torch.onnx.export(
+            module,
+            example,
+            str(path),
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=tuple({0: batch} for _ in spec.inputs),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _example(dtype: str, shape: tuple[int, ...]) -> Tensor:
+    kinds = {"INT32": torch.int32, "FP32": torch.float32, "UINT8": torch.uint8}
+    return torch.ones(shape, dtype=kinds[dtype])
+
+
+def _save_vectors(run: Run, model: DualHeadModel, rqvae: RqVae, folder: Path) -> None:
+    text_NT = torch.from_numpy(run.embeddings())
+    with torch.no_grad():
+        _, content = rqvae(text_NT)
+        vectors = model.item_vectors(rqvae.standardise(text_NT), torch.arange(len(text_NT)))
+    np.save(folder / "content_vectors.npy", content.numpy())
+    np.save(folder / "item_vectors.npy", vectors.numpy())
+    np.save(folder / "popularity.npy", run.recent_popularity())
+
+
+def _release_id(folder: Path) -> str:
+    digest = hashlib.sha256("".join(sha256_of(path) for path in sorted(folder.iterdir())).encode()).hexdigest()
+    return f"r{datetime.now(UTC):%Y%m%d}_{digest[:8]}"
+
+
+def _model_folder(folder: Path, spec: ModelSpec, release_id: str, max_batch_size: int) -> Path:
+    model_folder = folder / "triton" / triton_model_name(spec.name, release_id)
+    (model_folder / "1").mkdir(parents=True)
+    (model_folder / "config.pbtxt").write_text(render_config(spec, release_id, max_batch_size))
+    return model_folder / "1"

@@ -1,0 +1,64 @@
+"""The losses. Each takes what it scores and what is true; none knows a model. The tests hold each to a slow reference."""
+
+# B = batch, N = items scored, C = candidates of one user, Q = target items, L = code levels, K = codebook size
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor
+
+MASKED = -1e4
+
+
+def multi_positive_infonce(scores_BN: Tensor, positive_BN: Tensor, log_q_N: Tensor | None = None) -> Tensor:
+    """Mean over users of the mean over their positives of −log softmax(score), in nats.
+
+    Every positive is compared with all negatives and with itself, not with the other positives' favourites: the
+    softmax runs over all N. `log_q_N` is the log of each item's chance of being among the N when they were sampled; it is
+    subtracted from the scores (Bengio & Senécal 2008), so that popular items are not punished for being drawn often.
+    Users without a positive count for nothing; with no user left the loss is 0.
+    """
+    logits = scores_BN.float() if log_q_N is None else scores_BN.float() - log_q_N
+    log_prob = F.log_softmax(logits, dim=-1)
+    num_positives = positive_BN.sum(-1)
+    per_user = -(log_prob * positive_BN).sum(-1) / num_positives.clamp(min=1)
+    has_positive = num_positives > 0
+    return (per_user * has_positive).sum() / has_positive.sum().clamp(min=1)
+
+
+def code_loss(logits_per_level: list[Tensor], codes_BQL: Tensor, weight_BQ: Tensor) -> Tensor:
+    """Weighted mean over target items of the cross-entropy summed over code levels, in nats (arXiv:2305.05065).
+
+    `weight_BQ` is 0 for padding; a sequence of targets whose weights are all 0 gives 0.
+    """
+    total = torch.zeros_like(weight_BQ)
+    for level, logits_BQK in enumerate(logits_per_level):
+        target = codes_BQL[:, :, level].long().clamp(min=0)
+        total = total + F.cross_entropy(logits_BQK.float().flatten(0, 1), target.flatten(), reduction="none").view_as(
+            total
+        )
+    return (total * weight_BQ).sum() / weight_BQ.sum().clamp(min=1e-6)
+
+
+def distillation_kl(student_BC: Tensor, teacher_BC: Tensor, valid_BC: Tensor, temperature: float) -> Tensor:
+    """Mean over users of KL(teacher ‖ student) between the softmaxes over each user's candidates, in nats.
+
+    Scaled by temperature², so that its gradient keeps its size as the temperature changes (Hinton et al. 2015,
+    arXiv:1503.02531). The teacher's scores are constants.
+    """
+    teacher = F.log_softmax(teacher_BC.float().masked_fill(~valid_BC, MASKED).detach() / temperature, dim=-1)
+    student = F.log_softmax(student_BC.float().masked_fill(~valid_BC, MASKED) / temperature, dim=-1)
+    divergence = (teacher.exp() * (teacher - student)).masked_fill(~valid_BC, 0.0).sum(-1)
+    return divergence.mean() * temperature**2
+
+
+def distillation_listwise(student_BC: Tensor, teacher_BC: Tensor, valid_BC: Tensor, top: int = 20) -> Tensor:
+    """ListMLE (Xia et al. 2008): −log-likelihood of the teacher's order of its `top` candidates under the student's
+    Plackett-Luce model, per ranked item, averaged over users, in nats."""
+    order = teacher_BC.float().masked_fill(~valid_BC, MASKED).detach().argsort(dim=-1, descending=True, stable=True)
+    ranked = student_BC.float().masked_fill(~valid_BC, MASKED).gather(1, order)
+    valid = valid_BC.gather(1, order)
+    remaining = ranked.flip(-1).logcumsumexp(dim=-1).flip(-1)
+    per_rank = (remaining - ranked)[:, :top] * valid[:, :top]
+    return (per_rank.sum(-1) / valid[:, :top].sum(-1).clamp(min=1)).mean()

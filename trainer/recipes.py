@@ -1,0 +1,102 @@
+"""Training recipes: everything that decides a run, frozen, and saved in its release."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from baguni.errors import InvalidInputError
+from trainer.rqvae import RqVaeRecipe
+from trainer.text import BUNDLED
+
+
+@dataclass(frozen=True)
+class DistillRecipe:
+    """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source."""
+
+    steps: int = 120
+    batch_size: int = 128
+    learning_rate: float = 5e-4
+    num_known: int = 16
+    num_student: int = 16
+    num_same_category: int = 8
+    num_random: int = 8
+    temperature: float = 2.0
+    kl_weight: float = 0.5
+    listwise_weight: float = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. `negatives`: "catalogue" scores every item at every step, which is exact and affordable up to about 50,000
+    items; "sampled" scores the batch's own items, hard negatives and `num_random_negatives` others, with logQ correction."""
+
+    name: str
+    text_encoder: str = BUNDLED
+    rqvae: RqVaeRecipe = field(default_factory=RqVaeRecipe)
+    distill: DistillRecipe = field(default_factory=DistillRecipe)
+    seed: int = 0
+    max_tokens: int = 128
+    width: int = 128
+    num_heads: int = 4
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    feedforward: int = 256
+    vector_dim: int = 128
+    dropout: float = 0.1
+    id_dropout: float = 0.3
+    token_dropout: float = 0.1
+    steps: int = 400
+    batch_size: int = 192
+    learning_rate: float = 1e-3
+    warmup_steps: int = 40
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    num_targets: int = 4
+    negatives: Literal["catalogue", "sampled"] = "catalogue"
+    num_random_negatives: int = 1024
+    novel_weight: float = 0.5
+    generative_weight: float = 0.25
+    click_rate: float = 0.2
+    num_beams: int = 64
+    checkpoint_every: int = 50
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="demo"),
+        Recipe(
+            name="tiny",
+            rqvae=RqVaeRecipe(latent_dim=8, hidden=(16,), num_levels=2, codebook_size=8, epochs=20, batch_size=64),
+            distill=DistillRecipe(
+                steps=5, batch_size=16, num_known=4, num_student=4, num_same_category=2, num_random=2
+            ),
+            max_tokens=16,
+            width=16,
+            num_heads=2,
+            encoder_layers=1,
+            decoder_layers=1,
+            feedforward=32,
+            vector_dim=8,
+            steps=30,
+            batch_size=32,
+            learning_rate=5e-3,
+            warmup_steps=5,
+            num_targets=2,
+            num_beams=16,
+            checkpoint_every=10,
+        ),
+    )
+}
+
+
+def recipe_named(name: str, **changes: Any) -> Recipe:
+    """The recipe of that name, with some fields changed."""
+    if name not in RECIPES:
+        raise InvalidInputError(f"recipe is {name!r}, expected one of {', '.join(RECIPES)}", "recipe")
+    return replace(RECIPES[name], **changes)

@@ -1,0 +1,195 @@
+"""A training run: one directory in which every stage leaves its result, so that the next run of the same command goes on
+where the last one stopped.
+
+    RUN/
+      recipe.json                                  what was asked for
+      embeddings.npy  rqvae.pt  semantic_ids.npz   items → text embeddings → codes
+      dual_head.pt                                 checkpoint of the dual-head training, with every loss so far
+      distilled.pt                                 the model after distillation
+      metrics.json  losses.json  losses.png        what came of it
+"""
+
+# N = items, T = text dim
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from baguni.errors import InvalidInputError, NotFoundError
+from baguni.semantic_ids import SemanticIdTable, unique_suffixes
+from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.splits import last_month_start_ms
+from trainer.distill import distill
+from trainer.model import DualHeadModel
+from trainer.recipes import Recipe
+from trainer.rqvae import RqVae, fit_rqvae
+from trainer.samples import OrderSamples
+from trainer.text import TextEncoder
+from trainer.train import Losses, TrainingSet, build_model, train
+
+DAY_MS = 86_400_000
+POPULARITY_DAYS = 28
+MIN_SUFFIX_CODES = 16
+
+Progress = Callable[[str, int, int, str], None]
+"""(stage, done, total, what it says) after every step of a stage."""
+
+
+def silent(stage: str, done: int, total: int, message: str) -> None:
+    """Progress that nobody watches."""
+
+
+class Run:
+    """One run of one recipe on one data set, in one directory. Orders from `test_start_ms` on are never trained on."""
+
+    def __init__(self, path: Path, dataset_path: Path, recipe: Recipe) -> None:
+        self.path, self.dataset_path, self.recipe = path, dataset_path, recipe
+        path.mkdir(parents=True, exist_ok=True)
+        self._claim()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The whole log."""
+        return load_dataset(self.dataset_path)
+
+    @cached_property
+    def test_start_ms(self) -> int:
+        """Start of the last calendar month of the log, by the store's clock."""
+        return last_month_start_ms(self.dataset)
+
+    @cached_property
+    def training_log(self) -> Dataset:
+        """The log before the test month."""
+        return self.dataset.before(self.test_start_ms)
+
+    def embeddings(self) -> NDArray[np.float32]:
+        """Text embeddings, [N, T]."""
+        return np.asarray(np.load(self._made("embeddings.npy")))
+
+    def rqvae(self) -> RqVae:
+        """The fitted RQ-VAE."""
+        state = torch.load(self._made("rqvae.pt"), weights_only=True)
+        model = RqVae(state["mean_T"].shape[0], state["category_head.bias"].shape[0], self.recipe.rqvae)
+        model.load_state_dict(state)
+        return model.eval()
+
+    def semantic_ids(self) -> SemanticIdTable:
+        """The frozen table."""
+        return SemanticIdTable.load(self._made("semantic_ids.npz"))
+
+    def model(self, distilled: bool = True) -> DualHeadModel:
+        """The trained model, after or before distillation."""
+        state = torch.load(self._made("distilled.pt" if distilled else "dual_head.pt"), weights_only=True)["model"]
+        model = build_model(self.recipe, self.semantic_ids(), self.embeddings().shape[1])
+        model.load_state_dict(state)
+        return model.eval()
+
+    def metrics(self) -> dict[str, Any]:
+        """What the evaluation measured; empty before it."""
+        path = self.path / "metrics.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    def text_encoder(self) -> TextEncoder:
+        """The sentence encoder of the recipe."""
+        return TextEncoder(self.recipe.text_encoder, self.path.parent / "text-encoders")
+
+    def recent_popularity(self) -> NDArray[np.float32]:
+        """[N] orders of each item in the last four weeks before the test month."""
+        log = self.training_log
+        recent = (log.order_E >= 0) & (log.time_E >= self.test_start_ms - POPULARITY_DAYS * DAY_MS)
+        return np.bincount(log.item_E[recent], minlength=len(log.catalog)).astype(np.float32)
+
+    @cached_property
+    def training_set(self) -> TrainingSet:
+        """Samples and item tables of the log before the test month."""
+        table, log = self.semantic_ids(), self.training_log
+        samples = OrderSamples(log, table, self.recipe.max_tokens, self.recipe.click_rate, self.recipe.seed)
+        if len(samples) == 0:
+            raise InvalidInputError(f"{self.dataset_path} has no order before its last month: nothing to train on")
+        with torch.no_grad():
+            text_NT = self.rqvae().standardise(torch.from_numpy(self.embeddings()))
+        frequency = np.bincount(log.item_E[log.order_E >= 0], minlength=len(table)).astype(np.float32)
+        return TrainingSet(samples, text_NT, torch.from_numpy(table.codes_NL).long(), torch.from_numpy(frequency))
+
+    def embed_items(self, progress: Progress = silent) -> None:
+        """Stage 1: text embeddings of the catalogue."""
+        if not (self.path / "embeddings.npy").is_file():
+            texts = [item.text for item in self.dataset.catalog.items]
+            embeddings = self.text_encoder().embed(texts, lambda done, n: progress("text embeddings", done, n, "texts"))
+            np.save(self.path / "embeddings.npy", embeddings)
+
+    def fit_semantic_ids(self, progress: Progress = silent) -> None:
+        """Stage 2: RQ-VAE, then the table with unique suffixes."""
+        if (self.path / "semantic_ids.npz").is_file():
+            return
+        embeddings, recipe = self.embeddings(), self.recipe.rqvae
+        shelf = [item.category_path[:2] for item in self.dataset.catalog.items]
+        category_N = np.unique([" > ".join(path) for path in shelf], return_inverse=True)[1].astype(np.int64)
+        rqvae = fit_rqvae(
+            embeddings,
+            category_N,
+            recipe,
+            self.recipe.seed,
+            lambda epoch, loss: progress("semantic IDs", epoch + 1, recipe.epochs, f"loss {loss:.3f}"),
+        )
+        with torch.no_grad():
+            codes = rqvae(torch.from_numpy(embeddings))[0].numpy().astype(np.int32)
+        suffix = unique_suffixes(codes)
+        # Twice what is needed: new items take a free suffix without moving a published one.
+        num_suffixes = max(MIN_SUFFIX_CODES, 2 * (int(suffix.max()) + 1))
+        sizes = (*(recipe.codebook_size,) * recipe.num_levels, num_suffixes)
+        torch.save(rqvae.state_dict(), self.path / "rqvae.pt")
+        SemanticIdTable(np.c_[codes, suffix].astype(np.int32), sizes).save(self.path / "semantic_ids.npz")
+
+    def train_dual_head(self, progress: Progress = silent) -> list[Losses]:
+        """Stage 3: both heads. Resumes from its checkpoint."""
+
+        def on_step(step: int, losses: Losses) -> None:
+            message = f"retrieval {losses['retrieval']:.3f} generative {losses['generative']:.3f}"
+            progress("dual-head training", step + 1, self.recipe.steps, message)
+
+        model = build_model(self.recipe, self.semantic_ids(), self.embeddings().shape[1])
+        return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step)
+
+    def distil(self, progress: Progress = silent) -> list[Losses]:
+        """Stage 4: the retrieval head learns from the generative head."""
+        target = self.path / "distilled.pt"
+        if target.is_file():
+            return list(torch.load(target, weights_only=True)["losses"])
+
+        def on_step(step: int, losses: Losses) -> None:
+            message = f"retrieval {losses['retrieval']:.3f} KL {losses['kl']:.3f}"
+            progress("distillation", step + 1, self.recipe.distill.steps, message)
+
+        model = self.model(distilled=False)
+        losses = distill(model, self.training_set, self.recipe, on_step)
+        torch.save({"model": model.state_dict(), "losses": losses}, target)
+        return losses
+
+    def _claim(self) -> None:
+        """The directory belongs to one recipe and one data set: going on with others would mix two runs."""
+        path = self.path / "recipe.json"
+        asked = json.loads(json.dumps({"dataset": str(self.dataset_path.resolve()), **self.recipe.as_dict()}))
+        if not path.is_file():
+            path.write_text(json.dumps(asked, indent=2) + "\n")
+            return
+        found = json.loads(path.read_text())
+        changed = sorted(key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key))
+        if changed:
+            raise InvalidInputError(
+                f"{self.path} holds a run with other settings ({', '.join(changed)}): use another --run directory"
+            )
+
+    def _made(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise NotFoundError(f"{path} does not exist yet: run `baguni train` first")
+        return path

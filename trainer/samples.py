@@ -1,0 +1,194 @@
+"""Training samples: every (user, order) prefix of the log, as batches of tensors.
+
+The target of a sample is a whole order; its history is what the user did strictly before. Nothing at or after the order
+can reach the inputs. Batches depend only on (seed, step), so a resumed run sees the same ones. No loop over users.
+"""
+
+# B = batch, S = tokens, E = events of the batch, P = all target lines of the batch, Q = sampled targets per user
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from baguni.history import MAX_EVENTS, Action
+from baguni.semantic_ids import SemanticIdTable
+from baguni.sequences import EventBatch, ModelInputs, model_inputs
+from trainer.data.dataset import Dataset
+from trainer.model import History
+
+Int64 = NDArray[np.int64]
+HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """history as tensors; target lines flat (row_P, item_P); `owned_*`: every (row, item) ordered before."""
+
+    history: History
+    target_row_P: Tensor
+    target_item_P: Tensor
+    owned_row: Tensor
+    owned_item: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of users."""
+        return len(self.history.item_BS)
+
+
+class OrderSamples:
+    """All orders of a data set, each with the user's history before it."""
+
+    def __init__(
+        self, dataset: Dataset, table: SemanticIdTable, max_tokens: int, click_rate: float = 0.0, seed: int = 0
+    ) -> None:
+        self.dataset, self.max_tokens, self.click_rate, self.seed = dataset, max_tokens, click_rate, seed
+        self._codes_NL = table.codes_NL
+        orders = dataset.orders()
+        self.user_O, self.time_O = orders.user_O, orders.time_O
+        self._first_O, self._last_O, self._line_item = orders.first_O, orders.last_O, orders.item_P
+        user_start = np.searchsorted(dataset.user_E, np.arange(len(dataset.user_ids) + 1))
+        self._user_time = _UserTime(dataset.user_E, dataset.time_E)
+        self._start_O = user_start[self.user_O]
+        categories, self._category_N = np.unique(dataset.catalog.categories, return_inverse=True)
+        self._by_category = np.argsort(self._category_N, kind="stable")
+        self._category_start = np.searchsorted(self._category_N[self._by_category], np.arange(len(categories) + 1))
+
+    def __len__(self) -> int:
+        return len(self.user_O)
+
+    def sample_order(self, epoch: int) -> Int64:
+        """The order in which an epoch visits the samples."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self))
+
+    def batch(self, samples: Int64, step: int | None = None) -> Batch:
+        """The batch of these samples. With a `step`, some get clicks (see `_clicks`); without, none do."""
+        user_B, now_B = self.user_O[samples], self.time_O[samples]
+        events = self.history_events(user_B, now_B)
+        row_P, line_P = expand(self._first_O[samples], self._last_O[samples])
+        item_P = self._line_item[line_P]
+        ordered = events.action_E == Action.ORDERED
+        owned_row, owned_item = events.row_E[ordered], events.item_E[ordered]
+        if step is not None and self.click_rate > 0:
+            events = self._clicks(events, now_B, row_P, item_P, np.random.default_rng([self.seed, 1, step]))
+        inputs = model_inputs(events, now_B, self.max_tokens, self.dataset.store_timezone)
+        return Batch(
+            to_history(inputs, self._codes_NL),
+            *(torch.from_numpy(np.ascontiguousarray(column)) for column in (row_P, item_P, owned_row, owned_item)),
+        )
+
+    def history_events(self, user_B: Int64, now_B: Int64) -> EventBatch:
+        """The newest MAX_EVENTS events of each user strictly before `now_B`."""
+        stop_B = self._user_time.position(user_B, now_B)
+        start_B = np.searchsorted(self.dataset.user_E, user_B)
+        row_E, index_E = expand(np.maximum(start_B, stop_B - MAX_EVENTS), stop_B)
+        data = self.dataset
+        return EventBatch(
+            row_E,
+            data.item_E[index_E],
+            data.action_E[index_E],
+            _per_row(row_E, data.order_E[index_E]),
+            data.time_E[index_E],
+        )
+
+    def same_category(self, item_P: Int64, rng: np.random.Generator) -> Int64:
+        """A random item of each item's category: a hard negative."""
+        category = self._category_N[item_P]
+        start, stop = self._category_start[category], self._category_start[category + 1]
+        return np.asarray(self._by_category[start + (rng.random(len(item_P)) * (stop - start)).astype(np.int64)])
+
+    def _clicks(
+        self, events: EventBatch, now_B: Int64, row_P: Int64, item_P: Int64, rng: np.random.Generator
+    ) -> EventBatch:
+        """Give `click_rate` of the users a session: clicks within the two hours before the order.
+
+        A log without clicks teaches nothing about them, so they are made from the order itself: half of the clicked
+        items are in the order, half are others of the same category. `docs/data-format.md` says so.
+        """
+        chosen_B = rng.random(len(now_B)) < self.click_rate
+        clicked = chosen_B[row_P] & (rng.random(len(row_P)) < 0.3)
+        row, item = row_P[clicked], item_P[clicked]
+        item = np.where(rng.random(len(item)) < 0.5, item, self.same_category(item, rng))
+        time = now_B[row] - 1 - (rng.random(len(row)) * 2 * HOUR_MS).astype(np.int64)
+        row_E = np.r_[events.row_E, row]
+        sort = np.argsort(row_E, kind="stable")
+        none = np.full(len(row), -1, np.int64)
+        action = np.full(len(row), int(Action.CLICKED), np.int64)
+        return EventBatch(
+            row_E[sort],
+            np.r_[events.item_E, item][sort],
+            np.r_[events.action_E, action][sort],
+            np.r_[events.order_E, none][sort],
+            np.r_[events.time_E, time][sort],
+        )
+
+
+def to_history(inputs: ModelInputs, codes_NL: NDArray[np.int32]) -> History:
+    """The models' tensors of summarised histories."""
+    codes_BSL = np.where(inputs.item_BS[:, :, None] >= 0, codes_NL[inputs.item_BS], -1)
+    arrays = (
+        inputs.item_BS + 1,
+        codes_BSL,
+        inputs.position_BS,
+        inputs.actions_BS,
+        inputs.features_BSF,
+        inputs.context_BC,
+    )
+    return History(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+
+def sample_targets(
+    batch: Batch, item_weight_N: Tensor, num_targets: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Up to `num_targets` different items of each user's order, drawn with probability ∝ `item_weight_N` (1/√frequency
+    evens out what an order's staples would drown). Returns item_BQ (0 where absent) and present_BQ.
+
+    Exponential race: the smallest of Exp(weight) per user are a weighted sample without replacement.
+    """
+    rate_P = item_weight_N[batch.target_item_P].clamp(min=1e-12)
+    arrival_P = torch.empty_like(rate_P).exponential_(generator=generator) / rate_P
+    order = torch.from_numpy(np.lexsort((arrival_P.numpy(), batch.target_row_P.numpy())))
+    row, item = batch.target_row_P[order], batch.target_item_P[order]
+    rank = torch.arange(len(row)) - torch.searchsorted(row, row)
+    keep = rank < num_targets
+    item_BQ = torch.zeros(batch.size, num_targets, dtype=torch.long)
+    present_BQ = torch.zeros(batch.size, num_targets, dtype=torch.bool)
+    item_BQ[row[keep], rank[keep]] = item[keep]
+    present_BQ[row[keep], rank[keep]] = True
+    return item_BQ, present_BQ
+
+
+def expand(first: Int64, stop: Int64) -> tuple[Int64, Int64]:
+    """Ranges, flattened: the row of each element and the element.
+
+    >>> expand(np.array([3, 7]), np.array([5, 8]))
+    (array([0, 0, 1]), array([3, 4, 7]))
+    """
+    length = np.maximum(stop - first, 0)
+    row = np.repeat(np.arange(len(first)), length)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+    return row, first[row] + within
+
+
+class _UserTime:
+    """Finds where in (user, time)-sorted events a user's time stands, without a loop: one search over combined keys."""
+
+    def __init__(self, user_E: Int64, time_E: Int64) -> None:
+        self._origin = int(time_E.min(initial=0))
+        self._span = int(time_E.max(initial=0)) - self._origin + 2
+        self._key_E = user_E * self._span + (time_E - self._origin)
+
+    def position(self, user_B: Int64, time_B: Int64) -> Int64:
+        offset = np.clip(time_B - self._origin, 0, self._span - 1)
+        return np.searchsorted(self._key_E, user_B * self._span + offset)
+
+
+def _per_row(row_E: Int64, order_E: Int64) -> Int64:
+    """Order numbers that differ between rows, as one user may stand in several rows of a batch."""
+    width = int(order_E.max(initial=0)) + 1
+    return np.where(order_E >= 0, row_E * width + order_E, -1)

