@@ -60,6 +60,7 @@ class Recipe:
     click_rate: float = 0.2
     num_beams: int = 64
     checkpoint_every: int = 50
+    min_test_orders: int = 5
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -90,6 +91,7 @@ RECIPES = {
             num_targets=2,
             num_beams=16,
             checkpoint_every=10,
+            min_test_orders=1,
         ),
     )
 }

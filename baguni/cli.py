@@ -1,0 +1,79 @@
+"""The `baguni` command. Its commands come from the processes, by the entry points `baguni.commands`; each is imported
+when it is called, so asking for help is fast and the gateway's machine needs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+from baguni.errors import BaguniError
+
+SUMMARIES = {
+    "data": "Prepare and check a shop's own data.",
+    "train": "Fit Semantic IDs, train both heads, distil.",
+    "evaluate": "Predict the last month's orders with a finished run.",
+    "export": "Make a release of a finished run.",
+    "release": "List, show, activate and roll back releases.",
+    "up": "Start the local stack.",
+    "down": "Stop the local stack, every process of it.",
+    "status": "Show the local stack's processes.",
+    "recommend": "Ask the gateway what to recommend to a user.",
+    "top-items": "Ask the gateway for the generative head's items.",
+    "similar": "Ask the gateway for items like an item.",
+    "user": "Show a user's history with Semantic IDs.",
+    "demo": "From nothing to live recommendations on grocery orders.",
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are entry points, in the order of SUMMARIES."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found = _entry_points()
+        return [name for name in SUMMARIES if name in found]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry_point = _entry_points().get(cmd_name)
+        return None if entry_point is None else entry_point.load()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=Commands)
+@click.version_option(package_name="baguni")
+def root() -> None:
+    """Personalised recommendations for shops.
+
+    \b
+    baguni data validate my-shop/         check your own catalogue and events
+    baguni train my-shop/                 train on them
+    baguni export my-shop/                make a release
+    baguni up                             start Triton, Milvus, broker, Redis, gateway, consumers
+    baguni release activate RELEASE       serve it
+    baguni recommend USER                 ask for a list
+    """
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line on standard error, never a traceback."""
+    try:
+        status = root(standalone_mode=False)
+    except BaguniError as error:
+        click.secho(f"Error: {error}", fg="red", err=True)
+        status = 1
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        status = 130
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="baguni.commands")}

@@ -1,0 +1,129 @@
+"""`baguni train`, `baguni evaluate`, `baguni export`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from baguni.settings import Endpoints
+
+DATA = click.argument("data", type=click.Path(path_type=Path))
+RUN = click.option("--run", "run_path", type=click.Path(path_type=Path), default=Path(".baguni/run"), show_default=True)
+RECIPE = click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
+SEED = click.option("--seed", default=0, show_default=True)
+
+
+@click.command()
+@DATA
+@RUN
+@RECIPE
+@SEED
+def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
+    """Fit Semantic IDs, train both heads and distil, on the data set in DATA. An interrupted run goes on.
+
+    \b
+    baguni train .baguni/complete-journey --run .baguni/run
+    """
+    from trainer.evaluate import evaluate as evaluate_run
+    from trainer.recipes import recipe_named
+    from trainer.report import metrics_table, plot_losses
+    from trainer.run import Run
+
+    run = Run(run_path, data, recipe_named(recipe, seed=seed))
+    started = time.monotonic()
+    with progress_bars() as progress:
+        run.embed_items(progress)
+        run.fit_semantic_ids(progress)
+        stages = {"dual head": run.train_dual_head(progress), "distillation": run.distil(progress)}
+        seconds = time.monotonic() - started
+        plot_losses(stages, run_path / "losses.png")
+        metrics = evaluate_run(run, progress=progress) | {"training_s": round(seconds, 1)}
+    (run_path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    Console().print(metrics_table(metrics))
+    click.echo(f"Trained in {seconds:.0f} s; losses: {run_path / 'losses.png'}; next: baguni export {data} --run {run_path}")
+
+
+@click.command()
+@DATA
+@RUN
+@RECIPE
+@SEED
+@click.option("--mode", type=click.Choice(["first", "rolling"]), default="rolling", show_default=True)
+@click.option("--limit", type=int, default=None, help="Only this many orders, chosen at random.")
+def evaluate(
+    data: Path, run_path: Path, recipe: str, seed: int, mode: Literal["first", "rolling"], limit: int | None
+) -> None:
+    """Predict the orders of the last month with every model of a finished run."""
+    from trainer.evaluate import evaluate as evaluate_run
+    from trainer.recipes import recipe_named
+    from trainer.report import metrics_table
+    from trainer.run import Run
+
+    with progress_bars() as progress:
+        metrics = evaluate_run(Run(run_path, data, recipe_named(recipe, seed=seed)), mode, limit, progress)
+    Console().print(metrics_table(metrics))
+
+
+@click.command()
+@DATA
+@RUN
+@RECIPE
+@SEED
+@click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
+def export(data: Path, run_path: Path, recipe: str, seed: int, releases: Path | None) -> None:
+    """Make a release of a finished run and add it to the release store. Activate it with `baguni release activate`."""
+    from baguni.release import ReleaseStore
+    from trainer.export import build_release
+    from trainer.recipes import recipe_named
+    from trainer.run import Run
+
+    run = Run(run_path, data, recipe_named(recipe, seed=seed))
+    store = ReleaseStore(releases or Endpoints().releases)
+    store.root.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=store.root))
+    try:
+        with progress_bars() as progress:
+            parts = iter(range(1, 6))
+            build_release(run, building / "release", lambda part: progress("export", next(parts), 5, part))
+        release = store.add(building / "release")
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    click.echo(f"Release {release.release_id}: {release.path}")
+
+
+@contextmanager
+def progress_bars() -> Iterator[ProgressBars]:
+    """A bar per stage, on standard error."""
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[message]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield ProgressBars(progress)
+
+
+class ProgressBars:
+    """Shows what a run reports: one bar per stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, int] = {}
+
+    def __call__(self, stage: str, done: int, total: int, message: str) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, message="")
+        self._progress.update(self._tasks[stage], completed=done, message=message)

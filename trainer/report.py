@@ -1,0 +1,51 @@
+"""What a run looks like: its losses as a picture, its metrics as a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from rich.table import Table
+
+from trainer.train import Losses
+
+mpl.use("Agg")
+
+
+def plot_losses(stages: dict[str, list[Losses]], path: Path) -> None:
+    """One panel per loss and stage, each step as a dot and its running median as a line; also as JSON beside it."""
+    import matplotlib.pyplot as plt
+
+    panels = [(stage, name) for stage, losses in stages.items() if losses for name in losses[0]]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), constrained_layout=True, squeeze=False)
+    for axis, (stage, name) in zip(axes[0], panels, strict=True):
+        values = np.asarray([losses[name] for losses in stages[stage]])
+        window = max(len(values) // 20, 1)
+        smooth = [np.median(values[max(0, step - window) : step + 1]) for step in range(len(values))]
+        axis.plot(values, ".", markersize=2, alpha=0.35, color="tab:gray")
+        axis.plot(smooth, color="tab:blue")
+        axis.set_title(f"{stage}: {name}", fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylabel("nats" if name != "kl" else "nats · T²")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    path.with_suffix(".json").write_text(json.dumps(stages) + "\n")
+
+
+def metrics_table(metrics: dict[str, Any]) -> Table:
+    """The models of a run side by side."""
+    k = metrics["k"]
+    which = "first orders" if metrics["mode"] == "first" else "orders"
+    table = Table(title=f"Predicting {metrics['orders']:,} {which} of the test month, which no model has seen")
+    table.add_column("model")
+    for setting in ("all items", "never bought"):
+        for name in (f"HR@{k}", f"Recall@{k}", f"NDCG@{k}"):
+            table.add_column(f"{name}\n{setting}", justify="right")
+    for model, settings in metrics["models"].items():
+        cells = [f"{settings[s][f'{name}@{k}']:.4f}" for s in ("all", "novel") for name in ("HR", "Recall", "NDCG")]
+        table.add_row(model, *cells)
+    return table
