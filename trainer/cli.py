@@ -50,7 +50,9 @@ def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
         metrics = evaluate_run(run, progress=progress) | {"training_s": round(seconds, 1)}
     (run_path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     Console().print(metrics_table(metrics))
-    click.echo(f"Trained in {seconds:.0f} s; losses: {run_path / 'losses.png'}; next: baguni export {data} --run {run_path}")
+    click.echo(
+        f"Trained in {seconds:.0f} s; losses: {run_path / 'losses.png'}; next: baguni export {data} --run {run_path}"
+    )
 
 
 @click.command()

@@ -20,7 +20,9 @@ def plot_losses(stages: dict[str, list[Losses]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = [(stage, name) for stage, losses in stages.items() if losses for name in losses[0]]
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.2), constrained_layout=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 3.2), constrained_layout=True, squeeze=False
+    )
     for axis, (stage, name) in zip(axes[0], panels, strict=True):
         values = np.asarray([losses[name] for losses in stages[stage]])
         window = max(len(values) // 20, 1)

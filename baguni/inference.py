@@ -1,0 +1,143 @@
+"""Calls to Triton: one client for a release, asynchronous for the gateway and synchronous for consumers.
+
+Both set two timeouts: the server's, in microseconds, after which a request in Triton's queue is rejected, and the call's,
+in seconds, after which nobody waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from baguni.errors import ReleaseMismatchError, UnavailableError
+from baguni.sequences import ModelInputs
+from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
+
+Arrays = dict[str, NDArray[Any]]
+KEEPALIVE = triton.KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=5_000)
+LOAD_TIMEOUT_S = 120.0  # a big engine on a busy machine
+
+
+def triton_inputs(inputs: ModelInputs, codes_NL: NDArray[np.int32], num_trained_items: int) -> Arrays:
+    """The history inputs of `user_encoder` and `generator`.
+
+    `codes_NL` has a row for every item index in `inputs`; items beyond `num_trained_items` are known by their codes only.
+    Padding has item_index 0 and codes -1.
+    """
+    item_BS = inputs.item_BS
+    return {
+        "item_index": np.where((item_BS >= 0) & (item_BS < num_trained_items), item_BS + 1, 0).astype(np.int32),
+        "codes": np.where(item_BS[:, :, None] >= 0, codes_NL[item_BS], -1).astype(np.int32),
+        "position": inputs.position_BS,
+        "actions": inputs.actions_BS,
+        "features": inputs.features_BSF,
+        "context": inputs.context_BC,
+    }
+
+
+class InferenceClient:
+    """Asynchronous calls to one release's models. One a process and event loop."""
+
+    def __init__(self, url: str, release_id: str, signature: ModelSignature) -> None:
+        self._client = triton_aio.InferenceServerClient(url, keepalive_options=KEEPALIVE)
+        self._release_id, self._specs = release_id, model_specs(signature)
+
+    async def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> Arrays:
+        """Outputs by name. `model` is the short name; every input has the batch dimension first."""
+        spec = self._specs[model]
+        try:
+            result = await self._client.infer(**_request(spec, self._release_id, inputs, timeout_s))
+        except InferenceServerException as error:
+            raise _unavailable(error) from error
+        return _outputs(spec, result)
+
+    async def check(self) -> None:
+        """Raise ReleaseMismatchError unless every model is loaded, ready and carries the client's release id."""
+        for name in self._specs:
+            try:
+                config = await self._client.get_model_config(triton_model_name(name, self._release_id), as_json=True)
+            except InferenceServerException as error:
+                raise _unavailable(error) from error
+            _check_release(name, config["config"], self._release_id)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._client.close()
+
+
+class SyncInferenceClient:
+    """The same for processes without an event loop, and the control of what is loaded."""
+
+    def __init__(self, url: str, release_id: str, signature: ModelSignature) -> None:
+        self._client = triton.InferenceServerClient(url, keepalive_options=KEEPALIVE)
+        self._release_id, self._specs = release_id, model_specs(signature)
+
+    def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> Arrays:
+        """Outputs by name, see InferenceClient.infer."""
+        spec = self._specs[model]
+        try:
+            result = self._client.infer(**_request(spec, self._release_id, inputs, timeout_s))
+        except InferenceServerException as error:
+            raise _unavailable(error) from error
+        return _outputs(spec, result)
+
+    def load(self) -> None:
+        """Load every model of the release from Triton's repository, and check that it is this release's."""
+        try:
+            for name in self._specs:
+                model = triton_model_name(name, self._release_id)
+                self._client.load_model(model, client_timeout=LOAD_TIMEOUT_S)
+                config = self._client.get_model_config(model, as_json=True, client_timeout=10.0)["config"]
+                _check_release(name, config, self._release_id)
+        except InferenceServerException as error:
+            raise _unavailable(error) from error
+
+    def unload(self) -> None:
+        """Unload every model of the release."""
+        try:
+            for name in self._specs:
+                self._client.unload_model(triton_model_name(name, self._release_id), client_timeout=LOAD_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise _unavailable(error) from error
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._client.close()
+
+
+def _request(spec: ModelSpec, release_id: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, Any]:
+    tensors = []
+    for tensor in spec.inputs:
+        array = inputs[tensor.name]
+        assert array.shape[1:] == tensor.shape, f"{spec.name}.{tensor.name} is {array.shape[1:]}, not {tensor.shape}"
+        dtype = "BYTES" if tensor.dtype == "STRING" else tensor.dtype
+        infer_input = triton.InferInput(tensor.name, array.shape, dtype)
+        infer_input.set_data_from_numpy(np.ascontiguousarray(array))
+        tensors.append(infer_input)
+    return {
+        "model_name": triton_model_name(spec.name, release_id),
+        "inputs": tensors,
+        "outputs": [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs],
+        "timeout": max(int(timeout_s * 1e6), 1),
+        "client_timeout": timeout_s,
+    }
+
+
+def _outputs(spec: ModelSpec, result: Any) -> Arrays:
+    return {tensor.name: result.as_numpy(tensor.name) for tensor in spec.outputs}
+
+
+def _check_release(name: str, config: Mapping[str, Any], release_id: str) -> None:
+    carried = config.get("parameters", {}).get("release_id", {}).get("string_value")
+    if carried != release_id:
+        raise ReleaseMismatchError(f"Triton's {name} belongs to release {carried}, expected {release_id}")
+
+
+def _unavailable(error: InferenceServerException) -> UnavailableError:
+    return UnavailableError("triton", f"{error.message()} ({error.status() or 'no status'})")

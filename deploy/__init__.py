@@ -1,0 +1,1 @@
+"""Ways to run baguni: the local stack here; containers and clusters to come."""

@@ -1,0 +1,51 @@
+"""The local stack's ports and places, from the environment: BAGUNI_STACK_REDIS_PORT and so on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from baguni.settings import Endpoints
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+class StackSettings(BaseSettings):
+    """Everything listens on 127.0.0.1 only. `servers_python` runs the third-party servers, whose packages need another
+    NumPy than ours; `python` runs ours."""
+
+    model_config = SettingsConfigDict(env_prefix="BAGUNI_STACK_", frozen=True)
+
+    state_dir: Path = Path(".baguni")
+    gateway_port: int = 7450
+    triton_port: int = 7451
+    triton_http_port: int = 7461
+    triton_metrics_port: int = 7471
+    milvus_port: int = 7452
+    broker_port: int = 7453
+    redis_port: int = 7454
+    servers_python: Path = REPOSITORY / ".venv-stack/bin/python"
+    start_timeout_s: float = 120.0
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Setting name → port."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name.endswith("_port")}
+
+    @property
+    def root(self) -> Path:
+        """The state directory as an absolute path."""
+        return self.state_dir.resolve()
+
+    def endpoints(self) -> Endpoints:
+        """Where baguni's own processes find everything."""
+        return Endpoints(
+            gateway_address=f"127.0.0.1:{self.gateway_port}",
+            triton_url=f"127.0.0.1:{self.triton_port}",
+            milvus_uri=f"http://127.0.0.1:{self.milvus_port}",
+            kafka_bootstrap=f"127.0.0.1:{self.broker_port}",
+            redis_url=f"redis://127.0.0.1:{self.redis_port}/0",
+            releases=self.root / "releases",
+            triton_repository=self.root / "triton",
+        )
