@@ -148,7 +148,7 @@ class ReleaseStore:
             raise InvalidInputError(f"release {release.release_id} is already in the store")
         self.root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.root))
-        shutil.copytree(path, staging / "release", copy_function=_link_or_copy)
+        shutil.copytree(path, staging / "release", copy_function=link_or_copy)
         (staging / "release").rename(target)
         staging.rmdir()
         return load_release(target, verify=False)
@@ -212,7 +212,8 @@ def _write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(file.name, path)
 
 
-def _link_or_copy(source: str, target: str) -> str:
+def link_or_copy(source: str, target: str) -> str:
+    """A hard link where the file system allows one, else a copy: for shutil.copytree."""
     try:
         os.link(source, target)
     except OSError:

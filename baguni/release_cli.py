@@ -1,0 +1,82 @@
+"""`baguni release`: list, show, activate, roll back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from baguni.release import ReleaseStore
+from baguni.settings import Endpoints
+
+
+@click.group()
+@click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
+@click.pass_context
+def release(context: click.Context, releases: Path | None) -> None:
+    """List, show, activate and roll back releases.
+
+    \b
+    baguni release list
+    baguni release activate r20261124_1f3a9c02
+    baguni release rollback
+    """
+    context.obj = ReleaseStore(releases or Endpoints().releases)
+
+
+@release.command("list")
+@click.pass_obj
+def list_releases(store: ReleaseStore) -> None:
+    """All releases, oldest first."""
+    active = store.active_id()
+    table = Table("", "release", "data", "items", "made at", "HR@10 of the distilled retrieval head")
+    for release_id in store.ids():
+        found = store.get(release_id, verify=False)
+        models = found.metrics.get("models", {})
+        quality = models.get("retrieval, distilled", {}).get("all", {}).get("HR@10")
+        table.add_row(
+            "→" if release_id == active else "",
+            release_id,
+            str(found.manifest.get("dataset", "")),
+            f"{found.signature.num_items:,}",
+            str(found.manifest["created_at"]),
+            "" if quality is None else f"{quality:.4f}",
+        )
+    Console().print(table)
+    if not table.row_count:
+        click.echo("No release yet: `baguni train DATA`, then `baguni export DATA`.")
+
+
+@release.command()
+@click.argument("release_id")
+@click.pass_obj
+def show(store: ReleaseStore, release_id: str) -> None:
+    """The manifest of RELEASE_ID, after verifying every part."""
+    click.echo(json.dumps(dict(store.get(release_id).manifest), indent=2))
+
+
+@release.command()
+@click.argument("release_id")
+@click.pass_obj
+def activate(store: ReleaseStore, release_id: str) -> None:
+    """Load RELEASE_ID into Triton and Milvus, check it, and serve it."""
+    _activate(store, release_id)
+
+
+@release.command()
+@click.pass_obj
+def rollback(store: ReleaseStore) -> None:
+    """Serve the release that was active before."""
+    _activate(store, store.previous_id())
+
+
+def _activate(store: ReleaseStore, release_id: str) -> None:
+    from baguni.activation import activate as activate_release
+
+    console = Console(stderr=True)
+    with console.status("") as status:
+        activate_release(store, release_id, Endpoints(), lambda stage: status.update(f"{release_id}: {stage}"))
+    click.echo(f"{release_id} is active.")
