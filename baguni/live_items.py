@@ -10,7 +10,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import redis
@@ -81,12 +81,12 @@ class LiveItemReader:
     async def changes(self) -> list[LiveItem]:
         """Items that changed since the last call, in order."""
         try:
-            changed = await self._client.zrangebyscore(
+            changed: Any = await self._client.zrangebyscore(
                 self._changes_key, f"({self._last_sequence}", "+inf", withscores=True
             )
             if not changed:
                 return []
-            payloads = await self._client.hmget(self._items_key, [item_id for item_id, _ in changed])
+            payloads: Any = await self._client.hmget(self._items_key, [item_id for item_id, _ in changed])
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
         self._last_sequence = int(changed[-1][1])

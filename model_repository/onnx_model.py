@@ -40,7 +40,10 @@ class TritonPythonModel:
         ends = np.cumsum([len(parts[0]) for parts in rows])
         return [
             pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, result[end - len(parts[0]) : end]) for name, result in zip(self.outputs, results)]
+                [
+                    pb_utils.Tensor(name, result[end - len(parts[0]) : end])
+                    for name, result in zip(self.outputs, results)
+                ]
             )
             for end, parts in zip(ends, rows)
         ]

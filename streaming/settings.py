@@ -1,0 +1,20 @@
+"""Settings of the consumers, from the environment: BAGUNI_MAX_EVENTS and so on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from baguni.history import MAX_EVENTS
+from baguni.settings import Endpoints
+
+
+class StreamingSettings(Endpoints):
+    """Addresses and limits. `ready_file` is touched once partitions are assigned, for whoever supervises the process."""
+
+    max_events: int = Field(default=MAX_EVENTS, ge=1)
+    batch_records: int = Field(default=500, ge=1)
+    session_timeout_ms: int = Field(default=6_000, ge=1_000)  # a crashed consumer's partitions move after this long
+    ready_file: Path | None = None
+    group_suffix: str = ""
