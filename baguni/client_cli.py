@@ -1,0 +1,153 @@
+"""`baguni recommend`, `top-items`, `similar`, `user`: look at what is served, with item names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from baguni.catalog import Catalog
+from baguni.client import GatewayClient
+from baguni.errors import NotFoundError
+from baguni.history import Action, History
+from baguni.release import Release, ReleaseStore
+from baguni.settings import Endpoints
+from baguni.v1 import recommendation_pb2 as pb
+
+COUNT = click.option("-k", "--count", default=10, show_default=True, help="How many items.")
+ADDRESS = click.option("--address", default=None, help="The gateway's address.")
+
+
+@click.command()
+@click.argument("user_id")
+@COUNT
+@click.option("--new-only", is_flag=True, help="Only items the user never bought.")
+@click.option("--category", default=None, help='Only this part of the catalogue, such as "Grocery > Cheese".')
+@ADDRESS
+def recommend(user_id: str, count: int, new_only: bool, category: str | None, address: str | None) -> None:
+    """What the gateway recommends to USER_ID.
+
+    \b
+    baguni recommend 1000 --new-only
+    """
+    request = pb.RecommendRequest(user_id=user_id, page_size=count, exclude_purchased=new_only)
+    if category:
+        request.filters.append(pb.Filter(attribute="category", any_of=pb.StringSet(values=[category])))
+    response = _client(address).recommend(request)
+    release = _release(response.release_id)
+    tier = pb.DegradationTier.Name(response.degradation_tier).removeprefix("DEGRADATION_TIER_").lower()
+    title = f"For {user_id}: release {response.release_id}, tier {tier}, history version {response.history_version}"
+    Console().print(items_table(response.items, release.catalog, title))
+
+
+@click.command("top-items")
+@click.argument("user_ids", nargs=-1, required=True)
+@COUNT
+@ADDRESS
+def top_items(user_ids: tuple[str, ...], count: int, address: str | None) -> None:
+    """What the generative head writes for USER_IDS.
+
+    \b
+    baguni top-items 1000 1001
+    """
+    response = _client(address).generate_top_items(user_ids, count)
+    release = _release(response.release_id)
+    for user in response.users:
+        status = pb.UserStatus.Name(user.status).removeprefix("USER_STATUS_").lower()
+        Console().print(items_table(user.items, release.catalog, f"For {user.user_id}: {status} {user.message}"))
+
+
+@click.command()
+@click.argument("item_id")
+@click.option("--space", type=click.Choice(["content", "collaborative"]), default="content", show_default=True)
+@COUNT
+@ADDRESS
+def similar(item_id: str, space: str, count: int, address: str | None) -> None:
+    """Items like ITEM_ID: substitutes (content) or complements (collaborative).
+
+    \b
+    baguni similar 995242 --space collaborative
+    """
+    chosen = pb.SPACE_CONTENT if space == "content" else pb.SPACE_COLLABORATIVE
+    response = _client(address).similar_items(pb.SimilarItemsRequest(item_id=item_id, space=chosen, page_size=count))
+    release = _release(response.release_id)
+    name = item_name(release.catalog, item_id)
+    Console().print(items_table(response.items, release.catalog, f"{space} neighbours of {name}"))
+
+
+@click.command()
+@click.argument("user_id")
+@click.option("--orders", default=5, show_default=True, help="How many orders back.")
+def user(user_id: str, orders: int) -> None:
+    """The history of USER_ID, newest first, with Semantic IDs.
+
+    \b
+    baguni user 1000
+    """
+    release = _release(None)
+    history = asyncio.run(_history(user_id))
+    if not history.events:
+        raise NotFoundError(f"user {user_id!r} has no history")
+    table = Table("time (UTC)", "what", "order", "item", "Semantic ID", title=f"{user_id}: {len(history)} events")
+    seen: list[str] = []
+    for event in reversed(history.events):
+        if event.order_id and event.order_id not in seen:
+            seen.append(event.order_id)
+            table.add_section()
+        if len(seen) > orders:
+            break
+        when = datetime.fromtimestamp(event.time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+        codes = semantic_id(release, event.item_id)
+        name = item_name(release.catalog, event.item_id)
+        table.add_row(when, Action(event.action).name.lower(), event.order_id, name, codes)
+    Console().print(table)
+
+
+def items_table(items: Iterable[pb.RecommendedItem], catalog: Catalog, title: str) -> Table:
+    """Items with their names, scores and sources."""
+    table = Table("", "item", "id", "score", "from", title=title)
+    for item in items:
+        sources = ", ".join(pb.Source.Name(source).removeprefix("SOURCE_").lower() for source in item.sources)
+        name = item_name(catalog, item.item_id)
+        table.add_row(str(item.position + 1), name, item.item_id, f"{item.score:.3f}", sources)
+    return table
+
+
+def item_name(catalog: Catalog, item_id: str) -> str:
+    """The item's title, or its id where the release does not know it."""
+    index = catalog.index.get(item_id)
+    return item_id if index is None else catalog.items[index].title
+
+
+def semantic_id(release: Release, item_id: str) -> str:
+    """The item's codes as "12·7·255·0"; empty where the release does not know it."""
+    index = release.catalog.index.get(item_id)
+    return "" if index is None else "·".join(map(str, release.semantic_ids.codes_NL[index].tolist()))
+
+
+def _client(address: str | None) -> GatewayClient:
+    return GatewayClient(address or Endpoints().gateway_address)
+
+
+def _release(release_id: str | None) -> Release:
+    store = ReleaseStore(Endpoints().releases)
+    chosen = release_id or store.active_id()
+    if chosen is None:
+        raise NotFoundError("no release is active: `baguni release list`, then `baguni release activate RELEASE`")
+    return store.get(chosen, verify=False)
+
+
+async def _history(user_id: str) -> History:
+    import redis.asyncio
+
+    from baguni.history_store import HistoryReader
+
+    client = redis.asyncio.Redis.from_url(Endpoints().redis_url)
+    try:
+        return (await HistoryReader(client).read([user_id]))[0]
+    finally:
+        await client.aclose()

@@ -1,0 +1,91 @@
+"""`baguni up`, `down`, `status`, `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from baguni.activation import activate
+from baguni.release import ReleaseStore
+from deploy.local.settings import StackSettings
+from deploy.local.stack import LocalStack
+
+STATE = click.option(
+    "--state-dir", type=click.Path(path_type=Path), default=None, help="Where the stack keeps its state."
+)
+
+
+@click.command()
+@STATE
+@click.option("--servers-only", is_flag=True, help="Only Redis, broker, Milvus and Triton.")
+def up(state_dir: Path | None, servers_only: bool) -> None:
+    """Start the local stack and serve the active release.
+
+    \b
+    baguni up
+    BAGUNI_STACK_REDIS_PORT=6400 baguni up --state-dir /tmp/second
+    """
+    settings = _settings(state_dir)
+    start(settings, servers_only)
+    print_status(settings)
+
+
+@click.command()
+@STATE
+def down(state_dir: Path | None) -> None:
+    """Stop the local stack; no process of it is left."""
+    LocalStack(_settings(state_dir)).stop()
+    click.echo("The local stack is down.")
+
+
+@click.command()
+@STATE
+def status(state_dir: Path | None) -> None:
+    """Show the local stack's processes."""
+    print_status(_settings(state_dir))
+
+
+@click.command()
+@STATE
+@click.option("--keep", is_flag=True, help="Leave the stack up.")
+def demo(state_dir: Path | None, keep: bool) -> None:
+    """From nothing to live recommendations on a year of real grocery orders."""
+    from deploy.local.demo import run_demo
+
+    run_demo(_settings(state_dir), keep)
+
+
+def start(settings: StackSettings, servers_only: bool = False) -> None:
+    """Start what is not running, saying what is ready."""
+    stack, console = LocalStack(settings), Console(stderr=True)
+    store = ReleaseStore(settings.endpoints().releases)
+    with console.status("starting Redis, broker, Milvus, Triton …") as spinner:
+        stack.start_servers(lambda name: console.print(f"  [green]✓[/] {name}"))
+        active = store.active_id()
+        if servers_only or active is None:
+            if not servers_only:
+                console.print("No release is active: `baguni release activate RELEASE`, then `baguni up` again.")
+            return
+        spinner.update(f"loading release {active} …")
+        activate(store, active, settings.endpoints())
+        spinner.update("starting gateway and consumers …")
+        stack.start_applications(lambda name: console.print(f"  [green]✓[/] {name}"))
+
+
+def print_status(settings: StackSettings) -> None:
+    """A table of the processes."""
+    rows = LocalStack(settings).status()
+    if not rows:
+        click.echo("The local stack is down: `baguni up` starts it.")
+        return
+    table = Table("process", "state", "pid", "up", "address", "log")
+    for row in rows:
+        table.add_row(row.name, row.state, str(row.pid or ""), f"{row.uptime_s:.0f} s", row.address, str(row.log))
+    Console().print(table)
+
+
+def _settings(state_dir: Path | None) -> StackSettings:
+    return StackSettings() if state_dir is None else StackSettings(state_dir=state_dir)

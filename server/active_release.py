@@ -1,0 +1,128 @@
+"""The release being served. Everything that belongs to one release is held by one object, and a request takes that
+object once, at its start: so no answer mixes two releases, and a switch is one assignment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis.asyncio
+
+from baguni.errors import BaguniError, UnavailableError
+from baguni.inference import InferenceClient
+from baguni.item_index import AsyncItemIndex, ItemIndex
+from baguni.live_items import LiveItemReader
+from baguni.release import Release, ReleaseStore
+from server.items import ItemTable
+from server.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+DRAIN_S = 30.0  # requests that took the old release may still be using it this long after a switch
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One release with its connections."""
+
+    release: Release
+    items: ItemTable
+    inference: InferenceClient
+    index: AsyncItemIndex
+    live_items: LiveItemReader
+
+    @property
+    def release_id(self) -> str:
+        """The id."""
+        return self.release.release_id
+
+
+class ActiveRelease:
+    """Follows the store's pointer."""
+
+    def __init__(self, settings: ServerSettings, store: ReleaseStore, client: redis.asyncio.Redis) -> None:
+        self._settings, self._store, self._redis = settings, store, client
+        self._serving: Serving | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def get(self) -> Serving:
+        """What to answer with now. Raises UnavailableError before the first release is served."""
+        if self._serving is None:
+            raise UnavailableError("release", "no release is being served yet")
+        return self._serving
+
+    async def follow(self, on_change: Callable[[str], None]) -> None:
+        """Switch whenever the pointer moves, for ever; a release that cannot be served leaves the present one."""
+        refused: str | None = None
+        while True:
+            try:
+                wanted = self._store.active_id()
+                if wanted is not None and wanted != (self._serving.release_id if self._serving else None):
+                    await self._switch(wanted)
+                    on_change(wanted)
+                refused = None
+            except BaguniError as error:
+                if str(error) != refused:
+                    log.error("release refused: %s", error)
+                refused = str(error)
+            await asyncio.sleep(self._settings.pointer_check_s)
+
+    async def follow_items(self) -> None:
+        """Take over changed items, for ever."""
+        while True:
+            await asyncio.sleep(self._settings.live_items_check_s)
+            serving = self._serving
+            if serving is None:
+                continue
+            try:
+                serving.items.apply(await serving.live_items.changes())
+            except UnavailableError as error:
+                log.warning("live items: %s", error)
+
+    async def close(self) -> None:
+        """Close the connections of the release being served."""
+        for task in self._closing:
+            task.cancel()
+        if self._serving is not None:
+            await _close(self._serving, 0)
+
+    async def _switch(self, release_id: str) -> None:
+        serving = await self._open(release_id)
+        old, self._serving = self._serving, serving
+        log.info("serving release=%s items=%d", release_id, len(serving.items))
+        if old is not None:
+            task = asyncio.create_task(_close(old, DRAIN_S))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _open(self, release_id: str) -> Serving:
+        """Open a release and check that Triton and Milvus hold this one and no other."""
+        release = await asyncio.to_thread(self._store.get, release_id)
+        inference = InferenceClient(self._settings.triton_url, release_id, release.signature)
+        try:
+            await inference.check()
+            await asyncio.to_thread(_check_index, self._settings.milvus_uri, release_id)
+            items = await asyncio.to_thread(ItemTable, release)
+            live_items = LiveItemReader(self._redis, release_id)
+            items.apply(await live_items.changes())
+        except BaguniError:
+            await inference.close()
+            raise
+        index = AsyncItemIndex(self._settings.milvus_uri, release_id)
+        return Serving(release, items, inference, index, live_items)
+
+
+def _check_index(uri: str, release_id: str) -> None:
+    index = ItemIndex(uri, release_id)
+    try:
+        index.check()
+    finally:
+        index.close()
+
+
+async def _close(serving: Serving, delay_s: float) -> None:
+    await asyncio.sleep(delay_s)
+    await serving.inference.close()
+    await serving.index.close()

@@ -1,0 +1,29 @@
+"""How much time a request has left."""
+
+from __future__ import annotations
+
+import time
+
+from baguni.errors import BaguniError
+
+
+class DeadlineExceeded(BaguniError):  # noqa: N818 - gRPC's own name for it
+    """Nobody waits for the answer any more."""
+
+
+class Deadline:
+    """A point in time. `now` is a monotonic clock in seconds."""
+
+    def __init__(self, seconds: float, now: float | None = None) -> None:
+        self._end = (time.monotonic() if now is None else now) + seconds
+
+    def remaining_s(self) -> float:
+        """Seconds left; negative when it is over."""
+        return self._end - time.monotonic()
+
+    def limit(self, own_s: float) -> float:
+        """A timeout for one call: its own limit, or what is left. Raises DeadlineExceeded when nothing is."""
+        remaining = self.remaining_s()
+        if remaining <= 0:
+            raise DeadlineExceeded("the deadline is over")
+        return min(own_s, remaining)

@@ -1,0 +1,92 @@
+"""`GenerateTopItems`: histories → beam search in one engine. Filters and exclusions act inside the search, as a mask over
+trie nodes; one user that fails does not fail the batch.
+"""
+
+# B = users of a batch, V = trie nodes
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baguni.errors import UnavailableError
+from baguni.history import History
+from baguni.history_store import HistoryReader
+from baguni.inference import triton_inputs
+from server.active_release import Serving
+from server.deadline import Deadline
+from server.queries import GenerateQuery, RankedItem, Rules, Source, UserRanking
+from server.recommend import as_of, may_return, purchased_items, read_histories, summarise
+
+
+async def generate_top_items(
+    serving: Serving, histories: HistoryReader, query: GenerateQuery, deadline: Deadline
+) -> list[UserRanking]:
+    """One list per user of the query, in its order."""
+    try:
+        stored = await read_histories(histories, query.user_ids, deadline.limit(deadline.remaining_s()))
+    except UnavailableError as error:
+        return [UserRanking(error=str(error)) for _ in query.user_ids]
+    rankings: list[UserRanking] = []
+    size = serving.release.signature.max_batch_size
+    for start in range(0, len(stored), size):
+        batch = [as_of(history, query.now_ms) for history in stored[start : start + size]]
+        rankings += await _generate(serving, batch, query, deadline)
+    return rankings
+
+
+async def _generate(
+    serving: Serving, histories: Sequence[History], query: GenerateQuery, deadline: Deadline
+) -> list[UserRanking]:
+    inputs = summarise(serving, histories, query.now_ms)
+    known_B = inputs.item_BS[:, 0] >= 0
+    arrays = triton_inputs(inputs, serving.items.codes_NL, serving.items.num_trained)
+    arrays["node_mask"] = _node_masks(serving, histories, query.rules)
+    try:
+        outputs = await serving.inference.infer("generator", arrays, deadline.limit(deadline.remaining_s()))
+    except UnavailableError as error:
+        return [UserRanking(error=str(error)) for _ in histories]
+    rows = zip(known_B.tolist(), histories, outputs["generated_item"], outputs["log_likelihood"], strict=True)
+    return [
+        _ranking(serving, items, scores, query.k) if known else _cold_start(serving, history, query)
+        for known, history, items, scores in rows
+    ]
+
+
+def _node_masks(serving: Serving, histories: Sequence[History], rules: Rules) -> NDArray[np.uint8]:
+    """[B, V] which nodes have an item below them that the user may be given. New items have no leaf until a release."""
+    table = serving.items
+    trie = serving.release.semantic_ids.trie
+    allowed = table.allowed(rules.filters)[: table.num_trained].copy()
+    excluded = table.indexes(rules.exclude_item_ids)
+    allowed[excluded[excluded < table.num_trained]] = False
+    if not rules.exclude_purchased:
+        shared = trie.node_mask(allowed) if not allowed.all() else np.ones(trie.num_nodes, bool)
+        return np.tile(shared.astype(np.uint8), (len(histories), 1))
+    masks = []
+    for history in histories:
+        own = allowed.copy()
+        bought = table.indexes(purchased_items(history))
+        own[bought[bought < table.num_trained]] = False
+        masks.append(trie.node_mask(own))
+    return np.stack(masks).astype(np.uint8)
+
+
+def _ranking(serving: Serving, items: NDArray[np.int32], scores: NDArray[np.float32], k: int) -> UserRanking:
+    real = [(index, score) for index, score in zip(items.tolist(), scores.tolist(), strict=True) if index >= 0]
+    table = serving.items.items
+    return UserRanking([RankedItem(table[i].item_id, score, (Source.GENERATIVE,)) for i, score in real[:k]])
+
+
+def _cold_start(serving: Serving, history: History, query: GenerateQuery) -> UserRanking:
+    purchased = purchased_items(history) if query.rules.exclude_purchased else frozenset()
+    chosen: list[RankedItem] = []
+    for index in serving.items.popular().tolist():
+        if len(chosen) == query.k:
+            break
+        if may_return(serving, index, query.rules, purchased):
+            score = float(serving.items.popularity[index])
+            chosen.append(RankedItem(serving.items.items[index].item_id, score, (Source.POPULAR,)))
+    return UserRanking(chosen, cold=True)

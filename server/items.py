@@ -1,0 +1,91 @@
+"""The items that can be returned: the release's catalogue with what has changed since, by index.
+
+Indexes below `num_trained` are the release's; live items that training never saw come after. It knows no server: it is
+told of changes.
+"""
+
+# N = items, live ones included, L = code levels, V = vector dim, I = items asked for
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baguni import filters
+from baguni.catalog import Item
+from baguni.filters import Filter
+from baguni.live_items import LiveItem
+from baguni.release import Release
+
+
+class ItemTable:
+    """Item attributes, codes and vectors by index. Changed only from the event loop, between requests."""
+
+    def __init__(self, release: Release) -> None:
+        self.items: list[Item] = list(release.catalog.items)
+        self.index: dict[str, int] = dict(release.catalog.index)
+        self.codes_NL: NDArray[np.int32] = release.semantic_ids.codes_NL
+        self.num_trained = len(self.items)
+        self._item_vectors, self._content_vectors = release.item_vectors, release.content_vectors
+        self._live: dict[int, LiveItem] = {}
+        self.removed: set[str] = set()
+        self._by_popularity = np.argsort(-release.popularity, kind="stable")
+        self.popularity = release.popularity
+        self.allowed = lru_cache(maxsize=256)(self._allowed)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def apply(self, changes: Sequence[LiveItem]) -> None:
+        """Take over changed items."""
+        for live in changes:
+            item_id = live.item.item_id
+            index = self.index.setdefault(item_id, len(self.items))
+            if index == len(self.items):
+                self.items.append(live.item)
+                self.codes_NL = np.vstack([self.codes_NL, np.asarray([live.codes], np.int32)])
+            else:
+                self.items[index] = live.item
+            self._live[index] = live
+            (self.removed.add if live.removed else self.removed.discard)(item_id)
+        if changes:
+            self.allowed.cache_clear()
+
+    def item_vectors(self, index_I: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[I, V] in the collaborative space."""
+        return self._vectors(index_I, self._item_vectors, "item_vector")
+
+    def content_vectors(self, index_I: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[I, content dim], unit length."""
+        return self._vectors(index_I, self._content_vectors, "content_vector")
+
+    def indexes(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """Indexes of the ids that are known, without repeats, in their order."""
+        found = dict.fromkeys(self.index[item_id] for item_id in item_ids if item_id in self.index)
+        return np.fromiter(found, np.int64, len(found))
+
+    def popular(self) -> NDArray[np.int64]:
+        """Indexes of the release's items, most ordered lately first."""
+        return self._by_popularity
+
+    def is_allowed(self, index: int, conditions: Sequence[Filter]) -> bool:
+        """Whether one item is there and satisfies the conditions."""
+        item = self.items[index]
+        return item.item_id not in self.removed and all(condition.holds_for(item) for condition in conditions)
+
+    def _allowed(self, conditions: tuple[Filter, ...]) -> NDArray[np.bool_]:
+        """[N] which items are there and satisfy the conditions; remembered until an item changes (as `allowed`)."""
+        mask = filters.mask(conditions, self.items)
+        mask[[self.index[item_id] for item_id in self.removed]] = False
+        mask.flags.writeable = False
+        return mask
+
+    def _vectors(self, index_I: NDArray[np.int64], base: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        vectors = np.array(base[np.minimum(index_I, self.num_trained - 1)], np.float32)
+        for row, index in enumerate(index_I.tolist()):
+            if index in self._live:
+                vectors[row] = getattr(self._live[index], name)
+        return vectors

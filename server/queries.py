@@ -1,0 +1,100 @@
+"""What the gateway is asked and what it answers, without protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from baguni.filters import Filter
+from baguni.history import HistoryEvent
+
+
+class Source(IntEnum):
+    """Which part of the pipeline proposed an item; the numbers are those of `baguni.v1.Source`."""
+
+    RETRIEVAL = 1
+    HISTORY = 2
+    GENERATIVE = 3
+    POPULAR = 4
+    CANDIDATE = 5
+    CONTENT = 6
+
+
+class Tier(IntEnum):
+    """How much of the pipeline answered; the numbers are those of `baguni.v1.DegradationTier`."""
+
+    FULL = 1
+    CACHED_EMBEDDING = 2
+    CACHED_LIST = 3
+    POPULAR = 4
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which items may be returned."""
+
+    filters: tuple[Filter, ...] = ()
+    exclude_item_ids: frozenset[str] = frozenset()
+    exclude_purchased: bool = False
+
+
+@dataclass(frozen=True)
+class RecommendQuery:
+    """`user_id` is None for an anonymous visitor, whose events stand in `recent_events`. Times in ms, UTC."""
+
+    user_id: str | None
+    recent_events: tuple[HistoryEvent, ...]
+    rules: Rules
+    candidate_item_ids: tuple[str, ...]
+    offset: int
+    page_size: int
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class GenerateQuery:
+    """A batch of users that are all well-formed."""
+
+    user_ids: tuple[str, ...]
+    k: int
+    rules: Rules
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class SimilarQuery:
+    """`collaborative` chooses the space."""
+
+    item_id: str
+    collaborative: bool
+    page_size: int
+    rules: Rules
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """One item of an answer."""
+
+    item_id: str
+    score: float
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One page, best first. `has_more`: whether another page follows."""
+
+    items: Sequence[RankedItem]
+    tier: Tier = Tier.FULL
+    has_more: bool = False
+    history_version: int = 0
+
+
+@dataclass(frozen=True)
+class UserRanking:
+    """One user of a batch; `cold` if the items are popular ones, `error` if there are none."""
+
+    items: Sequence[RankedItem] = field(default_factory=tuple)
+    cold: bool = False
+    error: str = ""

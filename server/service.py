@@ -1,0 +1,114 @@
+"""The RPCs: protobuf in, query, pipeline, protobuf out. Nothing is decided here."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from baguni.history_store import HistoryReader
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+from server import validation
+from server.active_release import ActiveRelease, Serving
+from server.deadline import Deadline
+from server.generate import generate_top_items
+from server.queries import RankedItem, UserRanking
+from server.recommend import recommend
+from server.settings import ServerSettings
+from server.similar import similar_items
+from server.tokens import PageToken, exposure_token
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RecommendationService(pb_grpc.RecommendationServiceServicer):
+    """The gateway's service over whichever release is active."""
+
+    def __init__(self, settings: ServerSettings, active: ActiveRelease, histories: HistoryReader) -> None:
+        self._settings, self._active, self._histories = settings, active, histories
+
+    async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802
+        """See recommendation.proto."""
+        serving = self._active.get()
+        query, digest = validation.recommend_query(request, _attribute_types(serving), serving.release_id)
+        deadline = _deadline(context, self._settings.default_deadline_s)
+        ranking = await recommend(serving, self._histories, self._settings, query, deadline)
+        request_id = request.request_id or uuid.uuid4().hex
+        next_offset = query.offset + len(ranking.items)
+        next_page = (
+            PageToken(serving.release_id, query.now_ms, next_offset, digest).encode() if ranking.has_more else ""
+        )
+        return pb.RecommendResponse(
+            request_id=request_id,
+            items=_items(ranking.items, query.offset),
+            next_page_token=next_page,
+            release_id=serving.release_id,
+            degradation_tier=int(ranking.tier),  # type: ignore[arg-type]
+            exposure_token=exposure_token(request_id, serving.release_id, request.placement, int(time.time() * 1000)),
+            history_version=ranking.history_version,
+        )
+
+    async def GenerateTopItems(  # noqa: N802
+        self, request: pb.GenerateTopItemsRequest, context: Context
+    ) -> pb.GenerateTopItemsResponse:
+        """See recommendation.proto."""
+        serving = self._active.get()
+        query = validation.generate_query(request, _attribute_types(serving))
+        deadline = _deadline(context, self._settings.default_bulk_deadline_s)
+        rankings = iter(await generate_top_items(serving, self._histories, query, deadline))
+        users = [
+            _user(user_id, next(rankings)) if validation.is_user_id(user_id) else _invalid_user(user_id)
+            for user_id in request.user_ids
+        ]
+        request_id = request.request_id or uuid.uuid4().hex
+        return pb.GenerateTopItemsResponse(request_id=request_id, users=users, release_id=serving.release_id)
+
+    async def SimilarItems(self, request: pb.SimilarItemsRequest, context: Context) -> pb.SimilarItemsResponse:  # noqa: N802
+        """See recommendation.proto."""
+        serving = self._active.get()
+        query = validation.similar_query(request, _attribute_types(serving))
+        deadline = _deadline(context, self._settings.default_deadline_s)
+        ranking = await similar_items(serving, self._settings, query, deadline)
+        request_id = request.request_id or uuid.uuid4().hex
+        return pb.SimilarItemsResponse(
+            request_id=request_id, items=_items(ranking.items, 0), release_id=serving.release_id
+        )
+
+
+def _attribute_types(serving: Serving) -> dict[str, str]:
+    return dict(serving.release.catalog.attribute_types)
+
+
+def _deadline(context: Context, default_s: float) -> Deadline:
+    remaining = context.time_remaining()
+    return Deadline(default_s if remaining is None else remaining)
+
+
+def _items(items: Sequence[RankedItem], offset: int) -> list[pb.RecommendedItem]:
+    return [
+        pb.RecommendedItem(
+            item_id=item.item_id,
+            score=item.score,
+            position=offset + position,
+            sources=[int(source) for source in item.sources],  # type: ignore[misc]
+        )
+        for position, item in enumerate(items)
+    ]
+
+
+def _user(user_id: str, ranking: UserRanking) -> pb.UserTopItems:
+    if ranking.error:
+        return pb.UserTopItems(
+            user_id=user_id, status=pb.USER_STATUS_FAILED, message="this user could not be served now: try again"
+        )
+    status = pb.USER_STATUS_COLD_START if ranking.cold else pb.USER_STATUS_OK
+    return pb.UserTopItems(user_id=user_id, status=status, items=_items(ranking.items, 0))
+
+
+def _invalid_user(user_id: str) -> pb.UserTopItems:
+    message = f"user_id has {len(user_id)} characters, expected 1 to {validation.MAX_ID}"
+    return pb.UserTopItems(user_id=user_id[: validation.MAX_ID], status=pb.USER_STATUS_INVALID_USER_ID, message=message)

@@ -1,0 +1,22 @@
+"""Settings of the gateway, from the environment: BAGUNI_ENCODE_TIMEOUT_S and so on."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from baguni.settings import Endpoints
+
+
+class ServerSettings(Endpoints):
+    """Every call out has the lesser of its own limit and what is left of the caller's deadline."""
+
+    default_deadline_s: float = Field(default=2.0, gt=0)  # for callers that set none
+    default_bulk_deadline_s: float = Field(default=60.0, gt=0)
+    history_timeout_s: float = Field(default=0.3, gt=0)
+    encode_timeout_s: float = Field(default=1.0, gt=0)
+    search_timeout_s: float = Field(default=0.5, gt=0)
+    num_retrieved: int = Field(default=200, ge=1, le=16_384)  # candidates from the vector search, before rules
+    max_list: int = Field(default=1_000, ge=1)  # items that paging can reach
+    pointer_check_s: float = Field(default=1.0, gt=0)
+    live_items_check_s: float = Field(default=0.3, gt=0)
+    drain_s: float = Field(default=5.0, ge=0)

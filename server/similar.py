@@ -1,0 +1,57 @@
+"""`SimilarItems`: nearest items in the content space (substitutes) or in the collaborative space (complements)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from baguni import filters
+from baguni.errors import NotFoundError
+from server.active_release import Serving
+from server.deadline import Deadline
+from server.queries import RankedItem, Ranking, SimilarQuery, Source
+from server.recommend import may_return
+from server.settings import ServerSettings
+
+SPARE = 20  # items that left the catalogue a moment ago may still be in the index
+
+
+async def similar_items(serving: Serving, settings: ServerSettings, query: SimilarQuery, deadline: Deadline) -> Ranking:
+    """Closest first, by cosine. Raises NotFoundError for an unknown item, UnavailableError if Milvus is away."""
+    table = serving.items
+    index = table.index.get(query.item_id)
+    if index is None or query.item_id in table.removed:
+        raise NotFoundError(f"item_id {query.item_id!r} is not in release {serving.release_id}")
+    own = np.asarray([index])
+    expression = filters.expression(query.rules.filters, [query.item_id, *sorted(query.rules.exclude_item_ids)])
+    timeout_s = deadline.limit(settings.search_timeout_s)
+    limit = query.page_size + SPARE
+    if not query.collaborative:
+        hits = await serving.index.search_content(table.content_vectors(own)[0], limit, expression, timeout_s)
+        scored = [(hit.item_id, hit.score, Source.CONTENT) for hit in hits]
+    else:
+        scored = await _collaborative(serving, own, limit, expression, timeout_s)
+    allowed = [
+        RankedItem(item_id, score, (source,))
+        for item_id, score, source in scored
+        if item_id in table.index and may_return(serving, table.index[item_id], query.rules, frozenset())
+    ]
+    return Ranking(allowed[: query.page_size])
+
+
+async def _collaborative(
+    serving: Serving, own: np.typing.NDArray[np.int64], limit: int, expression: str, timeout_s: float
+) -> list[tuple[str, float, Source]]:
+    """The index orders by inner product, which favours long vectors: fetch more, then order by cosine. The bias component
+    is popularity, not place: it is left out."""
+    table = serving.items
+    query = table.item_vectors(own)[0].copy()
+    query[-1] = 0.0
+    hits = await serving.index.search_items(query, limit * 5, expression, timeout_s)
+    found = table.indexes(hit.item_id for hit in hits)
+    if not len(found):
+        return []
+    vectors = table.item_vectors(found)[:, :-1]
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+    cosine = vectors @ query[:-1] / np.maximum(norms, 1e-12)
+    best = np.argsort(-cosine, kind="stable")
+    return [(table.items[found[i]].item_id, float(cosine[i]), Source.RETRIEVAL) for i in best.tolist()]

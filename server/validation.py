@@ -1,0 +1,225 @@
+"""From protobuf requests to queries. Every field that is wrong is named, with what was expected; none is guessed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from baguni import filters
+from baguni.errors import BaguniError, InvalidInputError
+from baguni.filters import Filter
+from baguni.history import Action, HistoryEvent
+from baguni.v1 import recommendation_pb2 as pb
+from server.queries import GenerateQuery, RecommendQuery, Rules, SimilarQuery
+from server.tokens import PageToken, query_hash
+
+MAX_ID = 256
+MAX_REQUEST_ID = 128
+MAX_PLACEMENT = 64
+MAX_PAGE, DEFAULT_PAGE = 200, 20
+MAX_K, DEFAULT_K = 50, 10
+MAX_USERS = 256
+MAX_EXCLUDED = MAX_CANDIDATES = 5_000
+MAX_RECENT = 200
+MAX_VALUES = 1_000
+
+
+class InvalidRequestError(InvalidInputError):
+    """All that is wrong with a request: (field, what is wrong) pairs."""
+
+    def __init__(self, violations: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{field} {problem}" for field, problem in violations), violations[0][0])
+        self.violations = violations
+
+
+class StalePageError(BaguniError):
+    """The page token's release is no longer served: the list has to be started again."""
+
+
+class _Checks:
+    """Collects violations."""
+
+    def __init__(self) -> None:
+        self.violations: list[tuple[str, str]] = []
+
+    def require(self, holds: bool, field: str, problem: str) -> None:
+        if not holds:
+            self.violations.append((field, problem))
+
+    def length(self, value: str, field: str, low: int, high: int) -> None:
+        size = len(value)
+        self.require(low <= size <= high, field, f"has {size} characters, expected {low} to {high}")
+
+    def number(self, value: int, field: str, high: int) -> None:
+        self.require(0 <= value <= high, field, f"is {value}, expected 1 to {high}, or 0 for the default")
+
+    def ids(self, values: Sequence[str], field: str, high: int) -> None:
+        self.require(len(values) <= high, field, f"has {len(values)} entries, expected at most {high}")
+        for position, value in enumerate(values):
+            if not 0 < len(value) <= MAX_ID:
+                self.length(value, f"{field}[{position}]", 1, MAX_ID)
+
+    def raise_if_any(self) -> None:
+        if self.violations:
+            raise InvalidRequestError(self.violations)
+
+
+def recommend_query(
+    request: pb.RecommendRequest,
+    attribute_types: Mapping[str, str],
+    release_id: str,
+    clock: Callable[[], float] = time.time,
+) -> tuple[RecommendQuery, str]:
+    """The query and the hash that its page tokens carry. Raises InvalidRequestError or StalePageError."""
+    checks = _Checks()
+    checks.length(request.request_id, "request_id", 0, MAX_REQUEST_ID)
+    checks.length(request.placement, "placement", 0, MAX_PLACEMENT)
+    checks.number(request.page_size, "page_size", MAX_PAGE)
+    checks.ids(request.candidate_item_ids, "candidate_item_ids", MAX_CANDIDATES)
+    subject = request.WhichOneof("subject")
+    checks.require(subject is not None, "subject", "is empty, expected user_id or anonymous")
+    if subject == "user_id":
+        checks.length(request.user_id, "user_id", 1, MAX_ID)
+    recent = _recent_events(request.anonymous, checks) if subject == "anonymous" else ()
+    now_ms = _now_ms(request.now, request.HasField("now"), checks, clock)
+    rules = _rules(request, attribute_types, checks)
+    digest = _query_digest(request)
+    offset = 0
+    if request.page_token:
+        token = _page_token(request.page_token, digest, release_id, checks)
+        offset, now_ms = (token.offset, token.now_ms) if token else (0, now_ms)
+    checks.raise_if_any()
+    return (
+        RecommendQuery(
+            request.user_id if subject == "user_id" else None,
+            recent,
+            rules,
+            tuple(dict.fromkeys(request.candidate_item_ids)),
+            offset,
+            request.page_size or DEFAULT_PAGE,
+            now_ms,
+        ),
+        digest,
+    )
+
+
+def generate_query(
+    request: pb.GenerateTopItemsRequest, attribute_types: Mapping[str, str], clock: Callable[[], float] = time.time
+) -> GenerateQuery:
+    """The query for the well-formed users of the batch; ill-formed ids are answered one by one, not refused together."""
+    checks = _Checks()
+    checks.length(request.request_id, "request_id", 0, MAX_REQUEST_ID)
+    count = len(request.user_ids)
+    checks.require(0 < count <= MAX_USERS, "user_ids", f"has {count} entries, expected 1 to {MAX_USERS}")
+    checks.number(request.k, "k", MAX_K)
+    now_ms = _now_ms(request.now, request.HasField("now"), checks, clock)
+    rules = _rules(request, attribute_types, checks)
+    checks.raise_if_any()
+    users = tuple(user_id for user_id in request.user_ids if is_user_id(user_id))
+    return GenerateQuery(users, request.k or DEFAULT_K, rules, now_ms)
+
+
+def similar_query(request: pb.SimilarItemsRequest, attribute_types: Mapping[str, str]) -> SimilarQuery:
+    """The query. Raises InvalidRequestError."""
+    checks = _Checks()
+    checks.length(request.request_id, "request_id", 0, MAX_REQUEST_ID)
+    checks.length(request.item_id, "item_id", 1, MAX_ID)
+    checks.number(request.page_size, "page_size", MAX_PAGE)
+    known = request.space in (pb.SPACE_CONTENT, pb.SPACE_COLLABORATIVE)
+    checks.require(known, "space", "is not set, expected SPACE_CONTENT or SPACE_COLLABORATIVE")
+    rules = _rules(request, attribute_types, checks)
+    checks.raise_if_any()
+    collaborative = request.space == pb.SPACE_COLLABORATIVE
+    return SimilarQuery(request.item_id, collaborative, request.page_size or DEFAULT_PAGE, rules)
+
+
+def is_user_id(user_id: str) -> bool:
+    """Whether it can name a user."""
+    return 0 < len(user_id) <= MAX_ID
+
+
+def _rules(
+    request: pb.RecommendRequest | pb.GenerateTopItemsRequest | pb.SimilarItemsRequest,
+    attribute_types: Mapping[str, str],
+    checks: _Checks,
+) -> Rules:
+    checks.ids(request.exclude_item_ids, "exclude_item_ids", MAX_EXCLUDED)
+    conditions = tuple(_filter(f, f"filters[{position}]", checks) for position, f in enumerate(request.filters))
+    if not checks.violations:
+        try:
+            filters.check(conditions, attribute_types)
+        except InvalidInputError as error:
+            checks.violations.append((error.field, str(error).removeprefix(error.field).strip()))
+    purchased = not isinstance(request, pb.SimilarItemsRequest) and request.exclude_purchased
+    return Rules(conditions, frozenset(request.exclude_item_ids), purchased)
+
+
+def _filter(message: pb.Filter, where: str, checks: _Checks) -> Filter:
+    kind = message.WhichOneof("condition")
+    checks.require(bool(message.attribute), f"{where}.attribute", "is empty, expected the name of an attribute")
+    checks.require(kind is not None, f"{where}.condition", "is empty, expected any_of, range or is")
+    if kind == "any_of":
+        size = len(message.any_of.values)
+        checks.require(0 < size <= MAX_VALUES, f"{where}.any_of", f"has {size} values, expected 1 to {MAX_VALUES}")
+        return Filter(message.attribute, any_of=tuple(message.any_of.values))
+    if kind == "range":
+        low = message.range.min if message.range.HasField("min") else None
+        high = message.range.max if message.range.HasField("max") else None
+        ordered = low is None or high is None or low <= high
+        checks.require(ordered, f"{where}.range", f"has min {low} and max {high}, expected min ≤ max")
+        return Filter(message.attribute, bounds=(low, high))
+    return Filter(message.attribute, is_=getattr(message, "is"))
+
+
+def _recent_events(anonymous: pb.AnonymousUser, checks: _Checks) -> tuple[HistoryEvent, ...]:
+    where = "anonymous.recent_events"
+    checks.length(anonymous.anonymous_id, "anonymous.anonymous_id", 0, MAX_ID)
+    count = len(anonymous.recent_events)
+    checks.require(count <= MAX_RECENT, where, f"has {count} entries, expected at most {MAX_RECENT}")
+    events = []
+    for position, event in enumerate(anonymous.recent_events):
+        place = f"{where}[{position}]"
+        checks.length(event.item_id, f"{place}.item_id", 1, MAX_ID)
+        known = event.action in list(Action)
+        checks.require(known, f"{place}.action", "is not set, expected ACTION_ORDERED, _CLICKED or _CARTED")
+        timed = event.event_time.seconds > 0
+        checks.require(timed, f"{place}.event_time", "is missing, expected a time after 1970")
+        if known and timed:
+            milliseconds = event.event_time.seconds * 1000 + event.event_time.nanos // 1_000_000
+            order_id = (event.order_id or str(milliseconds)) if event.action == Action.ORDERED else ""
+            events.append(HistoryEvent(event.item_id, Action(event.action), milliseconds, order_id))
+    return tuple(sorted(set(events), key=lambda event: event.sort_key))
+
+
+def _now_ms(now: Timestamp, is_set: bool, checks: _Checks, clock: Callable[[], float]) -> int:
+    if not is_set:
+        return int(clock() * 1000)
+    checks.require(now.seconds > 0, "now", f"is {now.seconds} s, expected a time after 1970")
+    return int(now.seconds * 1000 + now.nanos // 1_000_000)
+
+
+def _query_digest(request: pb.RecommendRequest) -> str:
+    """All that must stay the same from page to page."""
+    fixed = pb.RecommendRequest()
+    fixed.CopyFrom(request)
+    for changing in ("page_token", "page_size", "request_id", "now"):
+        fixed.ClearField(changing)  # type: ignore[arg-type]
+    return query_hash(fixed.SerializeToString(deterministic=True))
+
+
+def _page_token(text: str, digest: str, release_id: str, checks: _Checks) -> PageToken | None:
+    try:
+        token = PageToken.decode(text)
+    except InvalidInputError as error:
+        checks.violations.append(("page_token", str(error).removeprefix("page_token ")))
+        return None
+    checks.require(
+        token.query == digest, "page_token", "belongs to another request, expected the same fields on every page"
+    )
+    if token.release_id != release_id:
+        raise StalePageError(
+            f"page_token is of release {token.release_id}, which is no longer served: start the list again"
+        )
+    return token
