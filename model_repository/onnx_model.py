@@ -2,13 +2,14 @@
 batching come from config.pbtxt, the weights from `model.onnx` beside this file. Copied to `1/model.py` at export.
 """
 
+import triton_python_backend_utils as pb_utils  # isort: skip - first: it says where the other packages are
+
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:

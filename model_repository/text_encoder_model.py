@@ -2,13 +2,14 @@
 beside it. Copied to `1/model.py` of the text encoder at export.
 """
 
+import triton_python_backend_utils as pb_utils  # isort: skip - first: it says where the other packages are
+
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 MAX_WORD_PIECES = 128

@@ -87,7 +87,7 @@ def servers(settings: StackSettings) -> list[Program]:
                 *map(str, triton_ports),
             ),
             endpoints.triton_url,
-            lambda: _http_ready(f"http://127.0.0.1:{settings.triton_http_port}/v2/health/ready"),
+            lambda: _http_ready(f"http://127.0.0.1:{settings.triton_http_port}/v2/health/live"),
         ),
     ]  # fmt: skip
 

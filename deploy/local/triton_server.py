@@ -11,18 +11,14 @@ from pathlib import Path
 
 
 def main(repository: str, work_dir: str, grpc_port: str, http_port: str, metrics_port: str) -> None:
-    """The Python backend needs the stub of the running Python beside it, so it is copied out of the wheel once."""
+    """Prepare the Python backend once, then become the server."""
     site = Path(sysconfig.get_paths()["purelib"])
     triton = site / "pytriton" / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     backends = Path(work_dir) / "backends"
     if not (backends / "python" / "triton_python_backend_stub").is_file():
-        shutil.copytree(triton / "backends" / "python", backends / "python", dirs_exist_ok=True)
-        stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
-        shutil.copy2(stub, backends / "python" / "triton_python_backend_stub")
+        prepare_python_backend(triton, backends / "python", site)
     environment = {
         **os.environ,
-        "PYTHONPATH": str(site),
         "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}",
     }
     binary = str(triton / "bin" / "tritonserver")
@@ -40,6 +36,20 @@ def main(repository: str, work_dir: str, grpc_port: str, http_port: str, metrics
         "--exit-timeout-secs=5",
     ]
     os.execve(binary, arguments, environment)
+
+
+def prepare_python_backend(triton: Path, target: Path, site: Path) -> None:
+    """Copy the backend out of the wheel with the stub of the running Python beside it.
+
+    The stub starts an isolated interpreter, which sees neither PYTHONPATH nor a virtual environment; the first module it
+    imports is `triton_python_backend_utils`, so that is where it learns where the servers' packages are.
+    """
+    shutil.copytree(triton / "backends" / "python", target, dirs_exist_ok=True)
+    utilities = target / "triton_python_backend_utils.py"
+    utilities.write_text(f"import sys\n\nsys.path.insert(0, {str(site)!r})\n" + utilities.read_text())
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    shutil.copy2(stub, target / "triton_python_backend_stub")
 
 
 if __name__ == "__main__":
