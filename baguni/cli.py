@@ -77,3 +77,7 @@ def main() -> None:
 
 def _entry_points() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="baguni.commands")}
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from baguni.settings import Endpoints
 
 DATA = click.argument("data", type=click.Path(path_type=Path))
-RUN = click.option("--run", "run_path", type=click.Path(path_type=Path), default=Path(".baguni/run"), show_default=True)
+RUN = click.option(
+    "--run", "run_path", type=click.Path(path_type=Path), default=Path(".baguni/training"), show_default=True
+)
 RECIPE = click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
 SEED = click.option("--seed", default=0, show_default=True)
 
@@ -32,7 +34,7 @@ def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
     """Fit Semantic IDs, train both heads and distil, on the data set in DATA. An interrupted run goes on.
 
     \b
-    baguni train .baguni/complete-journey --run .baguni/run
+    baguni train .baguni/complete-journey --run .baguni/training
     """
     from trainer.evaluate import evaluate as evaluate_run
     from trainer.recipes import recipe_named

@@ -5,6 +5,7 @@ STATE/run/supervisord.conf, supervisord.pid, …   STATE/logs/<process>.log   ST
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -68,10 +69,8 @@ class LocalStack:
     def stop(self) -> None:
         """Stop everything; returns when no process of the stack is left, whatever had become of the supervisor."""
         if self.is_up():
-            try:
+            with contextlib.suppress(OSError, xmlrpc.client.Error):  # it is gone already: what is left is ended below
                 self._rpc().supervisor.shutdown()
-            except (OSError, xmlrpc.client.Error):
-                pass  # it is going down, or gone: what is left is ended below
             self._wait_until(lambda: not self._processes(), 20)
         for process in self._processes():
             process.kill()

@@ -1,0 +1,340 @@
+"""`baguni demo`: from nothing to live recommendations on a year of real grocery orders.
+
+Train and publish (once), start the stack, load every household's history up to December, ask for lists, then play what
+the households really did next into Kafka, and watch their lists follow. Nothing is staged: the December orders were never
+trained on, and every number is measured while it runs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import redis
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from kafka import KafkaProducer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from baguni.client import GatewayClient
+from baguni.client_cli import item_name
+from baguni.errors import BaguniError, NotFoundError
+from baguni.events import TOPICS, cloud_event_headers
+from baguni.history_store import HistoryWriter
+from baguni.release import Release, ReleaseStore
+from baguni.v1 import events_pb2, recommendation_pb2
+from deploy.local.cli import start
+from deploy.local.settings import StackSettings
+from deploy.local.stack import LocalStack
+from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.splits import last_month_start_ms
+
+LIST_LENGTH = 10
+SHOWN_HOUSEHOLDS = 3
+TIMED_HOUSEHOLDS = 30
+MIN_EARLIER_ORDERS, MIN_ITEMS = 15, 6
+VISIBLE_WITHIN_S = 10.0
+MINUTE_MS = 60_000
+NEW_ITEM = events_pb2.ItemUpserted(
+    item_id="demo-oat-drink",
+    title="Oat drink barista edition, unsweetened, 33 oz",
+    category_path=["Grocery", "Fluid milk products", "Oat drink"],
+    attributes={"brand": events_pb2.AttributeValue(string_value="Demo")},
+)
+console = Console()
+
+
+@dataclass(frozen=True)
+class NextOrder:
+    """What a household really ordered next: `time_ms` is when, `item_ids` what."""
+
+    user_id: str
+    order_id: str
+    time_ms: int
+    item_ids: tuple[str, ...]
+
+
+@dataclass
+class Shown:
+    """One household in the final table."""
+
+    order: NextOrder
+    before: list[str] = field(default_factory=list)
+    generated: list[str] = field(default_factory=list)
+    after_clicks: list[str] = field(default_factory=list)
+    after_order: list[str] = field(default_factory=list)
+
+
+def run_demo(settings: StackSettings, keep: bool) -> None:
+    """The whole demo; stops what it started, also when interrupted, unless `keep`."""
+    started = time.monotonic()
+    stack = LocalStack(settings)
+    try:
+        release_id = _release(settings)
+        _heading("Starting the local stack")
+        _activate_first(settings, release_id)
+        start(settings)
+        release = ReleaseStore(settings.endpoints().releases).get(release_id, verify=False)
+        _play(settings, release)
+        console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
+        if keep:
+            _how_to_call(settings)
+    finally:
+        if not keep:
+            with console.status("stopping the stack …"):
+                stack.stop()
+
+
+def _release(settings: StackSettings) -> str:
+    """The demo's release: the one that is there, or a new one from data, training and export."""
+    store = ReleaseStore(settings.endpoints().releases)
+    existing = [i for i in store.ids() if store.get(i, verify=False).manifest.get("dataset") == "complete-journey"]
+    if existing:
+        console.print(f"Using release {existing[-1]} (delete {store.root} to train again).")
+        return existing[-1]
+    data, run = settings.root / "complete-journey", settings.root / "training"
+    _heading("Preparing Complete Journey")
+    _baguni("data", "prepare", "complete-journey", str(data))
+    _heading("Fitting Semantic IDs, training both heads, distilling, evaluating")
+    _baguni("train", str(data), "--run", str(run))
+    _heading("Exporting a release")
+    _baguni("export", str(data), "--run", str(run), "--releases", str(store.root))
+    return store.ids()[-1]
+
+
+def _baguni(*arguments: str) -> None:
+    if subprocess.run([sys.executable, "-m", "baguni.cli", *arguments]).returncode != 0:
+        raise BaguniError(f"`baguni {' '.join(arguments)}` failed")
+
+
+def _activate_first(settings: StackSettings, release_id: str) -> None:
+    store = ReleaseStore(settings.endpoints().releases)
+    if store.active_id() != release_id:
+        store.point_to(release_id)  # nothing serves yet: `start` loads it before the gateway comes up
+
+
+def _play(settings: StackSettings, release: Release) -> None:
+    endpoints = settings.endpoints()
+    dataset = load_dataset(settings.root / "complete-journey")
+    orders = _next_orders(dataset)
+    _heading("Loading histories up to December into Redis")
+    _load_histories(dataset, endpoints.redis_url)
+    gateway = GatewayClient(endpoints.gateway_address)
+    producer = KafkaProducer(bootstrap_servers=endpoints.kafka_bootstrap, acks="all", linger_ms=0)
+    try:
+        _heading("Recommending, then playing what the households really did next")
+        shown = [Shown(order) for order in orders[:SHOWN_HOUSEHOLDS]]
+        click_s, order_s = [], []
+        timed = orders[:TIMED_HOUSEHOLDS]
+        first_lists = {order.user_id: _recommend(gateway, order.user_id, order.time_ms) for order in timed}
+        for household in shown:
+            household.before = _ids(first_lists[household.order.user_id])
+        generated = gateway.generate_top_items([household.order.user_id for household in shown], LIST_LENGTH)
+        for household, user in zip(shown, generated.users, strict=True):
+            household.generated = [item.item_id for item in user.items]
+        for order in track(timed, "clicks and orders", console=console):
+            click_s.append(_send_and_wait(producer, gateway, order, _clicks(order)))
+            after_clicks = _ids(_recommend(gateway, order.user_id, order.time_ms))
+            order_s.append(_send_and_wait(producer, gateway, order, [_order_placed(order)]))
+            for household in shown:
+                if household.order is order:
+                    household.after_clicks = after_clicks
+                    household.after_order = _ids(_recommend(gateway, order.user_id, order.time_ms + MINUTE_MS))
+        searchable_s, recommended_s = _new_item(producer, gateway, timed[0])
+        for household in shown:
+            console.print(_household_table(household, release))
+        console.print(_timing_table(click_s, order_s, searchable_s, recommended_s))
+        _print_quality(release)
+    finally:
+        producer.close()
+        gateway.close()
+
+
+def _next_orders(dataset: Dataset) -> list[NextOrder]:
+    """The first December order of households with enough of a past, in a fixed order."""
+    orders, start_ms, seen = dataset.orders(), last_month_start_ms(dataset), dict[int, int]()
+    found = []
+    for user, time_ms, number, first, last in zip(
+        orders.user_O.tolist(),
+        orders.time_O.tolist(),
+        orders.number_O.tolist(),
+        orders.first_O.tolist(),
+        orders.last_O.tolist(),
+        strict=True,
+    ):
+        if time_ms < start_ms:
+            seen[user] = seen.get(user, 0) + 1
+        elif seen.pop(user, 0) >= MIN_EARLIER_ORDERS and last - first >= MIN_ITEMS:
+            item_ids = tuple(dataset.catalog.items[i].item_id for i in orders.item_P[first:last].tolist())
+            found.append(NextOrder(dataset.user_ids[user], dataset.order_ids[number], time_ms, item_ids))
+    return found
+
+
+def _load_histories(dataset: Dataset, redis_url: str) -> None:
+    """Every household's events before December, replacing what an earlier demo left."""
+    past = dataset.before(last_month_start_ms(dataset))
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+        writer = HistoryWriter(client)
+        users = range(len(past.user_ids))
+        for first in track(users[::50], "histories", console=console):
+            chosen = users[first : first + 50]
+            histories = {past.user_ids[user]: past.history(user) for user in chosen}
+            writer.apply({user_id: events for user_id, events in histories.items() if events})
+
+
+def _recommend(gateway: GatewayClient, user_id: str, now_ms: int) -> recommendation_pb2.RecommendResponse:
+    request = recommendation_pb2.RecommendRequest(
+        user_id=user_id, placement="home", page_size=LIST_LENGTH, now=_timestamp(now_ms)
+    )
+    return gateway.recommend(request)
+
+
+def _ids(response: recommendation_pb2.RecommendResponse) -> list[str]:
+    return [item.item_id for item in response.items]
+
+
+def _clicks(order: NextOrder) -> list[Message]:
+    """The household looks at two of the items that it will order."""
+    return [
+        events_pb2.ItemClicked(
+            user_id=order.user_id, item_id=item_id, event_time=_timestamp(order.time_ms - (2 - n) * MINUTE_MS)
+        )
+        for n, item_id in enumerate(order.item_ids[:2])
+    ]
+
+
+def _order_placed(order: NextOrder) -> events_pb2.OrderPlaced:
+    lines = [events_pb2.OrderLine(item_id=item_id) for item_id in order.item_ids]
+    when = _timestamp(order.time_ms)
+    return events_pb2.OrderPlaced(user_id=order.user_id, order_id=order.order_id, lines=lines, event_time=when)
+
+
+def _send_and_wait(
+    producer: KafkaProducer, gateway: GatewayClient, order: NextOrder, messages: Sequence[Message]
+) -> float:
+    """Seconds from handing the events to Kafka until `Recommend` gives another list because of them."""
+    now_ms = order.time_ms + MINUTE_MS
+    before = _recommend(gateway, order.user_id, now_ms)
+    started = time.monotonic()
+    for message in messages:
+        _send(producer, message, order.user_id)
+    while time.monotonic() - started < VISIBLE_WITHIN_S:
+        after = _recommend(gateway, order.user_id, now_ms)
+        if after.history_version > before.history_version and after.items != before.items:
+            return time.monotonic() - started
+        time.sleep(0.005)
+    raise BaguniError(f"the events of household {order.user_id} did not show within {VISIBLE_WITHIN_S:.0f} s")
+
+
+def _new_item(producer: KafkaProducer, gateway: GatewayClient, order: NextOrder) -> tuple[float, float]:
+    """Seconds until an item that training never saw has neighbours, and until it is in a list."""
+    message = events_pb2.ItemUpserted()
+    message.CopyFrom(NEW_ITEM)
+    message.event_time.CopyFrom(_timestamp(int(time.time() * 1000)))
+    started = time.monotonic()
+    _send(producer, message, message.item_id)
+    searchable = _wait_for(lambda: _neighbours(gateway, message.item_id), started)
+    only_new = recommendation_pb2.Filter(
+        attribute="brand", any_of=recommendation_pb2.StringSet(values=[message.attributes["brand"].string_value])
+    )
+    request = recommendation_pb2.RecommendRequest(
+        user_id=order.user_id, page_size=LIST_LENGTH, filters=[only_new], now=_timestamp(order.time_ms)
+    )
+    recommended = _wait_for(lambda: message.item_id in _ids(gateway.recommend(request)), started)
+    return searchable, recommended
+
+
+def _neighbours(gateway: GatewayClient, item_id: str) -> bool:
+    request = recommendation_pb2.SimilarItemsRequest(
+        item_id=item_id, space=recommendation_pb2.SPACE_CONTENT, page_size=LIST_LENGTH
+    )
+    try:
+        return len(gateway.similar_items(request).items) > 0
+    except NotFoundError:
+        return False
+
+
+def _wait_for(condition: object, started: float) -> float:
+    assert callable(condition)
+    while not condition():
+        if time.monotonic() - started > VISIBLE_WITHIN_S:
+            raise BaguniError(f"the new item did not show within {VISIBLE_WITHIN_S:.0f} s")
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def _send(producer: KafkaProducer, message: Message, key: str) -> None:
+    headers = cloud_event_headers(message, uuid.uuid4().hex, "baguni/demo")
+    topic = TOPICS[type(message).__name__]
+    producer.send(topic, key=key.encode(), value=message.SerializeToString(), headers=headers).get(timeout=10)
+
+
+def _household_table(household: Shown, release: Release) -> Table:
+    true = set(household.order.item_ids)
+    when = datetime.fromtimestamp(household.order.time_ms / 1000, UTC).strftime("%d %B %Y %H:%M UTC")
+    columns = {
+        "retrieval": household.before,
+        "generative": household.generated,
+        "after 2 clicks": household.after_clicks,
+        "after the order": household.after_order,
+    }
+    title = f"Household {household.order.user_id} ordered {len(true)} items on {when}"
+    table = Table(title=title, caption="[green]✓ in that order[/], · not", show_lines=False)
+    table.add_column("")
+    for name, items in columns.items():
+        table.add_column(f"{name}: {len(true & set(items))} of {len(items)} hit")
+    for position in range(LIST_LENGTH):
+        cells = [_cell(items[position], true, release) if position < len(items) else "" for items in columns.values()]
+        table.add_row(str(position + 1), *cells)
+    return table
+
+
+def _cell(item_id: str, true: set[str], release: Release) -> str:
+    name = item_name(release.catalog, item_id)
+    return f"[green]✓ {name}[/]" if item_id in true else f"· {name}"
+
+
+def _timing_table(click_s: list[float], order_s: list[float], searchable_s: float, recommended_s: float) -> Table:
+    table = Table("from Kafka to a changed answer", "median", "slowest", "how many", title="How fast events show")
+    for name, seconds in (("clicks", click_s), ("order", order_s)):
+        median, worst = statistics.median(seconds), max(seconds)
+        table.add_row(f"{name} → Recommend", f"{median * 1000:.0f} ms", f"{worst * 1000:.0f} ms", str(len(seconds)))
+    table.add_row("new item → SimilarItems", f"{searchable_s * 1000:.0f} ms", "", "1")
+    table.add_row("new item → Recommend", f"{recommended_s * 1000:.0f} ms", "", "1")
+    return table
+
+
+def _print_quality(release: Release) -> None:
+    metrics = release.metrics
+    table = Table(title=f"Predicting {metrics['orders']:,} next orders of December, never trained on")
+    for column in ("model", "HR@10", "NDCG@10", "HR@10, never bought", "NDCG@10, never bought"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model, settings in metrics["models"].items():
+        cells = [f"{settings[s][f'{name}@10']:.4f}" for s in ("all", "novel") for name in ("HR", "NDCG")]
+        table.add_row(model, *cells)
+    console.print(table)
+
+
+def _how_to_call(settings: StackSettings) -> None:
+    console.print(
+        f"The stack is up; gRPC at {settings.endpoints().gateway_address} (reflection is on).\n"
+        "  baguni recommend 1000      baguni top-items 1000      baguni similar 995242\n"
+        "  baguni user 1000           baguni status              baguni down"
+    )
+
+
+def _timestamp(time_ms: int) -> Timestamp:
+    return Timestamp(seconds=time_ms // 1000, nanos=time_ms % 1000 * 1_000_000)
+
+
+def _heading(text: str) -> None:
+    console.rule(f"[bold]{text}")
