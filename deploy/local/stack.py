@@ -70,7 +70,7 @@ class LocalStack:
         """Stop everything; returns when no process of the stack is left, whatever had become of the supervisor."""
         if self.is_up():
             with contextlib.suppress(OSError, xmlrpc.client.Error):  # it is gone already: what is left is ended below
-                self._rpc().supervisor.shutdown()
+                self._call("shutdown")
             self._wait_until(lambda: not self._processes(), 20)
         for process in self._processes():
             process.kill()
@@ -79,7 +79,7 @@ class LocalStack:
     def is_up(self) -> bool:
         """Whether the supervisor answers."""
         try:
-            return bool(self._rpc().supervisor.getState()["statename"] == "RUNNING")
+            return bool(self._call("getState")["statename"] == "RUNNING")
         except (OSError, xmlrpc.client.Error):
             return False
 
@@ -88,7 +88,7 @@ class LocalStack:
         if not self.is_up():
             return []
         addresses = {program.name: program.address for program in self._programs()}
-        found: dict[str, Any] = {info["name"]: info for info in self._rpc().supervisor.getAllProcessInfo()}
+        found: dict[str, Any] = {info["name"]: info for info in self._call("getAllProcessInfo")}
         return [
             ProcessStatus(
                 name,
@@ -103,32 +103,35 @@ class LocalStack:
 
     def restart(self, name: str) -> None:
         """Stop one process and start it again, and wait until it is ready."""
-        self._rpc().supervisor.stopProcess(name)
+        if self._state(name) in ("RUNNING", "STARTING"):
+            self.stop_process(name)
         self._start([program for program in self._programs() if program.name == name], lambda _: None)
 
     def stop_process(self, name: str) -> None:
         """Stop one process and leave it stopped."""
-        self._rpc().supervisor.stopProcess(name)
+        self._call("stopProcess", name)
 
     def _programs(self) -> list[Program]:
         return [*servers(self.settings), *applications(self.settings)]
 
     def _start(self, programs: Sequence[Program], on_ready: Callable[[str], None]) -> None:
-        supervisor = self._rpc().supervisor
         for program in programs:
-            if supervisor.getProcessInfo(program.name)["statename"] not in ("RUNNING", "STARTING"):
-                supervisor.startProcess(program.name, False)
+            if self._state(program.name) not in ("RUNNING", "STARTING"):
+                self._call("startProcess", program.name, False)
         waiting = list(programs)
         deadline = time.monotonic() + self.settings.start_timeout_s
         while waiting:
             for program in list(waiting):
-                state = supervisor.getProcessInfo(program.name)["statename"]
+                state = self._state(program.name)
                 if state in ("FATAL", "EXITED") or time.monotonic() > deadline:
                     raise BaguniError(self._failure(program, state))
                 if state == "RUNNING" and program.is_ready():
                     waiting.remove(program)
                     on_ready(program.name)
             time.sleep(0.1)
+
+    def _state(self, name: str) -> str:
+        return str(self._call("getProcessInfo", name)["statename"])
 
     def _failure(self, program: Program, state: str) -> str:
         log = self.log_dir / f"{program.name}.log"
@@ -204,9 +207,17 @@ class LocalStack:
     def _socket(self) -> Path:
         return self.run_dir / "supervisor.sock"
 
-    def _rpc(self) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """One call to the supervisor over its Unix socket."""
         transport = SupervisorTransport(None, None, f"unix://{self._socket}")
-        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+        try:
+            proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+            return getattr(proxy.supervisor, method)(*arguments)
+        finally:
+            if transport.connection is not None:
+                if transport.connection.sock is not None:  # its own close leaves the socket to the garbage collector
+                    transport.connection.sock.close()
+                transport.close()
 
     def _processes(self) -> list[psutil.Process]:
         """Every process that carries this stack's mark, by its environment: children of children too."""

@@ -1,0 +1,76 @@
+"""Real servers and a real release, started once for all tests that ask for them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from baguni.activation import activate
+from baguni.release import Release, ReleaseStore
+from baguni.settings import Endpoints
+from deploy.local.settings import StackSettings
+from deploy.local.stack import LocalStack
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release of the tiny shop; its run lies beside it, in `run`."""
+    from tests.tiny_release import build_tiny_release
+
+    return build_tiny_release(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """Redis, broker, Milvus and Triton on free ports; `local_stack.settings` says where."""
+    ports = {name: free_port() for name in StackSettings.model_fields if name.endswith("_port")}
+    stack = LocalStack(StackSettings(state_dir=tmp_path_factory.mktemp("stack"), **ports))
+    try:
+        stack.start_servers()
+        yield stack
+    finally:
+        stack.stop()
+
+
+@pytest.fixture(scope="session")
+def stack(local_stack: LocalStack) -> Endpoints:
+    """Where the servers are."""
+    return local_stack.settings.endpoints()
+
+
+@pytest.fixture(scope="session")
+def active_release(stack: Endpoints, tiny_release: Release) -> Release:
+    """The tiny release, loaded into Triton and Milvus and pointed to."""
+    store = ReleaseStore(stack.releases)
+    store.add(tiny_release.path)
+    return activate(store, tiny_release.release_id, stack)
+
+
+@pytest.fixture(scope="session")
+def running(local_stack: LocalStack, active_release: Release) -> Endpoints:
+    """The whole system: servers, gateway and consumers over the tiny release."""
+    local_stack.start_applications()
+    return local_stack.settings.endpoints()
+
+
+@pytest.fixture
+def fresh_group(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A suffix that makes consumer groups of this test its own."""
+    suffix = f"-{os.urandom(4).hex()}"
+    monkeypatch.setenv("BAGUNI_GROUP_SUFFIX", suffix)
+    return suffix
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def repository() -> Path:
+    """The checkout."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,261 @@
+"""The gateway over real Redis, Milvus, Triton and broker: the three RPCs, and what happens to bad input."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+import redis
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import BadRequest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from baguni.history import Action, HistoryEvent
+from baguni.history_store import HistoryWriter
+from baguni.release import Release
+from baguni.settings import Endpoints
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+
+pytestmark = pytest.mark.stack
+NOW_MS = 1_712_000_000_000
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def stub(running: Endpoints) -> Iterator[pb_grpc.RecommendationServiceStub]:
+    with grpc.insecure_channel(running.gateway_address) as channel:
+        yield pb_grpc.RecommendationServiceStub(channel)
+
+
+@pytest.fixture
+def shopper(running: Endpoints, active_release: Release) -> str:
+    """A user with two orders of bread and milk."""
+    with redis.Redis.from_url(running.redis_url) as client:
+        HistoryWriter(client).apply({"shopper": orders("bread-rye", "milk-fresh", "milk-white")})
+    return "shopper"
+
+
+def orders(*item_ids: str) -> list[HistoryEvent]:
+    return [
+        HistoryEvent(item_id, Action.ORDERED, NOW_MS - week * 7 * DAY_MS, f"order-{week}")
+        for week in (1, 2)
+        for item_id in item_ids
+    ]
+
+
+def now() -> Timestamp:
+    return Timestamp(seconds=NOW_MS // 1000)
+
+
+def ids(items: object) -> list[str]:
+    return [item.item_id for item in items]  # type: ignore[attr-defined]
+
+
+def category(path: str) -> pb.Filter:
+    return pb.Filter(attribute="category", any_of=pb.StringSet(values=[path]))
+
+
+def test_recommend_gives_a_full_page_from_one_release(stub, shopper, active_release) -> None:
+    response = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=10, now=now(), request_id="r-1"))
+    assert len(set(ids(response.items))) == 10
+    assert response.request_id == "r-1"
+    assert response.release_id == active_release.release_id
+    assert response.degradation_tier == pb.DEGRADATION_TIER_FULL
+    assert [item.position for item in response.items] == list(range(10))
+    scores = [item.score for item in response.items]
+    assert scores == sorted(scores, reverse=True)
+    assert response.exposure_token
+
+
+def test_recommend_scores_are_the_models_own(stub, shopper, active_release) -> None:
+    """Every item's score is u · v plus its repeat score: the list is what ranking the whole catalogue exactly gives."""
+    everything = [item.item_id for item in active_release.catalog.items]
+    request = pb.RecommendRequest(user_id=shopper, page_size=20, now=now())
+    approximate = stub.Recommend(request)
+    request.candidate_item_ids.extend(everything)
+    exact = stub.Recommend(request)
+    assert ids(approximate.items) == ids(exact.items)
+    scores = [[item.score for item in response.items] for response in (approximate, exact)]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+def test_pages_have_no_gaps_and_no_repeats(stub, shopper) -> None:
+    whole = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=45, now=now()))
+    request = pb.RecommendRequest(user_id=shopper, page_size=20, now=now())
+    paged, token = [], ""
+    for _ in range(3):
+        request.page_token = token
+        response = stub.Recommend(request)
+        paged += ids(response.items)
+        token = response.next_page_token
+    assert paged[:45] == ids(whole.items)
+    assert len(set(paged)) == len(paged) == 60
+    assert not token
+
+
+def test_filters_exclusions_and_purchases_are_respected(stub, shopper) -> None:
+    response = stub.Recommend(
+        pb.RecommendRequest(
+            user_id=shopper,
+            page_size=50,
+            now=now(),
+            filters=[category("GROCERY > MILK")],
+            exclude_item_ids=["milk-aged"],
+            exclude_purchased=True,
+        )
+    )
+    assert set(ids(response.items)) == {
+        f"milk-{kind}" for kind in ("rye", "organic", "family", "small", "light", "classic", "premium")
+    }
+
+
+def test_an_unknown_user_gets_popular_items_not_an_error(stub, active_release) -> None:
+    response = stub.Recommend(pb.RecommendRequest(user_id="nobody-ever", page_size=5))
+    best = np.argsort(-active_release.popularity, kind="stable")[:5]
+    assert ids(response.items) == [active_release.catalog.items[i].item_id for i in best]
+    assert response.degradation_tier == pb.DEGRADATION_TIER_FULL
+    assert {source for item in response.items for source in item.sources} == {pb.SOURCE_POPULAR}
+
+
+def test_an_anonymous_visitor_is_read_like_a_user_with_the_same_events(stub, shopper) -> None:
+    events = [
+        pb.HistoryEvent(
+            item_id=event.item_id,
+            action=int(event.action),
+            order_id=event.order_id,
+            event_time=Timestamp(seconds=event.time_ms // 1000),
+        )
+        for event in orders("bread-rye", "milk-fresh", "milk-white")
+    ]
+    visitor = pb.RecommendRequest(anonymous=pb.AnonymousUser(recent_events=events), page_size=15, now=now())
+    known = pb.RecommendRequest(user_id=shopper, page_size=15, now=now())
+    assert ids(stub.Recommend(visitor).items) == ids(stub.Recommend(known).items)
+
+
+def test_generated_lists_fill_whenever_enough_items_are_allowed(stub, shopper) -> None:
+    response = stub.GenerateTopItems(
+        pb.GenerateTopItemsRequest(
+            user_ids=[shopper, "nobody-ever", ""],
+            k=7,
+            now=now(),
+            filters=[category("GROCERY > MILK")],
+            exclude_item_ids=["milk-aged"],
+            exclude_purchased=True,
+        )
+    )
+    statuses = [user.status for user in response.users]
+    assert statuses == [pb.USER_STATUS_OK, pb.USER_STATUS_COLD_START, pb.USER_STATUS_INVALID_USER_ID]
+    allowed = {f"milk-{kind}" for kind in ("rye", "organic", "family", "small", "light", "classic", "premium")}
+    assert set(ids(response.users[0].items)) == allowed
+    scores = [item.score for item in response.users[0].items]
+    assert scores == sorted(scores, reverse=True)
+    assert all(score < 0 for score in scores)
+
+
+@pytest.mark.parametrize("space", [pb.SPACE_CONTENT, pb.SPACE_COLLABORATIVE])
+def test_similar_items_are_close_and_never_the_item_itself(stub, space) -> None:
+    response = stub.SimilarItems(pb.SimilarItemsRequest(item_id="bread-rye", space=space, page_size=10))
+    assert len(ids(response.items)) == 10
+    assert "bread-rye" not in ids(response.items)
+    assert all(-1.001 <= item.score <= 1.001 for item in response.items)
+
+
+def test_similar_to_an_unknown_item_is_not_found(stub) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        stub.SimilarItems(pb.SimilarItemsRequest(item_id="no-such", space=pb.SPACE_CONTENT))
+    assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "no-such" in failure.value.details()
+
+
+BAD_REQUESTS = [
+    ("subject", pb.RecommendRequest()),
+    ("user_id", pb.RecommendRequest(user_id="u" * 257)),
+    ("page_size", pb.RecommendRequest(user_id="u", page_size=201)),
+    ("page_size", pb.RecommendRequest(user_id="u", page_size=-1)),
+    ("page_token", pb.RecommendRequest(user_id="u", page_token="made up")),
+    ("placement", pb.RecommendRequest(user_id="u", placement="p" * 65)),
+    ("request_id", pb.RecommendRequest(user_id="u", request_id="r" * 129)),
+    ("exclude_item_ids[1]", pb.RecommendRequest(user_id="u", exclude_item_ids=["ok", ""])),
+    ("candidate_item_ids", pb.RecommendRequest(user_id="u", candidate_item_ids=["i"] * 5001)),
+    ("filters[0].attribute", pb.RecommendRequest(user_id="u", filters=[category("x"), pb.Filter()][1:])),
+    ("filters[0].condition", pb.RecommendRequest(user_id="u", filters=[pb.Filter(attribute="brand")])),
+    (
+        "filters[0].attribute",
+        pb.RecommendRequest(user_id="u", filters=[pb.Filter(attribute="colour", any_of=pb.StringSet(values=["red"]))]),
+    ),
+    (
+        "filters[0]",
+        pb.RecommendRequest(user_id="u", filters=[pb.Filter(attribute="price", any_of=pb.StringSet(values=["1"]))]),
+    ),
+    ("filters[0].any_of", pb.RecommendRequest(user_id="u", filters=[pb.Filter(attribute="brand", any_of={})])),
+    (
+        "anonymous.recent_events[0].action",
+        pb.RecommendRequest(anonymous=pb.AnonymousUser(recent_events=[pb.HistoryEvent(item_id="i", event_time=now())])),
+    ),
+    (
+        "anonymous.recent_events[0].event_time",
+        pb.RecommendRequest(
+            anonymous=pb.AnonymousUser(
+                recent_events=[pb.HistoryEvent(item_id="i", action=pb.HistoryEvent().action + 2)]
+            )
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("field", "request_"), BAD_REQUESTS)
+def test_a_malformed_request_is_refused_by_the_field_that_is_wrong(stub, field, request_) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        stub.Recommend(request_)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    details = rpc_status.from_call(failure.value).details
+    bad_request = BadRequest()
+    assert next(detail for detail in details if detail.Unpack(bad_request))
+    assert field in [violation.field for violation in bad_request.field_violations]
+
+
+def test_a_page_token_of_another_request_is_refused(stub, shopper) -> None:
+    token = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=5, now=now())).next_page_token
+    with pytest.raises(grpc.RpcError) as failure:
+        stub.Recommend(pb.RecommendRequest(user_id="another", page_size=5, page_token=token))
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_the_gateway_says_that_it_is_healthy(running) -> None:
+    with grpc.insecure_channel(running.gateway_address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "baguni.v1.RecommendationService"):
+            reply = health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_redis_away_gives_a_marked_popular_list_within_the_deadline(stub, shopper, local_stack) -> None:
+    local_stack.stop_process("redis")
+    try:
+        started = time.monotonic()
+        response = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=5, now=now()), timeout=3)
+        assert time.monotonic() - started < 3
+        assert response.degradation_tier == pb.DEGRADATION_TIER_POPULAR
+        assert len(response.items) == 5
+    finally:
+        local_stack.restart("redis")
+
+
+def test_triton_away_gives_a_marked_popular_list(stub, shopper, local_stack, active_release) -> None:
+    from baguni.activation import publish
+
+    local_stack.stop_process("triton")
+    try:
+        response = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=5, now=now()), timeout=3)
+        assert response.degradation_tier == pb.DEGRADATION_TIER_POPULAR
+        generated = stub.GenerateTopItems(pb.GenerateTopItemsRequest(user_ids=[shopper], now=now()), timeout=10)
+        assert generated.users[0].status == pb.USER_STATUS_FAILED
+    finally:
+        local_stack.restart("triton")
+        publish(active_release, local_stack.settings.endpoints())
+    assert stub.Recommend(pb.RecommendRequest(user_id=shopper, now=now())).degradation_tier == pb.DEGRADATION_TIER_FULL
