@@ -5,6 +5,7 @@ Parsing is pure: record in, event out. What is done with an event is the busines
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,10 @@ from baguni.history import Action, HistoryEvent
 from baguni.v1 import events_pb2 as pb
 
 MAX_ID_LENGTH = 256
+MAX_TEXT_LENGTH = 10_000  # of a title or a description
+MAX_VALUE_LENGTH = 1_024  # of an attribute's text, or of one level of a category
+MAX_CATEGORY_LEVELS = 16
+LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999, where google.protobuf.Timestamp ends
 TYPE_PREFIX = "baguni.v1."
 TOPICS = {
     "OrderPlaced": "baguni.orders",
@@ -61,6 +66,11 @@ class ItemUpsert:
     item: Item
     time_ms: int
 
+    @property
+    def item_id(self) -> str:
+        """The item's id."""
+        return self.item.item_id
+
 
 @dataclass(frozen=True)
 class ItemRemoval:
@@ -76,20 +86,14 @@ Event = UserEvents | ItemUpsert | ItemRemoval
 def parse(headers: Mapping[str, bytes], key: bytes | None, value: bytes | None) -> Event:
     """A record's event. Raises MalformedEvent; unknown newer fields are ignored."""
     message = _decode(headers, value)
-    if isinstance(message, pb.OrderPlaced):
-        event = _order(message)
-    elif isinstance(message, pb.ItemClicked):
-        event = _single(message, Action.CLICKED)
-    elif isinstance(message, pb.CartAdded):
-        event = _single(message, Action.CARTED)
-    elif isinstance(message, pb.ItemUpserted):
-        return ItemUpsert(_item(message), _time_ms(message.event_time))
-    else:
-        assert isinstance(message, pb.ItemRemoved)
-        return ItemRemoval(_identifier("item_id", message.item_id), _time_ms(message.event_time))
-    if key is not None and key.decode(errors="replace") != event.user_id:
+    event = _event(message)
+    field, expected = ("user_id", event.user_id) if isinstance(event, UserEvents) else ("item_id", event.item_id)
+    if key is None and isinstance(event, UserEvents):
+        return event  # histories are sets: without the order of a partition nothing is lost
+    if (key or b"").decode(errors="replace") != expected:
         raise MalformedEvent(
-            "key_mismatch", f"the record's key is {key!r}, expected the user_id {event.user_id!r}: order would be lost"
+            "key_mismatch",
+            f"the record's key is {key!r}, expected the {field} {expected!r}: its events would lose their order",
         )
     return event
 
@@ -103,6 +107,19 @@ def cloud_event_headers(message: Message, event_id: str, source: str) -> list[tu
         ("ce_type", f"{TYPE_PREFIX}{type(message).__name__}".encode()),
         ("content-type", b"application/protobuf"),
     ]
+
+
+def _event(message: Message) -> Event:
+    if isinstance(message, pb.OrderPlaced):
+        return _order(message)
+    if isinstance(message, pb.ItemClicked):
+        return _single(message, Action.CLICKED)
+    if isinstance(message, pb.CartAdded):
+        return _single(message, Action.CARTED)
+    if isinstance(message, pb.ItemUpserted):
+        return ItemUpsert(_item(message), _time_ms(message.event_time))
+    assert isinstance(message, pb.ItemRemoved)
+    return ItemRemoval(_identifier("item_id", message.item_id), _time_ms(message.event_time))
 
 
 def _decode(headers: Mapping[str, bytes], value: bytes | None) -> Message:
@@ -121,7 +138,7 @@ def _decode(headers: Mapping[str, bytes], value: bytes | None) -> Message:
         if content_type == "application/protobuf":
             message.ParseFromString(value)
             return message
-    except (ParseError, DecodeError, UnicodeDecodeError) as error:
+    except (ParseError, DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedEvent("undecodable", f"the value is no {message_type.__name__}: {error}") from error
     raise MalformedEvent(
         "content_type", f"content-type is {content_type!r}, expected application/protobuf or application/json"
@@ -149,20 +166,37 @@ def _single(message: pb.ItemClicked | pb.CartAdded, action: Action) -> UserEvent
 def _item(message: pb.ItemUpserted) -> Item:
     if not message.title.strip():
         raise MalformedEvent("invalid_field", "title is empty, expected words that say what the item is")
+    if not 0 < len(message.category_path) <= MAX_CATEGORY_LEVELS:
+        levels = len(message.category_path)
+        raise MalformedEvent("invalid_field", f"category_path has {levels} levels, expected 1 to {MAX_CATEGORY_LEVELS}")
     attributes: dict[str, AttributeValue] = {}
     for name, value in message.attributes.items():
         kind = value.WhichOneof("value")
         if kind is None:
             raise MalformedEvent("invalid_field", f"attributes[{name!r}] has no value")
-        attributes[name] = getattr(value, kind)
+        attributes[name] = _attribute(f"attributes[{name!r}]", getattr(value, kind))
     return Item(
         _identifier("item_id", message.item_id),
-        message.title.strip(),
-        tuple(message.category_path),
+        _text("title", message.title.strip(), MAX_TEXT_LENGTH),
+        tuple(_text("category_path", level, MAX_VALUE_LENGTH) for level in message.category_path),
         attributes,
         message.available if message.HasField("available") else True,
-        message.description,
+        _text("description", message.description, MAX_TEXT_LENGTH),
     )
+
+
+def _attribute(field: str, value: AttributeValue) -> AttributeValue:
+    if isinstance(value, str):
+        return _text(field, value, MAX_VALUE_LENGTH)
+    if not math.isfinite(value):
+        raise MalformedEvent("invalid_field", f"{field} is {value}, expected a finite number")
+    return value
+
+
+def _text(field: str, value: str, max_length: int) -> str:
+    if len(value) > max_length:
+        raise MalformedEvent("invalid_field", f"{field} has {len(value)} characters, expected at most {max_length}")
+    return value
 
 
 def _identifier(field: str, value: str) -> str:
@@ -173,6 +207,8 @@ def _identifier(field: str, value: str) -> str:
 
 def _time_ms(time: Timestamp) -> int:
     milliseconds = time.seconds * 1000 + time.nanos // 1_000_000
-    if milliseconds <= 0:
+    if milliseconds == 0:
         raise MalformedEvent("invalid_field", "event_time is missing, expected a time after 1970")
+    if not 0 < milliseconds <= LATEST_TIME_MS:
+        raise MalformedEvent("invalid_field", f"event_time is {milliseconds} ms, expected a time from 1970 to 9999")
     return milliseconds

@@ -15,6 +15,7 @@ from baguni.catalog import CATEGORY_SEPARATOR, AttributeValue, Item
 from baguni.errors import InvalidInputError
 
 BUILT_IN_TYPES = {"category": "string", "available": "bool"}
+CATEGORY_PREFIXES = "category_prefixes"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,18 @@ class Filter:
             low, high = self.bounds
             return (low is None or float(value) >= low) and (high is None or float(value) <= high)
         return value is self.is_
+
+
+def index_fields(item: Item) -> dict[str, str | float | bool | list[str]]:
+    """The fields under which the vector index holds an item, for `expression`.
+
+    >>> index_fields(Item("1", "Rye", ("BAKERY", "BREAD"), {"size": 2.0}))
+    {'available': True, 'category_prefixes': ['BAKERY', 'BAKERY > BREAD'], 'attribute_size': 2.0}
+    """
+    levels = item.category.split(CATEGORY_SEPARATOR)
+    prefixes = [CATEGORY_SEPARATOR.join(levels[: depth + 1]) for depth in range(len(levels))]
+    attributes = {_field(name): value for name, value in item.attributes.items()}
+    return {"available": item.available, CATEGORY_PREFIXES: prefixes, **attributes}
 
 
 def check(filters: Sequence[Filter], attribute_types: Mapping[str, str], field: str = "filters") -> None:
@@ -78,17 +91,22 @@ def expression(filters: Sequence[Filter], exclude_item_ids: Sequence[str] = ()) 
 
 
 def _term(condition: Filter) -> str:
-    name = condition.attribute
+    name = _field(condition.attribute)
     if condition.any_of is not None:
         values = json.dumps(list(condition.any_of), ensure_ascii=False)
         # A path and everything below it: the index holds every prefix of an item's path.
-        return f"json_contains_any(category_prefixes, {values})" if name == "category" else f"{name} in {values}"
+        return f"json_contains_any({name}, {values})" if name == CATEGORY_PREFIXES else f"{name} in {values}"
     if condition.bounds is not None:
         low, high = condition.bounds
         terms = [f"{name} >= {low!r}"] if low is not None else []
         terms += [f"{name} <= {high!r}"] if high is not None else []
         return "(" + (" and ".join(terms) or f"exists {name}") + ")"
     return f"{name} == {str(condition.is_).lower()}"
+
+
+def _field(attribute: str) -> str:
+    """An attribute's name in the index. With the prefix it is never a word of the expression language, nor a key field."""
+    return {"category": CATEGORY_PREFIXES, "available": "available"}.get(attribute, f"attribute_{attribute}")
 
 
 def _value(item: Item, attribute: str) -> AttributeValue | None:

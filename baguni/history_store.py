@@ -22,16 +22,17 @@ _VERSION_KEY = "baguni:{%s}:version"
 # KEYS: history, version. ARGV: max events, ttl in s, then score and member of each event.
 # The kept set is compared before and after: an event that is trimmed at once is no change.
 _APPLY = """
-local added = 0
+local added, is_new = 0, {}
 for i = 3, #ARGV, 2 do
-  added = added + redis.call('ZADD', KEYS[1], 'NX', ARGV[i], ARGV[i + 1])
+  if redis.call('ZADD', KEYS[1], 'NX', ARGV[i], ARGV[i + 1]) == 1 then
+    added = added + 1
+    is_new[ARGV[i + 1]] = true
+  end
 end
 local version = tonumber(redis.call('GET', KEYS[2]) or '0')
 if added > 0 then
   local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[1])
   if over > 0 then
-    local is_new = {}
-    for i = 4, #ARGV, 2 do is_new[ARGV[i]] = true end
     for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, over - 1)) do
       if is_new[member] then added = added - 1 end
     end

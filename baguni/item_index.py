@@ -3,12 +3,17 @@
     items_<release>     item vectors of the collaborative space, inner product
     content_<release>   content vectors, unit length, inner product = cosine
 
-Scalar fields, for filters, are dynamic: category, every prefix of its path, available, and each attribute.
+What filters ask for are dynamic fields, see `filters.index_fields`. A collection is filled under another name and gets
+its own at the end, so one that has the name is whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +23,21 @@ from numpy.typing import NDArray
 from pymilvus import AsyncMilvusClient, DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from baguni.catalog import CATEGORY_SEPARATOR, Item
+from baguni.catalog import Item
 from baguni.errors import ReleaseMismatchError, UnavailableError
+from baguni.filters import index_fields
 from baguni.release import Release
 
 INSERT_ROWS = 2_000
-TIMEOUT_S = 60.0
-INDEX = {"metric_type": "IP", "index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
-SEARCH = {"metric_type": "IP", "params": {}}
+MAX_ID_BYTES = 1_024  # ids have at most 256 characters, of at most 4 bytes
+# pymilvus would retry 75 times without a timeout; with one, until it expires.
+BUILD_TIMEOUT_S = 120.0  # creating and loading collections
+WRITE_TIMEOUT_S = 3.0  # a consumer that is told to stop ends within a few of these
+CONNECT_TIMEOUT_S = 5.0
+METRIC = "IP"
+INDEX = {"metric_type": METRIC, "index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
 MIN_EF = 128  # recall of HNSW at the sizes a page needs
-# Bounded staleness would wait for nothing either, but Eventually also never waits for a clock that stands still.
-CONSISTENCY = "Eventually"
+CONSISTENCY = "Eventually"  # a Strong read waits for the newest write's timestamp: up to 200 ms on every search
 
 
 @dataclass(frozen=True)
@@ -54,103 +63,84 @@ def collection_names(release_id: str) -> tuple[str, str]:
 
 
 class ItemIndex:
-    """Synchronous: building, changing and dropping a release's collections."""
+    """Synchronous: building, changing and dropping a release's collections. Every call raises UnavailableError if
+    Milvus does not do it in time."""
 
     def __init__(self, uri: str, release_id: str) -> None:
         self.release_id = release_id
         self._items, self._content = collection_names(release_id)
-        try:
-            self._client = MilvusClient(uri, timeout=10)
-        except (MilvusException, grpc.RpcError) as error:
-            raise _unavailable(error) from error
+        _silence_pymilvus()
+        with _milvus_errors():
+            self._client = MilvusClient(uri, timeout=CONNECT_TIMEOUT_S)
 
-    def fill(self, release: Release) -> None:
-        """Create both collections of a release and load them for search; a half-filled earlier try is replaced."""
+    def fill(self, release: Release) -> bool:
+        """Make both collections of a release and load them for search. True if one was missing and is now built."""
         vectors = {self._items: release.item_vectors, self._content: release.content_vectors}
-        try:
-            for name, vectors_ND in vectors.items():
-                if self._is_full(name, len(vectors_ND)):
-                    self._client.load_collection(name, timeout=TIMEOUT_S)
-                    continue
-                self._create(name, vectors_ND.shape[1])
-                for start in range(0, len(vectors_ND), INSERT_ROWS):
-                    items = release.catalog.items[start : start + INSERT_ROWS]
-                    rows = zip(items, vectors_ND[start : start + INSERT_ROWS], strict=True)
-                    self._client.insert(name, [_row(item, vector) for item, vector in rows], timeout=TIMEOUT_S)
-                self._client.flush(name, timeout=TIMEOUT_S)
-                self._client.load_collection(name, timeout=TIMEOUT_S)
-        except (MilvusException, grpc.RpcError) as error:
-            raise _unavailable(error) from error
+        with _milvus_errors():
+            missing = [name for name in vectors if not self._client.has_collection(name, timeout=WRITE_TIMEOUT_S)]
+            with ThreadPoolExecutor(len(vectors)) as pool:  # it is mostly waiting for Milvus
+                list(pool.map(lambda name: self._build(name, release.catalog.items, vectors[name]), missing))
+                list(pool.map(lambda name: self._client.load_collection(name, timeout=BUILD_TIMEOUT_S), vectors))
+        return bool(missing)
 
     def check(self) -> None:
         """Raise ReleaseMismatchError unless both collections exist and carry this release's id."""
-        try:
+        with _milvus_errors():
             for name in (self._items, self._content):
-                if not self._client.has_collection(name, timeout=TIMEOUT_S):
+                if not self._client.has_collection(name, timeout=WRITE_TIMEOUT_S):
                     raise ReleaseMismatchError(f"Milvus has no collection {name}, needed by release {self.release_id}")
-                carried = self._client.describe_collection(name, timeout=TIMEOUT_S).get("description")
+                carried = self._client.describe_collection(name, timeout=WRITE_TIMEOUT_S).get("description")
                 if carried != self.release_id:
                     raise ReleaseMismatchError(
-                        f"Milvus' {name} belongs to release {carried}, expected {self.release_id}"
+                        f"Milvus' {name} belongs to release {carried!r}, expected {self.release_id!r}"
                     )
-        except (MilvusException, grpc.RpcError) as error:
-            raise _unavailable(error) from error
 
     def upsert(self, items: Sequence[IndexedItem]) -> None:
         """Add or replace items in both spaces."""
-        try:
-            self._client.upsert(self._items, [_row(i.item, i.item_vector) for i in items], timeout=TIMEOUT_S)
-            self._client.upsert(self._content, [_row(i.item, i.content_vector) for i in items], timeout=TIMEOUT_S)
-        except (MilvusException, grpc.RpcError) as error:
-            raise _unavailable(error) from error
+        with _milvus_errors():
+            self._client.upsert(self._items, [_row(i.item, i.item_vector) for i in items], timeout=WRITE_TIMEOUT_S)
+            self._client.upsert(self._content, [_row(i.item, i.content_vector) for i in items], timeout=WRITE_TIMEOUT_S)
 
     def delete(self, item_ids: Sequence[str]) -> None:
         """Remove items from both spaces; ids that are not there change nothing."""
-        try:
+        with _milvus_errors():
             for name in (self._items, self._content):
-                self._client.delete(name, ids=list(item_ids), timeout=TIMEOUT_S)
-        except (MilvusException, grpc.RpcError) as error:
-            raise _unavailable(error) from error
+                self._client.delete(name, ids=list(item_ids), timeout=WRITE_TIMEOUT_S)
 
     def drop(self) -> None:
         """Delete both collections."""
-        try:
+        with _milvus_errors():
             for name in (self._items, self._content):
-                self._client.drop_collection(name, timeout=TIMEOUT_S)
-        except (MilvusException, grpc.RpcError) as error:
-            raise _unavailable(error) from error
+                self._client.drop_collection(name, timeout=BUILD_TIMEOUT_S)
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def _is_full(self, name: str, num_items: int) -> bool:
-        if not self._client.has_collection(name, timeout=TIMEOUT_S):
-            return False
-        stored = int(self._client.get_collection_stats(name, timeout=TIMEOUT_S)["row_count"])
-        return stored >= num_items
-
-    def _create(self, name: str, dim: int) -> None:
-        self._client.drop_collection(name, timeout=TIMEOUT_S)
+    def _build(self, name: str, items: Sequence[Item], vectors_ND: NDArray[np.float32]) -> None:
+        filling = f"{name}_filling"
+        self._client.drop_collection(filling, timeout=BUILD_TIMEOUT_S)  # of a try that did not end
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=True, description=self.release_id)
-        schema.add_field("item_id", DataType.VARCHAR, max_length=256, is_primary=True)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+        schema.add_field("item_id", DataType.VARCHAR, max_length=MAX_ID_BYTES, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=vectors_ND.shape[1])
+        self._client.create_collection(filling, schema=schema, consistency_level=CONSISTENCY, timeout=BUILD_TIMEOUT_S)
         index = self._client.prepare_index_params()
         index.add_index("vector", **INDEX)
-        self._client.create_collection(
-            name, schema=schema, index_params=index, consistency_level=CONSISTENCY, timeout=TIMEOUT_S
-        )
+        self._client.create_index(filling, index, timeout=BUILD_TIMEOUT_S)  # empty yet: what comes in is indexed
+        for start in range(0, len(items), INSERT_ROWS):
+            rows = zip(items[start : start + INSERT_ROWS], vectors_ND[start : start + INSERT_ROWS], strict=True)
+            self._client.insert(filling, [_row(item, vector) for item, vector in rows], timeout=BUILD_TIMEOUT_S)
+        self._client.flush(filling, timeout=BUILD_TIMEOUT_S)
+        self._client.rename_collection(filling, name, timeout=BUILD_TIMEOUT_S)
 
 
 class AsyncItemIndex:
     """Asynchronous: searching a release's collections. One a process and event loop."""
 
-    def __init__(self, uri: str, release_id: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, uri: str, release_id: str) -> None:
         self._items, self._content = collection_names(release_id)
-        try:
-            self._client = AsyncMilvusClient(uri, timeout=timeout_s)
-        except (MilvusException, grpc.RpcError) as error:
-            raise _unavailable(error) from error
+        _silence_pymilvus()
+        self._client = AsyncMilvusClient(uri, timeout=CONNECT_TIMEOUT_S)  # connects at the first search
 
     async def search_items(
         self, vector: NDArray[np.float32], limit: int, expression: str, timeout_s: float
@@ -171,39 +161,35 @@ class AsyncItemIndex:
     async def _search(
         self, name: str, vector: NDArray[np.float32], limit: int, expression: str, timeout_s: float
     ) -> list[Hit]:
-        try:
-            results = await self._client.search(
-                name,
-                data=[np.asarray(vector, np.float32).tolist()],
-                limit=limit,
-                filter=expression,
-                search_params={**SEARCH, "params": {"ef": max(limit, MIN_EF)}},
-                output_fields=["item_id"],
-                consistency_level=CONSISTENCY,
-                timeout=timeout_s,
-            )
-        except (MilvusException, grpc.RpcError) as error:
-            raise _unavailable(error) from error
+        with _milvus_errors():
+            async with asyncio.timeout(timeout_s):  # connecting included, which has no timeout of its own
+                results = await self._client.search(
+                    name,
+                    data=[np.asarray(vector, np.float32)],
+                    limit=limit,
+                    filter=expression,
+                    search_params={"metric_type": METRIC, "params": {"ef": max(limit, MIN_EF)}},
+                    output_fields=["item_id"],
+                    consistency_level=CONSISTENCY,
+                    timeout=timeout_s,
+                )
         return [Hit(hit["item_id"], float(hit["distance"])) for hit in results[0]]
 
 
-def category_prefixes(item: Item) -> list[str]:
-    """Every path that the item's category lies under, itself included."""
-    path = item.category_path
-    return [CATEGORY_SEPARATOR.join(path[: depth + 1]) for depth in range(len(path))]
-
-
 def _row(item: Item, vector: NDArray[np.float32]) -> dict[str, Any]:
-    return {
-        **item.attributes,
-        "item_id": item.item_id,
-        "vector": np.asarray(vector, np.float32).tolist(),
-        "category": item.category,
-        "category_prefixes": category_prefixes(item),
-        "available": item.available,
-    }
+    return {**index_fields(item), "item_id": item.item_id, "vector": np.asarray(vector, np.float32).tolist()}
 
 
-def _unavailable(error: Exception) -> UnavailableError:
-    message = getattr(error, "message", "") or str(error)
-    return UnavailableError("milvus", " ".join(str(message).split())[:300])
+@contextmanager
+def _milvus_errors() -> Iterator[None]:
+    """pymilvus raises its own errors and gRPC's."""
+    try:
+        yield
+    except (MilvusException, grpc.RpcError, TimeoutError) as error:
+        message = getattr(error, "message", "") or str(error) or "no answer in time"
+        raise UnavailableError("milvus", " ".join(str(message).split())[:300]) from error
+
+
+def _silence_pymilvus() -> None:
+    """It logs a traceback for every error, and then raises it: who calls decides what is worth a line."""
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)

@@ -1,14 +1,15 @@
-"""Items that changed since their release was built: how the item consumer tells every gateway, through Redis.
+"""Items that changed since their release was built: what item consumers tell every gateway and each other, in Redis.
 
-A hash holds each changed item whole; a sorted set says in which order they changed, so that a gateway asks only for what
-is new since it last asked. Both are bounded by the number of items that ever changed, and belong to one release.
+One hash holds each changed item whole; a sorted set says in which order they changed, so that a reader asks only for what
+is new since it last asked; another hash says which new Semantic ID is whose. All are bounded by the number of items that
+ever changed, and belong to one release.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -20,8 +21,6 @@ from numpy.typing import NDArray
 from baguni.catalog import Item
 from baguni.errors import UnavailableError
 
-_KEY = "baguni:{items:%s}"  # braces: the three keys share one slot in a Redis cluster
-
 # KEYS: items, changes, sequence. ARGV: item_id and payload of each item.
 _WRITE = """
 for i = 1, #ARGV, 2 do
@@ -29,7 +28,33 @@ for i = 1, #ARGV, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
   redis.call('ZADD', KEYS[2], sequence, ARGV[i])
 end
-return redis.call('GET', KEYS[3])
+"""
+
+# KEYS: items, changes. ARGV: the last sequence that is known. Returns sequence, payload, sequence, payload, …
+_CHANGES = """
+local changed = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES')
+local reply = {}
+for i = 1, #changed, 2 do
+  reply[i] = changed[i + 1]
+  reply[i + 1] = redis.call('HGET', KEYS[1], changed[i])
+end
+return reply
+"""
+
+# KEYS: claims. ARGV: item_id, the content codes, the number of suffixes, then suffixes that are taken.
+# An item that asks again is given what it has.
+_CLAIM = """
+local taken = {}
+for i = 4, #ARGV do taken[tonumber(ARGV[i])] = true end
+for suffix = 0, tonumber(ARGV[3]) - 1 do
+  if not taken[suffix] then
+    local field = ARGV[2] .. ',' .. suffix
+    if redis.call('HSETNX', KEYS[1], field, ARGV[1]) == 1 or redis.call('HGET', KEYS[1], field) == ARGV[1] then
+      return suffix
+    end
+  end
+end
+return -1
 """
 
 
@@ -46,56 +71,76 @@ class LiveItem:
 
 
 class LiveItemWriter:
-    """Synchronous, for the item consumer."""
+    """Synchronous, for the item consumers."""
 
     def __init__(self, client: redis.Redis, release_id: str) -> None:
-        self._client = client
         self._write = client.register_script(_WRITE)
-        self._keys = _keys(release_id)
+        self._changes = client.register_script(_CHANGES)
+        self._claim = client.register_script(_CLAIM)
+        self._keys = _Keys(release_id)
+        self._last_sequence = 0
 
     def write(self, items: Sequence[LiveItem]) -> None:
         """Publish items, in their order, at once."""
         arguments = [part for live in items for part in (live.item.item_id, _encode(live))]
         try:
-            self._write(keys=self._keys, args=arguments)
+            self._write(keys=[self._keys.items, self._keys.changes, self._keys.sequence], args=arguments)
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
 
-    def read_all(self) -> dict[str, LiveItem]:
-        """Every changed item by id: where a consumer that starts again goes on from."""
+    def changes(self) -> list[LiveItem]:
+        """Items that anyone changed since the last call, in order; at first, all of them."""
         try:
-            stored = cast("dict[bytes, bytes]", self._client.hgetall(self._keys[0]))
+            reply = self._changes(keys=[self._keys.items, self._keys.changes], args=[self._last_sequence])
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
-        return {item_id.decode(): _decode(payload) for item_id, payload in stored.items()}
+        self._last_sequence, changed = _changed(cast("list[bytes]", reply), self._last_sequence)
+        return changed
+
+    def claim(
+        self, item_id: str, content_codes: Sequence[int], num_suffixes: int, taken: Collection[int]
+    ) -> tuple[int, ...] | None:
+        """A Semantic ID for a new item: the content codes and the lowest suffix that is neither in `taken` nor another
+        item's, or None if all are. The same item is given the same ID again."""
+        arguments: list[str | int] = [item_id, ",".join(map(str, content_codes)), num_suffixes, *taken]
+        try:
+            suffix = int(cast("int", self._claim(keys=[self._keys.claims], args=arguments)))
+        except redis.RedisError as error:
+            raise UnavailableError("redis", str(error)) from error
+        return None if suffix < 0 else (*content_codes, suffix)
 
 
 class LiveItemReader:
     """Asynchronous, for the gateway: call `changes` again and again."""
 
     def __init__(self, client: redis.asyncio.Redis, release_id: str) -> None:
-        self._client = client
-        self._items_key, self._changes_key, _ = _keys(release_id)
+        self._changes = client.register_script(_CHANGES)
+        self._keys = _Keys(release_id)
         self._last_sequence = 0
 
     async def changes(self) -> list[LiveItem]:
         """Items that changed since the last call, in order."""
         try:
-            changed: Any = await self._client.zrangebyscore(
-                self._changes_key, f"({self._last_sequence}", "+inf", withscores=True
-            )
-            if not changed:
-                return []
-            payloads: Any = await self._client.hmget(self._items_key, [item_id for item_id, _ in changed])
+            reply: Any = await self._changes(keys=[self._keys.items, self._keys.changes], args=[self._last_sequence])
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
-        self._last_sequence = int(changed[-1][1])
-        return [_decode(payload) for payload in payloads if payload is not None]
+        self._last_sequence, changed = _changed(reply, self._last_sequence)
+        return changed
 
 
-def _keys(release_id: str) -> list[str]:
-    base = _KEY % release_id
-    return [base, f"{base}:changes", f"{base}:sequence"]
+class _Keys:
+    """Redis keys of one release; the braces keep them in one slot of a Redis cluster."""
+
+    def __init__(self, release_id: str) -> None:
+        self.items = f"baguni:{{items:{release_id}}}"
+        self.changes = f"{self.items}:changes"
+        self.sequence = f"{self.items}:sequence"
+        self.claims = f"{self.items}:claims"
+
+
+def _changed(reply: Sequence[bytes], last_sequence: int) -> tuple[int, list[LiveItem]]:
+    sequences, payloads = reply[::2], reply[1::2]
+    return int(sequences[-1]) if sequences else last_sequence, [_decode(payload) for payload in payloads]
 
 
 def _encode(live: LiveItem) -> str:

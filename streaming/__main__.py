@@ -6,64 +6,114 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from baguni.events import ITEM_TOPIC, USER_TOPICS
+from baguni.errors import BaguniError, UnavailableError
+from baguni.events import ITEM_TOPIC, USER_TOPICS, Event
 from baguni.history_store import HistoryWriter
 from baguni.inference import SyncInferenceClient
 from baguni.item_index import ItemIndex
 from baguni.live_items import LiveItemWriter
 from baguni.release import ReleaseStore
-from streaming.consumer import EventConsumer, stop_on_signals
+from streaming.consumer import Apply, EventConsumer, stop_on_signals
 from streaming.dead_letters import DeadLetters
-from streaming.item_updates import ItemUpdates
+from streaming.item_updates import ItemServers, ItemUpdates, Rejections
 from streaming.settings import StreamingSettings
 from streaming.user_updates import UserUpdates
 
+log = logging.getLogger("streaming")
 POINTER_CHECK_S = 2.0
-REDIS_TIMEOUT_S = 5.0
+BROKER_RETRY_S = 1.0
+REDIS_TIMEOUT_S = 2.0
 
 
-def consume_user_events(settings: StreamingSettings, stopping: threading.Event) -> None:
-    """Orders, clicks and carts → histories."""
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=REDIS_TIMEOUT_S)
-    dead_letters = DeadLetters(settings.kafka_bootstrap)
-    updates = UserUpdates(HistoryWriter(client, settings.max_events))
-    try:
-        EventConsumer(settings, USER_TOPICS, "baguni-users", updates.apply, dead_letters).run(stopping.is_set)
-    finally:
-        dead_letters.close()
-        client.close()
+class Consumers:
+    """What the consumers of this process share: settings, the dead letters, and the wish to stop."""
 
+    def __init__(self, settings: StreamingSettings, stopping: threading.Event) -> None:
+        self._settings, self._stopping = settings, stopping
+        self._dead_letters = DeadLetters(settings.kafka_bootstrap)
+        # One more try, at once, for a connection that went stale; longer patience is the consumer's.
+        self._redis = redis.Redis.from_url(
+            settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1)
+        )
 
-def consume_item_events(settings: StreamingSettings, stopping: threading.Event) -> None:
-    """Items → Milvus and gateways, for whichever release is active. A group per release: a new one reads the topic from
-    its start, since what changed after it was built may stand anywhere in it."""
-    store = ReleaseStore(settings.releases)
-    dead_letters = DeadLetters(settings.kafka_bootstrap)
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=REDIS_TIMEOUT_S)
-    try:
-        while not stopping.is_set():
+    def consume_user_events(self) -> None:
+        """Orders, clicks and carts → histories."""
+        updates = UserUpdates(HistoryWriter(self._redis, self._settings.max_events))
+        while not self._stopping.is_set():
+            self._consume(
+                USER_TOPICS, "baguni-users", updates.apply, self._settings.batch_records, self._stopping.is_set
+            )
+
+    def consume_item_events(self) -> None:
+        """Items → Milvus and gateways, for whichever release is active. A group per release: a new one reads the topic
+        from its start, since what changed after it was built may stand anywhere in it."""
+        store = ReleaseStore(self._settings.releases)
+        while not self._stopping.is_set():
             release_id = store.active_id()
             if release_id is None:
-                stopping.wait(POINTER_CHECK_S)
+                self._stopping.wait(POINTER_CHECK_S)
                 continue
-            release = store.get(release_id, verify=False)
-            inference = SyncInferenceClient(settings.triton_url, release_id, release.signature)
-            index = ItemIndex(settings.milvus_uri, release_id)
-            updates = ItemUpdates(release, inference, index, LiveItemWriter(client, release_id))
-            group = f"baguni-items-{release_id}"
-            consumer = EventConsumer(settings, [ITEM_TOPIC], group, updates.apply, dead_letters)
-            consumer.run(_until_switch(store, release_id, stopping))
-            inference.close()
-            index.close()
-    finally:
-        dead_letters.close()
-        client.close()
+            log.info("following release=%s", release_id)
+            updates = ReleaseUpdates(store, release_id, self._settings, self._redis)
+            until = UntilSwitch(store, release_id, self._stopping)
+            try:
+                group = f"baguni-items-{release_id}"
+                self._consume([ITEM_TOPIC], group, updates.apply, self._settings.item_batch_records, until)
+            finally:
+                updates.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._dead_letters.close()
+        self._redis.close()
+
+    def _consume(
+        self, topics: Sequence[str], group: str, apply: Apply, batch_records: int, should_stop: Callable[[], bool]
+    ) -> None:
+        try:
+            consumer = EventConsumer(self._settings, topics, group, apply, self._dead_letters, batch_records)
+        except UnavailableError as error:
+            log.warning("waiting retry_s=%.1f error=%s", BROKER_RETRY_S, error)
+            self._stopping.wait(BROKER_RETRY_S)
+            return
+        consumer.run(should_stop)
 
 
-class _until_switch:  # noqa: N801 - reads as a condition where it is used
+class ReleaseUpdates:
+    """ItemUpdates of one release, opened at the first batch: opening needs servers, and the consumer knows how to wait."""
+
+    def __init__(self, store: ReleaseStore, release_id: str, settings: StreamingSettings, client: redis.Redis) -> None:
+        self._release, self._settings, self._redis = store.get(release_id, verify=False), settings, client
+        self._servers: ItemServers | None = None
+        self._updates: ItemUpdates | None = None
+
+    def apply(self, events: Sequence[Event]) -> Rejections:
+        """See ItemUpdates.apply."""
+        if self._updates is None:
+            self._servers = self._servers or self._open()
+            self._servers.index.check()
+            self._updates = ItemUpdates(self._release, self._servers)
+        return self._updates.apply(events)
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._servers is not None:
+            self._servers.close()
+
+    def _open(self) -> ItemServers:
+        release_id, settings = self._release.release_id, self._settings
+        index = ItemIndex(settings.milvus_uri, release_id)
+        inference = SyncInferenceClient(settings.triton_url, release_id, self._release.signature)
+        return ItemServers(inference, index, LiveItemWriter(self._redis, release_id))
+
+
+class UntilSwitch:
     """True once told to stop, or once another release is active; looks at the pointer every few seconds."""
 
     def __init__(self, store: ReleaseStore, release_id: str, stopping: threading.Event) -> None:
@@ -81,12 +131,18 @@ class _until_switch:  # noqa: N801 - reads as a condition where it is used
 
 def main() -> None:
     """Run the consumer that the command line names."""
-    consumers = {"user": consume_user_events, "item": consume_item_events}
-    if len(sys.argv) != 2 or sys.argv[1] not in consumers:
-        sys.exit(f"usage: python -m streaming {'|'.join(consumers)}")
+    names = ("user", "item")
+    if len(sys.argv) != 2 or sys.argv[1] not in names:
+        sys.exit(f"usage: python -m streaming {'|'.join(names)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("kafka").setLevel(logging.WARNING)
-    consumers[sys.argv[1]](StreamingSettings(), stop_on_signals())
+    consumers = Consumers(StreamingSettings(), stop_on_signals())
+    try:
+        consumers.consume_user_events() if sys.argv[1] == "user" else consumers.consume_item_events()
+    except BaguniError as error:
+        sys.exit(f"Error: {error}")
+    finally:
+        consumers.close()
 
 
 if __name__ == "__main__":

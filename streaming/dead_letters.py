@@ -6,12 +6,15 @@ import logging
 from dataclasses import dataclass
 
 from kafka import KafkaProducer
+from kafka.errors import KafkaError
 
 from baguni.errors import UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
 
 log = logging.getLogger(__name__)
-SEND_TIMEOUT_S = 10.0
+SEND_TIMEOUT_S = 5.0
+MAX_ERROR_LENGTH = 1_000
+MAX_REQUEST_BYTES = 10 << 20  # a record as big as the broker takes, and what is added to it
 
 
 @dataclass(frozen=True)
@@ -27,29 +30,44 @@ class Record:
 
 
 class DeadLetters:
-    """Sends records to the dead-letter topic; returns only when the broker has them."""
+    """Sends records to the dead-letter topic; returns only when the broker has them. Connects at the first."""
 
     def __init__(self, bootstrap: str) -> None:
-        self._producer = KafkaProducer(bootstrap_servers=bootstrap, acks="all", linger_ms=0)
+        self._bootstrap = bootstrap
+        self._producer: KafkaProducer | None = None
 
     def send(self, record: Record, error: MalformedEvent) -> None:
         """Keep a record aside. Its own headers stay; those that begin with `dead_letter_` say what happened."""
         headers = [
             *record.headers,
             ("dead_letter_reason", error.reason.encode()),
-            ("dead_letter_error", str(error).encode()),
+            ("dead_letter_error", str(error)[:MAX_ERROR_LENGTH].encode(errors="replace")),
             ("dead_letter_topic", record.topic.encode()),
             ("dead_letter_partition", str(record.partition).encode()),
             ("dead_letter_offset", str(record.offset).encode()),
         ]
-        future = self._producer.send(DEAD_LETTER_TOPIC, key=record.key, value=record.value, headers=headers)
         try:
+            if self._producer is None:
+                self._producer = self._connect()
+            future = self._producer.send(DEAD_LETTER_TOPIC, key=record.key, value=record.value, headers=headers)
             future.get(timeout=SEND_TIMEOUT_S)
-        except Exception as failure:  # the client raises its own and built-in errors alike; all mean: not stored
+        except KafkaError as failure:
             raise UnavailableError("kafka", f"dead letter not stored: {failure}") from failure
         where = f"{record.topic}/{record.partition}@{record.offset}"
         log.warning("dead letter reason=%s source=%s error=%s", error.reason, where, error)
 
     def close(self) -> None:
         """Flush and close."""
-        self._producer.close(timeout=SEND_TIMEOUT_S)
+        if self._producer is not None:
+            self._producer.close(timeout=SEND_TIMEOUT_S)
+
+    def _connect(self) -> KafkaProducer:
+        milliseconds = int(SEND_TIMEOUT_S * 1000)
+        return KafkaProducer(
+            bootstrap_servers=self._bootstrap,
+            acks="all",
+            linger_ms=0,
+            bootstrap_timeout_ms=milliseconds,
+            max_block_ms=milliseconds,
+            max_request_size=MAX_REQUEST_BYTES,
+        )

@@ -1,109 +1,134 @@
 """What item events do: text → text encoder → item encoder → codes and vectors → Milvus, and word to every gateway.
 
 Published Semantic IDs never move: an item keeps its codes when its text changes, only its vectors follow; a new item
-takes a free suffix of its content codes. An event older than what is known of its item changes nothing.
+takes a free suffix of its content codes. While its text stays, its vectors stay too, and only what filters ask for is
+new. An event older than what is known of its item changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from baguni.catalog import Item
 from baguni.events import Event, ItemRemoval, ItemUpsert, MalformedEvent
-from baguni.inference import SyncInferenceClient
+from baguni.inference import Arrays, SyncInferenceClient
 from baguni.item_index import IndexedItem, ItemIndex
 from baguni.live_items import LiveItem, LiveItemWriter
 from baguni.release import Release
 
-ENCODE_TIMEOUT_S = 10.0
-CHUNK = 32
+ENCODE_TIMEOUT_S = 5.0
+ITEM_BATCH = 32  # one call of the encoders
+
+ItemEvent = ItemUpsert | ItemRemoval
+Rejections = list[tuple[int, MalformedEvent]]
+
+
+@dataclass(frozen=True)
+class ItemServers:
+    """Where one release's items are kept up to date."""
+
+    inference: SyncInferenceClient
+    index: ItemIndex
+    live_items: LiveItemWriter
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.inference.close()
+        self.index.close()
 
 
 class ItemUpdates:
-    """Applies batches of item events to one release's collections."""
+    """Applies batches of item events to one release. Any number of consumers may, each with its own items."""
 
-    def __init__(
-        self, release: Release, inference: SyncInferenceClient, index: ItemIndex, writer: LiveItemWriter
-    ) -> None:
-        self._release, self._inference, self._index, self._writer = release, inference, index, writer
-        self._live = writer.read_all()
-        self._suffixes: dict[tuple[int, ...], set[int]] = {}
-        published = release.semantic_ids.codes_NL.tolist()
-        for *content, suffix in [*published, *(list(live.codes) for live in self._live.values())]:
-            self._suffixes.setdefault(tuple(content), set()).add(suffix)
+    def __init__(self, release: Release, servers: ItemServers) -> None:
+        self._release, self._servers = release, servers
+        self._live: dict[str, LiveItem] = {}
+        self._published_suffixes: dict[tuple[int, ...], set[int]] = {}
+        for *content, suffix in release.semantic_ids.codes_NL.tolist():
+            self._published_suffixes.setdefault(tuple(content), set()).add(suffix)
 
-    def apply(self, events: Sequence[Event]) -> list[tuple[int, MalformedEvent]]:
+    def apply(self, events: Sequence[Event]) -> Rejections:
         """Apply a batch; of several events of one item the newest counts. Raises UnavailableError; safe to repeat."""
-        newest: dict[str, tuple[int, ItemUpsert | ItemRemoval]] = {}
-        rejected = []
-        for position, event in enumerate(events):
-            try:
-                item_id, checked = self._check(event)
-            except MalformedEvent as error:
-                rejected.append((position, error))
-                continue
-            if item_id not in newest or newest[item_id][1].time_ms <= checked.time_ms:
-                newest[item_id] = (position, checked)
-        fresh = [(p, e) for i, (p, e) in newest.items() if i not in self._live or self._live[i].time_ms < e.time_ms]
-        for start in range(0, len(fresh), CHUNK):
-            rejected += self._apply_chunk(fresh[start : start + CHUNK])
+        self._live.update((live.item.item_id, live) for live in self._servers.live_items.changes())
+        checked, rejected = self._check(events)
+        newest: dict[str, tuple[int, ItemEvent]] = {}
+        for position, event in checked:
+            if event.item_id not in newest or newest[event.item_id][1].time_ms <= event.time_ms:
+                newest[event.item_id] = (position, event)
+        fresh = [(position, event) for position, event in newest.values() if self._changes_something(event)]
+        for start in range(0, len(fresh), ITEM_BATCH):
+            rejected += self._apply_batch(fresh[start : start + ITEM_BATCH])
         return rejected
 
-    def _check(self, event: Event) -> tuple[str, ItemUpsert | ItemRemoval]:
-        if isinstance(event, ItemRemoval):
-            return event.item_id, event
-        if not isinstance(event, ItemUpsert):
-            raise MalformedEvent("wrong_topic", "a user event on the item topic")
-        types = self._release.catalog.attribute_types
-        for name, value in event.item.attributes.items():
-            kind = "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
-            if types.get(name) != kind:
-                raise MalformedEvent(
-                    "attribute",
-                    f"attributes[{name!r}] is a {kind}, expected {types.get(name, 'a name of the catalogue')}",
-                )
-        return event.item.item_id, event
+    def _check(self, events: Sequence[Event]) -> tuple[list[tuple[int, ItemEvent]], Rejections]:
+        checked, rejected = [], []
+        for position, event in enumerate(events):
+            if isinstance(event, ItemUpsert | ItemRemoval):
+                problem = self._problem(event)
+                if problem is None:
+                    checked.append((position, event))
+                else:
+                    rejected.append((position, MalformedEvent("attribute", problem)))
+            else:
+                rejected.append((position, MalformedEvent("wrong_topic", "a user event on the item topic")))
+        return checked, rejected
 
-    def _apply_chunk(self, chunk: Sequence[tuple[int, ItemUpsert | ItemRemoval]]) -> list[tuple[int, MalformedEvent]]:
-        upserts = [(p, e) for p, e in chunk if isinstance(e, ItemUpsert)]
-        known = {e.item.item_id: self._known(e.item.item_id) for _, e in upserts}
-        changed_text = [(p, e) for p, e in upserts if not _same_text(known[e.item.item_id], e.item)]
-        encoded = self._encode([e.item for _, e in changed_text])
+    def _problem(self, event: ItemEvent) -> str | None:
+        """What is wrong with an event's attributes, by the release's catalogue."""
+        types = self._release.catalog.attribute_types
+        attributes = event.item.attributes if isinstance(event, ItemUpsert) else {}
+        for name, value in attributes.items():
+            kind = "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
+            if name not in types:
+                return f"attributes[{name!r}] is not declared, expected one of {', '.join(sorted(types))}"
+            if types[name] != kind:
+                return f"attributes[{name!r}] is a {kind}, expected a {types[name]}"
+        return None
+
+    def _changes_something(self, event: ItemEvent) -> bool:
+        known = self._known(event.item_id)
+        if known is None:
+            return isinstance(event, ItemUpsert)
+        if known.time_ms != event.time_ms:
+            return known.time_ms < event.time_ms
+        if isinstance(event, ItemRemoval):
+            return not known.removed
+        return known.removed or known.item != event.item
+
+    def _apply_batch(self, batch: Sequence[tuple[int, ItemEvent]]) -> Rejections:
+        vectors = self._encode([e.item for _, e in batch if isinstance(e, ItemUpsert) and not self._has_text(e.item)])
         live, rejected = [], []
-        for position, event in chunk:
-            try:
-                live += self._live_item(event, encoded)
-            except MalformedEvent as error:
-                rejected.append((position, error))
+        for position, event in batch:
+            known = self._known(event.item_id)
+            if isinstance(event, ItemRemoval):
+                assert known is not None
+                live.append(replace(known, time_ms=event.time_ms, removed=True))
+                continue
+            new = vectors.get(event.item_id, known)
+            assert new is not None
+            codes = known.codes if known is not None else self._claim(event.item_id, new.codes)
+            if codes is None:
+                message = f"every suffix of the content codes {new.codes} is taken: train a new release"
+                rejected.append((position, MalformedEvent("no_free_id", message)))
+                continue
+            live.append(replace(new, item=event.item, codes=codes, time_ms=event.time_ms, removed=False))
         self._publish(live)
         return rejected
 
-    def _live_item(self, event: ItemUpsert | ItemRemoval, encoded: dict[str, LiveItem]) -> list[LiveItem]:
-        if isinstance(event, ItemRemoval):
-            known = self._known(event.item_id)
-            return [] if known is None else [replace(known, time_ms=event.time_ms, removed=True)]
-        known = self._known(event.item.item_id)
-        if known is not None and _same_text(known, event.item):
-            return [replace(known, item=event.item, time_ms=event.time_ms, removed=False)]
-        new = encoded[event.item.item_id]
-        codes = known.codes if known is not None else self._free_id(new.codes)
-        return [replace(new, codes=codes, time_ms=event.time_ms)]
-
     def _publish(self, live: Sequence[LiveItem]) -> None:
-        present = [x for x in live if not x.removed]
-        if present:
-            self._index.upsert([IndexedItem(x.item, x.item_vector, x.content_vector) for x in present])
+        """First where it is searched, then where it is announced: a gateway that knows an item can find it."""
+        present = [IndexedItem(x.item, x.item_vector, x.content_vector) for x in live if not x.removed]
         removed = [x.item.item_id for x in live if x.removed]
+        if present:
+            self._servers.index.upsert(present)
         if removed:
-            self._index.delete(removed)
+            self._servers.index.delete(removed)
         if live:
-            self._writer.write(live)
-        for item in live:
-            self._live[item.item.item_id] = item
-            self._suffixes.setdefault(item.codes[:-1], set()).add(item.codes[-1])
+            self._servers.live_items.write(live)
+        self._live.update((item.item.item_id, item) for item in live)
 
     def _known(self, item_id: str) -> LiveItem | None:
         """The item as it is now: from an earlier event, or from the release."""
@@ -117,27 +142,21 @@ class ItemUpdates:
         vectors = (release.item_vectors[index], release.content_vectors[index])
         return LiveItem(release.catalog.items[index], codes, *vectors, time_ms=0)
 
+    def _has_text(self, item: Item) -> bool:
+        known = self._known(item.item_id)
+        return known is not None and known.item.text == item.text
+
     def _encode(self, items: Sequence[Item]) -> dict[str, LiveItem]:
+        """Items with the vectors of their texts; `codes` are content codes, without a suffix."""
         if not items:
             return {}
         text = np.asarray([[item.text.encode()] for item in items], dtype=np.object_)
-        embedding = self._inference.infer("text_encoder", {"text": text}, ENCODE_TIMEOUT_S)
-        encoded = self._inference.infer("item_encoder", embedding, ENCODE_TIMEOUT_S)
+        embedding = self._servers.inference.infer("text_encoder", {"text": text}, ENCODE_TIMEOUT_S)
+        encoded: Arrays = self._servers.inference.infer("item_encoder", embedding, ENCODE_TIMEOUT_S)
         rows = zip(items, encoded["codes"].tolist(), encoded["item_vector"], encoded["content_vector"], strict=True)
         return {item.item_id: LiveItem(item, tuple(codes), v, c, time_ms=0) for item, codes, v, c in rows}
 
-    def _free_id(self, content_codes: tuple[int, ...]) -> tuple[int, ...]:
-        used = self._suffixes.get(content_codes, set())
-        size = self._release.signature.codebook_sizes[-1]
-        for suffix in range(size):
-            if suffix not in used:
-                used.add(suffix)
-                self._suffixes[content_codes] = used
-                return (*content_codes, suffix)
-        raise MalformedEvent(
-            "no_free_id", f"all {size} suffixes of the content codes {content_codes} are taken: retrain"
-        )
-
-
-def _same_text(known: LiveItem | None, item: Item) -> bool:
-    return known is not None and known.item.text == item.text
+    def _claim(self, item_id: str, content_codes: tuple[int, ...]) -> tuple[int, ...] | None:
+        num_suffixes = self._release.signature.codebook_sizes[-1]
+        published = self._published_suffixes.get(content_codes, set())
+        return self._servers.live_items.claim(item_id, content_codes, num_suffixes, published)

@@ -14,7 +14,8 @@ class StreamingSettings(Endpoints):
     """Addresses and limits. `ready_file` is touched once partitions are assigned, for whoever supervises the process."""
 
     max_events: int = Field(default=MAX_EVENTS, ge=1)
-    batch_records: int = Field(default=500, ge=1)
+    batch_records: int = Field(default=500, ge=1)  # one round trip to Redis
+    item_batch_records: int = Field(default=64, ge=1)  # two calls of the encoders, so that a stop need not wait long
     session_timeout_ms: int = Field(default=6_000, ge=1_000)  # a crashed consumer's partitions move after this long
     ready_file: Path | None = None
     group_suffix: str = ""
