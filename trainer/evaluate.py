@@ -33,7 +33,7 @@ Ranker = Callable[[Batch, bool], Lists]
 
 
 @dataclass(frozen=True)
-class Test:
+class TestMonth:
     """The orders to predict."""
 
     samples: OrderSamples
@@ -45,25 +45,25 @@ class Test:
             yield self.samples.batch(self.order_Q[start : start + BATCH_SIZE])
 
     @cached_property
-    def user_Q(self) -> NDArray[np.int64]:
+    def user_Q(self) -> NDArray[np.int64]:  # noqa: N802 - a shape suffix
         """The user of each query."""
         return self.samples.user_O[self.order_Q]
 
 
-def test_of(run: Run, mode: Literal["first", "rolling"], limit: int | None = None) -> Test:
+def month_to_predict(run: Run, mode: Literal["first", "rolling"], limit: int | None = None) -> TestMonth:
     """The run's test month; `limit` takes a random part of it."""
     queries = evaluation_queries(run.dataset, run.test_start_ms, mode=mode, min_orders=run.recipe.min_test_orders)
     order_Q = queries.order_Q
     if limit is not None and limit < len(order_Q):
         order_Q = np.sort(np.random.default_rng(0).choice(order_Q, limit, replace=False))
-    return Test(OrderSamples(run.dataset, run.semantic_ids(), run.recipe.max_tokens), order_Q)
+    return TestMonth(OrderSamples(run.dataset, run.semantic_ids(), run.recipe.max_tokens), order_Q)
 
 
 def evaluate(
     run: Run, mode: Literal["first", "rolling"] = "first", limit: int | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
     """Every model of a run on its test month: {model: {"all" | "novel": {metric: value}}}, with the test's own facts."""
-    test = test_of(run, mode, limit)
+    test = month_to_predict(run, mode, limit)
     frequency_N = run.training_set.frequency_N.numpy().astype(np.float64)
     rankers = {
         "global popularity": popularity_ranker(run.recent_popularity()),
@@ -123,10 +123,10 @@ def generative_ranker(model: DualHeadModel, table: SemanticIdTable, num_beams: i
     return rank
 
 
-def _measure(test: Test, ranker: Ranker, frequency_N: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
+def _measure(test: TestMonth, ranker: Ranker, frequency_N: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
     result = {}
     for setting in ("all", "novel"):
-        lists, rows, items, kept = [], [], [], []
+        lists, rows, items = [], [], []
         for number, batch in enumerate(test.batches()):
             row, item = batch.target_row_P.numpy(), batch.target_item_P.numpy()
             if setting == "novel":

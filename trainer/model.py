@@ -77,7 +77,7 @@ class Modules(nn.ModuleList, Generic[ModuleT]):
         return super().__iter__()  # type: ignore[return-value]
 
     def __getitem__(self, index: int) -> ModuleT:  # type: ignore[override]
-        return super().__getitem__(index)  # type: ignore[return-value]
+        return super().__getitem__(index)
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 from milvus import MilvusServer, MilvusServerConfig
 
 
-class Config(MilvusServerConfig):
+class Config(MilvusServerConfig):  # type: ignore[misc]
     """Takes a port whose last connections are still dying, as every server does: the wheel's own check refuses to start
     for a minute after a stop."""
 

