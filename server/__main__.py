@@ -39,7 +39,7 @@ async def serve(settings: ServerSettings, stopping: asyncio.Event) -> None:
     client = redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=2.0, socket_connect_timeout=1.0)
     active = ActiveRelease(settings, ReleaseStore(settings.releases), client)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=OPTIONS)
-    health = grpc_health.aio.HealthServicer()
+    health = grpc_health.aio.HealthServicer()  # type: ignore[attr-defined]
     pb_grpc.add_RecommendationServiceServicer_to_server(
         RecommendationService(settings, active, HistoryReader(client)), server
     )

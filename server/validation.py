@@ -182,14 +182,15 @@ def _recent_events(anonymous: pb.AnonymousUser, checks: _Checks) -> tuple[Histor
     for position, event in enumerate(anonymous.recent_events):
         place = f"{where}[{position}]"
         checks.length(event.item_id, f"{place}.item_id", 1, MAX_ID)
-        known = event.action in list(Action)
+        action = int(event.action)
+        known = action in set(Action)
         checks.require(known, f"{place}.action", "is not set, expected ACTION_ORDERED, _CLICKED or _CARTED")
         timed = event.event_time.seconds > 0
         checks.require(timed, f"{place}.event_time", "is missing, expected a time after 1970")
         if known and timed:
             milliseconds = event.event_time.seconds * 1000 + event.event_time.nanos // 1_000_000
-            order_id = (event.order_id or str(milliseconds)) if event.action == Action.ORDERED else ""
-            events.append(HistoryEvent(event.item_id, Action(event.action), milliseconds, order_id))
+            order_id = (event.order_id or str(milliseconds)) if action == Action.ORDERED else ""
+            events.append(HistoryEvent(event.item_id, Action(action), milliseconds, order_id))
     return tuple(sorted(set(events), key=lambda event: event.sort_key))
 
 
@@ -205,7 +206,7 @@ def _query_digest(request: pb.RecommendRequest) -> str:
     fixed = pb.RecommendRequest()
     fixed.CopyFrom(request)
     for changing in ("page_token", "page_size", "request_id", "now"):
-        fixed.ClearField(changing)  # type: ignore[arg-type]
+        fixed.ClearField(changing)
     return query_hash(fixed.SerializeToString(deterministic=True))
 
 

@@ -3,7 +3,8 @@
 The teacher's score of an item is the log-likelihood of its whole Semantic ID, exact, for a list of candidates in one
 batched pass that shares the history's keys and values. The student learns it by KL divergence (Hinton et al. 2015,
 arXiv:1503.02531) and by the teacher's ranking (ListMLE), beside its own loss. Encoder and generative head are frozen: the
-teacher stays as good as it was, and one encoder pass serves both.
+teacher stays as good as it was, and one encoder pass serves both. The student learns from users for whom the teacher is
+right: where it is not (`teacher_is_right`), its judgement would only do harm.
 """
 
 # B = batch, C = candidates per user, N = items, S = tokens, M = candidate items of a step
@@ -16,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.losses import distillation_kl, distillation_listwise
+from trainer.losses import distillation_kl, distillation_listwise, teacher_is_right
 from trainer.model import DualHeadModel
 from trainer.recipes import DistillRecipe, Recipe
 from trainer.retrieval import RetrievalScores, score, whole_catalogue
-from trainer.samples import Batch
+from trainer.samples import Batch, sample_targets
 from trainer.train import Losses, TrainingSet, batches, set_learning_rate
 
 
@@ -62,26 +63,33 @@ def _losses(
     with torch.no_grad():
         teacher_BC = model.log_likelihood(memory, data.codes_NL[item_BC])
     student_BC = scores.everything_BM.gather(1, item_BC)
+    positive_BC = scores.positive_BM.gather(1, item_BC) * valid_BC
+    gate_B = teacher_is_right(student_BC, teacher_BC, valid_BC, positive_BC)
     return {
         "retrieval": scores.loss(None, recipe.novel_weight),
-        "kl": distillation_kl(student_BC, teacher_BC, valid_BC, recipe.distill.temperature),
-        "listwise": distillation_listwise(student_BC, teacher_BC, valid_BC),
+        "kl": distillation_kl(student_BC, teacher_BC, valid_BC, gate_B, recipe.distill.temperature),
+        "listwise": distillation_listwise(student_BC, teacher_BC, valid_BC, gate_B),
+        "gated": gate_B.mean(),
     }
 
 
 def candidate_lists(
     batch: Batch, scores: RetrievalScores, data: TrainingSet, settings: DistillRecipe, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """item_BC and valid_BC: what each user knows best, what the student would recommend, and others like and unlike it.
+    """item_BC and valid_BC: items of the next order, what the user knows best, what the student would recommend, and others
+    like and unlike it.
 
     An item that stands twice in a list is valid once.
     """
+    true_BC, present_BC = sample_targets(
+        batch, torch.ones(data.num_items), settings.num_true, torch.Generator().manual_seed(int(rng.integers(2**31)))
+    )
     known = batch.history.item_BS[:, : settings.num_known].long() - 1
     best = scores.everything_BM.detach().topk(min(settings.num_student, data.num_items), dim=-1).indices
     seeds = best[:, torch.from_numpy(rng.integers(0, best.shape[1], settings.num_same_category))]
     similar = torch.from_numpy(data.samples.same_category(seeds.flatten().numpy(), rng)).view_as(seeds)
     uniform = torch.from_numpy(rng.integers(0, data.num_items, (batch.size, settings.num_random)))
-    item_BC = torch.cat([known, best, similar, uniform], dim=1)
+    item_BC = torch.cat([true_BC.masked_fill(~present_BC, -1), known, best, similar, uniform], dim=1)
     return item_BC.clamp(min=0), (item_BC >= 0) & first_occurrence(item_BC)
 
 

@@ -41,8 +41,10 @@ def code_loss(logits_per_level: list[Tensor], codes_BQL: Tensor, weight_BQ: Tens
     return (total * weight_BQ).sum() / weight_BQ.sum().clamp(min=1e-6)
 
 
-def distillation_kl(student_BC: Tensor, teacher_BC: Tensor, valid_BC: Tensor, temperature: float) -> Tensor:
-    """Mean over users of KL(teacher ‖ student) between the softmaxes over each user's candidates, in nats.
+def distillation_kl(
+    student_BC: Tensor, teacher_BC: Tensor, valid_BC: Tensor, gate_B: Tensor, temperature: float
+) -> Tensor:
+    """Mean over gated users of KL(teacher ‖ student) between the softmaxes over each user's candidates, in nats.
 
     Scaled by temperature², so that its gradient keeps its size as the temperature changes (Hinton et al. 2015,
     arXiv:1503.02531). The teacher's scores are constants.
@@ -50,15 +52,33 @@ def distillation_kl(student_BC: Tensor, teacher_BC: Tensor, valid_BC: Tensor, te
     teacher = F.log_softmax(teacher_BC.float().masked_fill(~valid_BC, MASKED).detach() / temperature, dim=-1)
     student = F.log_softmax(student_BC.float().masked_fill(~valid_BC, MASKED) / temperature, dim=-1)
     divergence = (teacher.exp() * (teacher - student)).masked_fill(~valid_BC, 0.0).sum(-1)
-    return divergence.mean() * temperature**2
+    return (divergence * gate_B).sum() / gate_B.sum().clamp(min=1) * temperature**2
 
 
-def distillation_listwise(student_BC: Tensor, teacher_BC: Tensor, valid_BC: Tensor, top: int = 20) -> Tensor:
+def distillation_listwise(
+    student_BC: Tensor, teacher_BC: Tensor, valid_BC: Tensor, gate_B: Tensor, top: int = 20
+) -> Tensor:
     """ListMLE (Xia et al. 2008): −log-likelihood of the teacher's order of its `top` candidates under the student's
-    Plackett-Luce model, per ranked item, averaged over users, in nats."""
+    Plackett-Luce model, per ranked item, averaged over gated users, in nats."""
     order = teacher_BC.float().masked_fill(~valid_BC, MASKED).detach().argsort(dim=-1, descending=True, stable=True)
     ranked = student_BC.float().masked_fill(~valid_BC, MASKED).gather(1, order)
     valid = valid_BC.gather(1, order)
     remaining = ranked.flip(-1).logcumsumexp(dim=-1).flip(-1)
     per_rank = (remaining - ranked)[:, :top] * valid[:, :top]
-    return (per_rank.sum(-1) / valid[:, :top].sum(-1).clamp(min=1)).mean()
+    per_user = per_rank.sum(-1) / valid[:, :top].sum(-1).clamp(min=1)
+    return (per_user * gate_B).sum() / gate_B.sum().clamp(min=1)
+
+
+def teacher_is_right(student_BC: Tensor, teacher_BC: Tensor, valid_BC: Tensor, positive_BC: Tensor) -> Tensor:
+    """gate_B, 1.0 for users whose true items the teacher finds more likely among the candidates than the student does.
+
+    A dense head can be better than its generative teacher, and then copying it everywhere makes it worse: it learns only
+    where there is something to learn. Users without a true item among the candidates are never gated in.
+    """
+
+    def likelihood(scores_BC: Tensor) -> Tensor:
+        log_prob = F.log_softmax(scores_BC.float().masked_fill(~valid_BC, MASKED), dim=-1)
+        return (log_prob * positive_BC).sum(-1)
+
+    better = likelihood(teacher_BC.detach()) > likelihood(student_BC.detach())
+    return (better & (positive_BC.sum(-1) > 0)).float()

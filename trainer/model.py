@@ -73,11 +73,11 @@ class Modules(nn.ModuleList, Generic[ModuleT]):
     def __init__(self, modules: Iterable[ModuleT]) -> None:
         super().__init__(modules)
 
-    def __iter__(self) -> Iterator[ModuleT]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[ModuleT]:
         return super().__iter__()  # type: ignore[return-value]
 
     def __getitem__(self, index: int) -> ModuleT:  # type: ignore[override]
-        return super().__getitem__(index)
+        return super().__getitem__(index)  # type: ignore[return-value]
 
 
 class Attention(nn.Module):

@@ -17,6 +17,7 @@ class DistillRecipe:
     steps: int = 120
     batch_size: int = 128
     learning_rate: float = 5e-4
+    num_true: int = 8
     num_known: int = 16
     num_student: int = 16
     num_same_category: int = 8
@@ -75,7 +76,7 @@ RECIPES = {
             name="tiny",
             rqvae=RqVaeRecipe(latent_dim=8, hidden=(16,), num_levels=2, codebook_size=8, epochs=20, batch_size=64),
             distill=DistillRecipe(
-                steps=5, batch_size=16, num_known=4, num_student=4, num_same_category=2, num_random=2
+                steps=5, batch_size=16, num_true=4, num_known=4, num_student=4, num_same_category=2, num_random=2
             ),
             max_tokens=16,
             width=16,

@@ -31,7 +31,7 @@ def plot_losses(stages: dict[str, list[Losses]], path: Path) -> None:
         axis.plot(smooth, color="tab:blue")
         axis.set_title(f"{stage}: {name}", fontsize=10)
         axis.set_xlabel("step")
-        axis.set_ylabel("nats" if name != "kl" else "nats · T²")
+        axis.set_ylabel({"kl": "nats · T²", "gated": "share of users"}.get(name, "nats"))
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -153,6 +153,8 @@ Global___UserStatus: _TypeAlias = UserStatus  # noqa: Y015
 
 @_typing.final
 class RecommendRequest(_message.Message):
+    """Whom to recommend to, where, and among what."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -385,6 +387,8 @@ Global___NumberRange: _TypeAlias = NumberRange  # noqa: Y015
 
 @_typing.final
 class RecommendResponse(_message.Message):
+    """One page of a list, and what it was made from."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -501,6 +505,8 @@ Global___ExperimentAssignment: _TypeAlias = ExperimentAssignment  # noqa: Y015
 
 @_typing.final
 class GenerateTopItemsRequest(_message.Message):
+    """A batch of users, and among what to generate."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -555,6 +561,8 @@ Global___GenerateTopItemsRequest: _TypeAlias = GenerateTopItemsRequest  # noqa: 
 
 @_typing.final
 class GenerateTopItemsResponse(_message.Message):
+    """One list a user."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -621,6 +629,8 @@ Global___UserTopItems: _TypeAlias = UserTopItems  # noqa: Y015
 
 @_typing.final
 class SimilarItemsRequest(_message.Message):
+    """An item, and in which sense to be close to it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -665,6 +675,8 @@ Global___SimilarItemsRequest: _TypeAlias = SimilarItemsRequest  # noqa: Y015
 
 @_typing.final
 class SimilarItemsResponse(_message.Message):
+    """The closest items."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
