@@ -5,6 +5,7 @@ vector index, and as a mask over items. The last two agree item by item.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ def index_fields(item: Item) -> dict[str, str | float | bool | list[str]]:
 
 
 def check(filters: Sequence[Filter], attribute_types: Mapping[str, str], field: str = "filters") -> None:
-    """Raise InvalidInputError, naming the filter, if an attribute is unknown or of another type."""
+    """Raise InvalidInputError, naming the filter, if an attribute is unknown or of another type, or a bound no number."""
     known = {**BUILT_IN_TYPES, **attribute_types}
     for position, condition in enumerate(filters):
         where = f"{field}[{position}]"
@@ -75,6 +76,9 @@ def check(filters: Sequence[Filter], attribute_types: Mapping[str, str], field: 
                 f"{known[condition.attribute]}",
                 where,
             )
+        for bound in condition.bounds or ():
+            if bound is not None and not math.isfinite(bound):
+                raise InvalidInputError(f"{where}.range has a bound {bound}, expected a finite number", f"{where}.range")
 
 
 def mask(filters: Sequence[Filter], items: Sequence[Item]) -> NDArray[np.bool_]:
