@@ -108,7 +108,10 @@ def load_release(path: Path, verify: bool = True) -> Release:
     """Open a release directory. Raises ReleaseMismatchError naming each part that does not match its manifest."""
     if not (path / MANIFEST).is_file():
         raise NotFoundError(f"{path} is not a release: it has no {MANIFEST}")
-    manifest = json.loads((path / MANIFEST).read_text())
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except ValueError as error:
+        raise ReleaseMismatchError(f"{path / MANIFEST} is no JSON: {error}") from error
     if verify:
         problems = _problems(path, manifest["parts"])
         if problems:
