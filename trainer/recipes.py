@@ -16,15 +16,15 @@ class DistillRecipe:
 
     steps: int = 120
     batch_size: int = 128
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-4
     num_true: int = 8
     num_known: int = 16
     num_student: int = 16
     num_same_category: int = 8
     num_random: int = 8
     temperature: float = 2.0
-    kl_weight: float = 0.5
-    listwise_weight: float = 0.1
+    kl_weight: float = 0.05
+    listwise_weight: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Recipe:
     warmup_steps: int = 40
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    num_targets: int = 4
+    num_targets: int = 8
     negatives: Literal["catalogue", "sampled"] = "catalogue"
     num_random_negatives: int = 1024
     novel_weight: float = 0.5
-    generative_weight: float = 0.25
+    generative_weight: float = 0.5
     click_rate: float = 0.2
     num_beams: int = 64
     checkpoint_every: int = 50

@@ -1,0 +1,82 @@
+"""What must hold of the model whatever its weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from baguni.semantic_ids import ROOT
+from trainer.decoding import BeamSearch
+from trainer.export import UserEncoderGraph
+from trainer.model import History
+from trainer.run import Run
+from trainer.samples import Batch, OrderSamples
+
+
+def some_batch(run: Run, max_tokens: int | None = None) -> Batch:
+    samples = OrderSamples(run.dataset, run.semantic_ids(), max_tokens or run.recipe.max_tokens)
+    return samples.batch(np.arange(40, 56))
+
+
+def pad(history: History, extra: int) -> History:
+    width = (0, extra)
+    return History(
+        torch.nn.functional.pad(history.item_BS, width),
+        torch.nn.functional.pad(history.codes_BSL, (0, 0, 0, extra), value=-1),
+        torch.nn.functional.pad(history.position_BS, width),
+        torch.nn.functional.pad(history.actions_BS, width),
+        torch.nn.functional.pad(history.features_BSF, (0, 0, 0, extra)),
+        history.context_BC,
+    )
+
+
+@torch.no_grad()
+def test_padding_never_changes_an_output(trained: Run) -> None:
+    model, history = trained.model(), some_batch(trained).history
+    graph = UserEncoderGraph(model)
+    embedding, repeat = graph(*history)
+    padded_embedding, padded_repeat = graph(*pad(history, 9))
+    torch.testing.assert_close(padded_embedding, embedding, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(padded_repeat[:, : repeat.shape[1]], repeat, atol=1e-5, rtol=1e-5)
+    assert (padded_repeat[:, repeat.shape[1] :] == 0).all()
+
+
+@torch.no_grad()
+def test_a_user_does_not_depend_on_the_others_of_the_batch(trained: Run) -> None:
+    model, history = trained.model(), some_batch(trained).history
+    together = model.user_embedding(model.encode(history))
+    alone = model.user_embedding(model.encode(History(*(tensor[3:4] for tensor in history))))
+    torch.testing.assert_close(alone[0], together[3], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(trained: Run) -> None:
+    """With a beam per item nothing is pruned: the search must agree with scoring every Semantic ID in one pass."""
+    model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
+    search = BeamSearch(model, table.trie, num_beams=len(table)).eval()
+    items, scores = search(history, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.uint8))
+    codes = torch.from_numpy(table.codes_NL).long().expand(len(history.item_BS), -1, -1)
+    exact = model.log_likelihood(model.encode(history), codes)
+    torch.testing.assert_close(scores, exact.gather(1, items.long()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores, exact.sort(dim=-1, descending=True).values, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_beams_return_only_allowed_items_and_say_when_there_are_no_more(trained: Run) -> None:
+    model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
+    allowed = np.zeros(len(table), bool)
+    allowed[[3, 17, 41, 59]] = True
+    mask = torch.from_numpy(table.trie.node_mask(allowed).astype(np.uint8)).expand(len(history.item_BS), -1)
+    items, scores = BeamSearch(model, table.trie, num_beams=16).eval()(history, mask)
+    assert {frozenset(row[row >= 0].tolist()) for row in items} == {frozenset({3, 17, 41, 59})}
+    assert (items[:, 4:] == -1).all()
+    assert (scores[:, 0] < 0).all()
+
+
+def test_the_trie_walks_to_every_item(trained: Run) -> None:
+    table = trained.semantic_ids()
+    for item, codes in enumerate(table.codes_NL.tolist()):
+        node = ROOT
+        for code in codes:
+            node = int(table.trie.child_MK[node, code])
+        assert node == table.trie.first_leaf + item
