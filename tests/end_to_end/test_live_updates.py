@@ -1,0 +1,132 @@
+"""From Kafka to the next answer, through the supervised processes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from kafka import KafkaConsumer, KafkaProducer
+
+from baguni.events import DEAD_LETTER_TOPIC, TOPICS, cloud_event_headers
+from baguni.settings import Endpoints
+from baguni.v1 import events_pb2, recommendation_pb2
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+
+pytestmark = pytest.mark.stack
+START_S = 1_712_000_000
+
+
+@pytest.fixture
+def stub(running: Endpoints) -> Iterator[pb_grpc.RecommendationServiceStub]:
+    with grpc.insecure_channel(running.gateway_address) as channel:
+        yield pb_grpc.RecommendationServiceStub(channel)
+
+
+@pytest.fixture
+def send(running: Endpoints) -> Iterator[Callable[[Message, str], None]]:
+    producer = KafkaProducer(bootstrap_servers=running.kafka_bootstrap, acks="all", linger_ms=0)
+
+    def produce(message: Message, key: str) -> None:
+        headers = cloud_event_headers(message, uuid.uuid4().hex, "tests")
+        topic = TOPICS[type(message).__name__]
+        producer.send(topic, key=key.encode(), value=message.SerializeToString(), headers=headers).get(timeout=10)
+
+    yield produce
+    producer.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < timeout_s, "it did not happen in time"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def order(user_id: str, number: int, *item_ids: str) -> events_pb2.OrderPlaced:
+    return events_pb2.OrderPlaced(
+        user_id=user_id,
+        order_id=f"{user_id}-{number}",
+        lines=[events_pb2.OrderLine(item_id=item_id) for item_id in item_ids],
+        event_time=Timestamp(seconds=START_S + number),
+    )
+
+
+def test_an_order_changes_the_next_recommendation_within_a_second(stub, send) -> None:
+    user = f"user-{uuid.uuid4().hex[:8]}"
+
+    def version() -> int:
+        request = recommendation_pb2.RecommendRequest(user_id=user, now=Timestamp(seconds=START_S + 3600))
+        return int(stub.Recommend(request).history_version)
+
+    seconds = []
+    for number in range(1, 6):
+        before = version()
+        send(order(user, number, "beer-aged", "cheese-fresh"), user)
+        seconds.append(wait_for(lambda before=before: version() > before, 10))
+    assert sorted(seconds)[2] < 1.0
+
+
+def test_a_new_item_has_neighbours_and_is_recommended_within_five_seconds(stub, send) -> None:
+    item_id = f"new-{uuid.uuid4().hex[:8]}"
+    item = events_pb2.ItemUpserted(
+        item_id=item_id,
+        title="fresh light milk",
+        category_path=["GROCERY", "MILK"],
+        attributes={"brand": events_pb2.AttributeValue(string_value=item_id)},
+        event_time=Timestamp(seconds=int(time.time())),
+    )
+    started = time.monotonic()
+    send(item, item_id)
+
+    def has_neighbours() -> bool:
+        request = recommendation_pb2.SimilarItemsRequest(item_id=item_id, space=recommendation_pb2.SPACE_CONTENT)
+        try:
+            return len(stub.SimilarItems(request).items) > 0
+        except grpc.RpcError:
+            return False
+
+    def is_recommended() -> bool:
+        only = recommendation_pb2.Filter(attribute="brand", any_of=recommendation_pb2.StringSet(values=[item_id]))
+        visitor = recommendation_pb2.AnonymousUser(
+            recent_events=[
+                recommendation_pb2.HistoryEvent(
+                    item_id="milk-fresh", action=events_pb2.ACTION_CLICKED, event_time=Timestamp(seconds=START_S)
+                )
+            ]
+        )
+        response = stub.Recommend(recommendation_pb2.RecommendRequest(anonymous=visitor, filters=[only]))
+        found = [i for i in response.items if i.item_id == item_id]
+        return bool(found) and recommendation_pb2.SOURCE_RETRIEVAL in found[0].sources
+
+    wait_for(has_neighbours, 5)
+    wait_for(is_recommended, 5)
+    assert time.monotonic() - started < 5
+
+
+def test_a_malformed_message_is_set_aside_with_its_reason_and_the_next_is_applied(running, stub, send) -> None:
+    user = f"user-{uuid.uuid4().hex[:8]}"
+    send(events_pb2.OrderPlaced(user_id=user, order_id="no-lines", event_time=Timestamp(seconds=START_S)), user)
+    send(order(user, 1, "beer-aged"), user)
+
+    def applied() -> bool:
+        request = recommendation_pb2.RecommendRequest(user_id=user, now=Timestamp(seconds=START_S + 3600))
+        return stub.Recommend(request).history_version == 1
+
+    wait_for(applied, 10)
+    consumer = KafkaConsumer(
+        DEAD_LETTER_TOPIC,
+        bootstrap_servers=running.kafka_bootstrap,
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=5_000,
+    )
+    headers = next(dict(record.headers) for record in consumer if record.key == user.encode())
+    consumer.close()
+    assert headers["dead_letter_reason"] == b"invalid_field"
+    assert b"lines is empty" in headers["dead_letter_error"]
+    assert headers["dead_letter_topic"] == b"baguni.orders"

@@ -1,0 +1,92 @@
+"""One model, three runtimes: torch, ONNX and the running Triton give the same answers for the same histories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from baguni.inference import SyncInferenceClient, triton_inputs
+from baguni.release import Release
+from baguni.sequences import ModelInputs, event_batch, model_inputs
+from baguni.settings import Endpoints
+from tests.tiny_release import tiny_run
+from trainer.decoding import BeamSearch
+from trainer.export import ItemEncoderGraph, UserEncoderGraph
+from trainer.run import Run
+from trainer.samples import to_history
+
+pytestmark = pytest.mark.stack
+NUM_USERS = 24
+
+
+@pytest.fixture(scope="module")
+def run(tiny_release: Release) -> Run:
+    return tiny_run(tiny_release.path.parent)
+
+
+@pytest.fixture(scope="module")
+def inputs(run: Run) -> ModelInputs:
+    """Histories of the first users as the gateway would summarise them on 1 April; the last user has none."""
+    log, signature = run.training_log, run.recipe
+    histories = [log.history(user) for user in range(NUM_USERS - 1)] + [[]]
+    now = np.full(NUM_USERS, run.test_start_ms)
+    return model_inputs(event_batch(histories, log.catalog.index), now, signature.max_tokens, log.store_timezone)
+
+
+@pytest.fixture
+def triton(active_release: Release, stack: Endpoints) -> Iterator[SyncInferenceClient]:
+    client = SyncInferenceClient(stack.triton_url, active_release.release_id, active_release.signature)
+    yield client
+    client.close()
+
+
+@torch.no_grad()
+def test_the_user_encoder_in_triton_is_the_trained_one(run: Run, inputs: ModelInputs, triton, active_release) -> None:
+    codes = active_release.semantic_ids.codes_NL
+    served = triton.infer("user_encoder", triton_inputs(inputs, codes, len(codes)), 10.0)
+    embedding, repeat = UserEncoderGraph(run.model())(*to_history(inputs, codes))
+    np.testing.assert_allclose(served["user_embedding"], embedding.numpy(), atol=1e-4)
+    np.testing.assert_allclose(served["repeat_score"], repeat.numpy(), atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_generator_in_triton_finds_the_items_that_torch_finds(
+    run: Run, inputs: ModelInputs, triton, active_release
+) -> None:
+    table, signature = active_release.semantic_ids, active_release.signature
+    mask = np.ones((NUM_USERS, signature.num_nodes), np.uint8)
+    arrays = {**triton_inputs(inputs, table.codes_NL, len(table)), "node_mask": mask}
+    served = triton.infer("generator", arrays, 20.0)
+    search = BeamSearch(run.model(), table.trie, signature.num_beams).eval()
+    items, scores = search(to_history(inputs, table.codes_NL), torch.from_numpy(mask))
+    np.testing.assert_allclose(served["log_likelihood"], scores.numpy(), atol=1e-4)
+    for mine, theirs in zip(items.tolist(), served["generated_item"].tolist(), strict=True):
+        assert len(set(mine) & set(theirs)) >= len(mine) - 1  # the last places may tie
+        assert set(theirs) <= set(range(len(table)))
+
+
+@torch.no_grad()
+def test_a_batch_and_its_users_one_by_one_give_the_same(inputs: ModelInputs, triton, active_release) -> None:
+    codes = active_release.semantic_ids.codes_NL
+    arrays = triton_inputs(inputs, codes, len(codes))
+    together = triton.infer("user_encoder", arrays, 10.0)["user_embedding"]
+    for user in (0, 7, NUM_USERS - 1):
+        alone = triton.infer("user_encoder", {k: v[user : user + 1] for k, v in arrays.items()}, 10.0)
+        np.testing.assert_allclose(alone["user_embedding"][0], together[user], atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_text_in_triton_gets_the_codes_and_vectors_of_training(run: Run, triton, active_release) -> None:
+    items = active_release.catalog.items[:20]
+    text = np.asarray([[item.text.encode()] for item in items], dtype=np.object_)
+    embedding = triton.infer("text_encoder", {"text": text}, 20.0)
+    np.testing.assert_allclose(embedding["text_embedding"], run.embeddings()[:20], atol=1e-4)
+    served = triton.infer("item_encoder", embedding, 10.0)
+    np.testing.assert_array_equal(served["codes"], active_release.semantic_ids.codes_NL[:20, :-1])
+    np.testing.assert_allclose(served["content_vector"], active_release.content_vectors[:20], atol=1e-4)
+    graph = ItemEncoderGraph(run.rqvae(), run.model())
+    _, _, vectors = graph(torch.from_numpy(run.embeddings()[:20]))
+    np.testing.assert_allclose(served["item_vector"], vectors.numpy(), atol=1e-4)
