@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import strategies as st
 
-from baguni.catalog import Item
+from baguni.catalog import AttributeValue, Item
+from baguni.filters import Filter
 from baguni.history import Action, HistoryEvent
 
 DAY_MS = 86_400_000
@@ -23,38 +26,50 @@ def history_events(draw: st.DrawFn, ids: st.SearchStrategy[str] = IDS) -> Histor
 
 ATTRIBUTE_TYPES = {"brand": "string", "in": "string", "size": "number", "organic": "bool"}
 # What breaks out of quotes, what is a pattern elsewhere, and what is not ASCII.
-AWKWARD = st.sampled_from(
-    [
-        "own",
-        'a"b',
-        "a\\b",
-        'back\\"both\\',
-        "it's",
-        "라면 사리",
-        "x\ny",
-        "tab\t",
-        "🍜",
-        "100%",
-        "{x}",
-        "A > B",
-        "]",
-        "\\u0041",
-    ]
-)
-LEVELS = st.one_of(st.sampled_from(["GROCERY", "BREAD", "RYE"]), AWKWARD)
-NUMBERS = st.one_of(st.integers(-3, 3).map(float), st.sampled_from([0.5, 1e-7, 1e300, -1e300, 1.1]))
+AWKWARD = [
+    "own",
+    'a"b',
+    "a\\b",
+    'back\\"both\\',
+    "it's",
+    "라면 사리",
+    "x\ny",
+    "tab\t",
+    "🍜",
+    "100%",
+    "{x}",
+    "A > B",
+    "]",
+    "\\u0041",
+]
+LEVELS = ["GROCERY", "BREAD", "RYE", *AWKWARD]
+NUMBERS = [-3.0, -1.0, 0.0, 0.5, 1e-7, 1.1, 2.0, 1e300, -1e300]
+
+
+def random_item(item_id: str, rng: random.Random) -> Item:
+    """An item with some of ATTRIBUTE_TYPES, rarely all."""
+    attributes = {
+        "brand": rng.choice(AWKWARD),
+        "in": rng.choice(AWKWARD),
+        "size": rng.choice(NUMBERS),
+        "organic": rng.random() < 0.5,
+    }
+    missing = rng.sample(sorted(attributes), rng.randrange(3))
+    kept: dict[str, AttributeValue] = {name: value for name, value in attributes.items() if name not in missing}
+    return Item(item_id, "title", tuple(rng.choices(LEVELS, k=rng.randrange(4))), kept, rng.random() < 0.7)
 
 
 @st.composite
-def items(draw: st.DrawFn, item_id: str = "item") -> Item:
-    """An item with some of ATTRIBUTE_TYPES, not always all."""
-    values: dict[str, st.SearchStrategy[str | float | bool]] = {
-        "brand": AWKWARD,
-        "in": AWKWARD,
-        "size": NUMBERS,
-        "organic": st.booleans(),
-    }
-    names = draw(st.sets(st.sampled_from(sorted(values))))
-    attributes = {name: draw(values[name]) for name in sorted(names)}
-    path = tuple(draw(st.lists(LEVELS, max_size=3)))
-    return Item(item_id, "title", path, attributes, draw(st.booleans()))
+def item_filters(draw: st.DrawFn) -> Filter:
+    """Conditions on the attributes of `random_item`, most of which some item satisfies."""
+    attribute = draw(st.sampled_from(["category", "available", *ATTRIBUTE_TYPES]))
+    if attribute == "category":
+        paths = st.lists(st.sampled_from(LEVELS), min_size=1, max_size=2).map(" > ".join)
+        return Filter(attribute, any_of=tuple(draw(st.lists(paths, min_size=1, max_size=3))))
+    if attribute in ("available", "organic"):
+        return Filter(attribute, is_=draw(st.booleans()))
+    if attribute == "size":
+        bound = st.none() | st.sampled_from(NUMBERS) | st.floats(allow_nan=False, allow_infinity=False)
+        return Filter(attribute, bounds=(draw(bound), draw(bound)))
+    values = st.sampled_from(AWKWARD) | st.text(max_size=5)
+    return Filter(attribute, any_of=tuple(draw(st.lists(values, min_size=1, max_size=4))))

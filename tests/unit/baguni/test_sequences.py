@@ -169,12 +169,10 @@ def test_more_tokens_only_add_what_was_cut_and_padding(histories: list[list[Hist
 
 
 @given(HISTORIES)
-def test_every_input_is_finite_and_small(histories: list[list[HistoryEvent]]) -> None:
+def test_every_input_is_finite(histories: list[list[HistoryEvent]]) -> None:
     got = inputs(histories)
     assert np.isfinite(got.features_BSF).all()
     assert np.isfinite(got.context_BC).all()
-    assert np.abs(got.features_BSF).max() < 10
-    assert np.abs(got.context_BC).max() < 10
 
 
 @given(st.lists(history_events(ids=IDS), max_size=15))

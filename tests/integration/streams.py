@@ -1,0 +1,140 @@
+"""What the tests of streaming share: a shop that produces events, consumers as processes, and patience."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis.asyncio
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from baguni.events import TOPICS, cloud_event_headers
+from baguni.history import History
+from baguni.history_store import HistoryReader
+from baguni.settings import Endpoints
+from baguni.v1 import events_pb2 as pb
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+
+
+class Shop:
+    """Produces events, each stored by the broker when the call returns."""
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._producer = KafkaProducer(bootstrap_servers=endpoints.kafka_bootstrap, linger_ms=0)
+
+    def send(self, message: Message) -> None:
+        """Produce a message as its contract says."""
+        key = getattr(message, "user_id", "") or getattr(message, "item_id", "")
+        headers = cloud_event_headers(message, uuid.uuid4().hex, "test")
+        self.send_raw(TOPICS[type(message).__name__], key.encode(), message.SerializeToString(), headers)
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
+        """Produce any record."""
+        self._producer.send(topic, key=key, value=value, headers=list(headers)).get(timeout=10)
+
+    def close(self) -> None:
+        """Close the producer."""
+        self._producer.close(timeout=5)
+
+
+class ConsumerProcess:
+    """`python -m streaming user|item`, ready when entered, stopped by SIGTERM at the end."""
+
+    def __init__(
+        self, kind: str, endpoints: Endpoints, work_dir: Path, group_suffix: str, module: str = "streaming"
+    ) -> None:
+        self._ready_file = work_dir / f"{kind}-{uuid.uuid4().hex[:8]}.ready"
+        self.log = self._ready_file.with_suffix(".log")
+        environment = {f"BAGUNI_{name.upper()}": str(value) for name, value in endpoints.model_dump().items()}
+        environment |= {"BAGUNI_GROUP_SUFFIX": group_suffix, "BAGUNI_READY_FILE": str(self._ready_file)}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, kind], env={**os.environ, **environment}, stdout=log, stderr=log
+            )
+
+    def __enter__(self) -> Self:
+        wait_for(lambda: self._ready_file.is_file() or self.process.poll() is not None, START_TIMEOUT_S)
+        assert self.process.poll() is None, self.log.read_text()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            assert self.process.wait(STOP_TIMEOUT_S) == 0, self.log.read_text()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0) -> float:
+    """Ask until the answer is yes; the seconds it took. Fails the test if it never is."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < timeout_s, f"not within {timeout_s} s"
+        time.sleep(0.005)
+    return time.monotonic() - started
+
+
+def wait_until_consumed(endpoints: Endpoints, group: str, topics: Sequence[str], timeout_s: float = 30.0) -> None:
+    """Return when the group has committed everything that is in the topics now."""
+    consumer = KafkaConsumer(bootstrap_servers=endpoints.kafka_bootstrap, group_id=group, enable_auto_commit=False)
+    try:
+        partitions = [TopicPartition(t, p) for t in topics for p in consumer.partitions_for_topic(t) or ()]
+        ends = {partition: end for partition, end in consumer.end_offsets(partitions).items() if end}
+        wait_for(lambda: all((consumer.committed(p) or 0) >= end for p, end in ends.items()), timeout_s)
+    finally:
+        consumer.close()
+
+
+def read_history(endpoints: Endpoints, user_id: str) -> History:
+    """A user's history as the gateway would read it."""
+
+    async def read() -> History:
+        client = redis.asyncio.Redis.from_url(endpoints.redis_url)
+        try:
+            return (await HistoryReader(client).read([user_id]))[0]
+        finally:
+            await client.aclose()
+
+    return asyncio.run(read())
+
+
+def order(user_id: str, order_id: str, *item_ids: str, time_ms: int = 1_700_000_000_000) -> pb.OrderPlaced:
+    """An order."""
+    lines = [pb.OrderLine(item_id=item_id) for item_id in item_ids]
+    return pb.OrderPlaced(user_id=user_id, order_id=order_id, lines=lines, event_time=timestamp(time_ms))
+
+
+def click(user_id: str, item_id: str, time_ms: int) -> pb.ItemClicked:
+    """A click."""
+    return pb.ItemClicked(user_id=user_id, item_id=item_id, event_time=timestamp(time_ms))
+
+
+def item(
+    item_id: str, title: str, time_ms: int = 1_700_000_000_000, price: float = 1.0, available: bool = True
+) -> pb.ItemUpserted:
+    """An item of the tiny shop."""
+    return pb.ItemUpserted(
+        item_id=item_id,
+        title=title,
+        category_path=["GROCERY", "BREAD"],
+        attributes={"price": pb.AttributeValue(number_value=price), "brand": pb.AttributeValue(string_value="own")},
+        available=available,
+        event_time=timestamp(time_ms),
+    )
+
+
+def timestamp(time_ms: int) -> Timestamp:
+    """Milliseconds as protobuf has it."""
+    return Timestamp(seconds=time_ms // 1000, nanos=time_ms % 1000 * 1_000_000)

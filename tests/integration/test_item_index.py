@@ -1,0 +1,225 @@
+"""The vector index in a real Milvus: exact neighbours, filters that agree with `filters.mask`, changes seen within a second."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymilvus import DataType, MilvusClient
+
+from baguni import filters
+from baguni.catalog import Catalog, Item
+from baguni.errors import ReleaseMismatchError, UnavailableError
+from baguni.filters import Filter
+from baguni.item_index import AsyncItemIndex, Hit, IndexedItem, ItemIndex, collection_names
+from baguni.release import Release, write_manifest
+from baguni.settings import Endpoints
+from tests.integration.streams import wait_for
+from tests.strategies import ATTRIBUTE_TYPES, item_filters, random_item
+
+pytestmark = pytest.mark.stack
+AWKWARD_IDS = ['q"uote', "back\\slash", "라면 1", "a,b]", "it's", "x" * 256, "한" * 256]
+NUM_ITEMS, VECTOR_DIM, CONTENT_DIM = 60, 9, 8
+Search = Callable[..., list[Hit]]
+
+
+def release_of(path: Path, items: Sequence[Item], release_id: str) -> Release:
+    """A release with the parts that the index reads: random vectors."""
+    rng = np.random.default_rng(0)
+    path.mkdir()
+    content = rng.standard_normal((len(items), CONTENT_DIM)).astype(np.float32)
+    Catalog(items, ATTRIBUTE_TYPES).save(path / "catalog.parquet")
+    np.save(path / "item_vectors.npy", rng.standard_normal((len(items), VECTOR_DIM)).astype(np.float32))
+    np.save(path / "content_vectors.npy", content / np.linalg.norm(content, axis=1, keepdims=True))
+    return write_manifest(path, {"release_id": release_id})
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    ids = [*AWKWARD_IDS, *(f"item-{n}" for n in range(NUM_ITEMS - len(AWKWARD_IDS)))]
+    rng = random.Random(0)
+    return release_of(
+        tmp_path_factory.mktemp("index") / "r", [random_item(item_id, rng) for item_id in ids], "r_filters"
+    )
+
+
+@pytest.fixture(scope="module")
+def index(stack: Endpoints, release: Release) -> Iterator[ItemIndex]:
+    built = ItemIndex(stack.milvus_uri, release.release_id)
+    assert built.fill(release)
+    yield built
+    built.drop()
+    built.close()
+
+
+@pytest.fixture(scope="module")
+def search(stack: Endpoints, index: ItemIndex) -> Iterator[Search]:
+    """AsyncItemIndex.search_items or, with content=True, search_content, without the await."""
+    searching = AsyncItemIndex(stack.milvus_uri, index.release_id)
+    with asyncio.Runner() as runner:
+
+        def run(vector: object, limit: int = NUM_ITEMS, expression: str = "", content: bool = False) -> list[Hit]:
+            method = searching.search_content if content else searching.search_items
+            return runner.run(method(np.asarray(vector, np.float32), limit, expression, timeout_s=5.0))
+
+        yield run
+        runner.run(searching.close())
+
+
+def exact(vectors_ND: np.ndarray, query_D: np.ndarray, release: Release) -> list[str]:
+    """All items by inner product, in NumPy."""
+    return [release.catalog.items[i].item_id for i in np.argsort(-(vectors_ND @ query_D), kind="stable")]
+
+
+def test_neighbours_are_the_exact_ones_in_both_spaces(search: Search, release: Release) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        query_D = rng.standard_normal(VECTOR_DIM).astype(np.float32)
+        hits = search(query_D)
+        assert [hit.item_id for hit in hits] == exact(release.item_vectors, query_D, release)
+        np.testing.assert_allclose([h.score for h in hits], -np.sort(-(release.item_vectors @ query_D)), rtol=1e-5)
+        query_C = release.content_vectors[7]
+        assert [h.item_id for h in search(query_C, content=True)] == exact(release.content_vectors, query_C, release)
+        assert len(search(query_D, limit=3)) == 3
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    conditions=st.lists(item_filters(), max_size=3),
+    excluded=st.sets(st.sampled_from([*AWKWARD_IDS, "item-3", "nobody"])),
+)
+def test_milvus_and_the_mask_let_the_same_items_through(
+    search: Search, release: Release, conditions: list[Filter], excluded: set[str]
+) -> None:
+    items = release.catalog.items
+    allowed = filters.mask(conditions, items)
+    expected = {item.item_id for item, ok in zip(items, allowed, strict=True) if ok} - excluded
+    hits = search(np.ones(VECTOR_DIM), expression=filters.expression(conditions, sorted(excluded)))
+    assert {hit.item_id for hit in hits} == expected
+
+
+def test_filters_let_enough_through_to_prove_something(release: Release) -> None:
+    """So that agreement above is not agreement on nothing."""
+    shares = [
+        filters.mask([condition], release.catalog.items).mean()
+        for condition in (
+            Filter("category", any_of=("GROCERY", "BREAD", "라면 사리")),
+            Filter("in", any_of=('a"b', "a\\b", 'back\\"both\\', "x\ny")),
+            Filter("size", bounds=(-1.0, 1.1)),
+            Filter("organic", is_=False),
+        )
+    ]
+    assert all(0.1 < share < 0.9 for share in shares)
+
+
+def test_a_thousand_values_in_one_filter_are_taken(search: Search) -> None:
+    assert (
+        search(
+            np.ones(VECTOR_DIM), expression=filters.expression([Filter("brand", any_of=tuple(map(str, range(1000))))])
+        )
+        == []
+    )
+    excluded = [f"item-{n}" for n in range(5_000)]
+    assert len(search(np.ones(VECTOR_DIM), expression=filters.expression([], excluded))) == len(AWKWARD_IDS)
+
+
+def test_filling_again_changes_nothing_and_says_so(index: ItemIndex, release: Release, search: Search) -> None:
+    assert not index.fill(release)
+    index.check()
+    assert len(search(np.ones(VECTOR_DIM))) == NUM_ITEMS
+
+
+def test_a_change_is_found_within_a_second_and_a_removal_is_not(index: ItemIndex, search: Search) -> None:
+    new = Item('new "라면"', "New", ("GROCERY",), {"in": "own"})
+    vectors = np.full(VECTOR_DIM, 9, np.float32), np.full(CONTENT_DIM, 0.5, np.float32)
+
+    def found(expression: str = "") -> bool:
+        by_content = search(vectors[1], 1, expression, content=True)
+        return all(
+            [h.item_id for h in hits] == [new.item_id] for hits in (search(vectors[0], 1, expression), by_content)
+        )
+
+    index.upsert([IndexedItem(new, *vectors)])
+    assert wait_for(found, 5.0) < 1.5
+    out_of_stock = Item(new.item_id, new.title, new.category_path, new.attributes, available=False)
+    index.upsert([IndexedItem(out_of_stock, *vectors)])
+    wait_for(lambda: found("available == false"), 5.0)
+    assert not found("available == true")
+    index.delete([new.item_id, "nobody"])
+    wait_for(lambda: not found(), 5.0)
+
+
+def test_a_filling_that_was_cut_short_is_done_again(stack: Endpoints, tmp_path: Path) -> None:
+    release = release_of(tmp_path / "r", [Item("a", "A"), Item("b", "B")], "r_halfway")
+    half_filled = f"{collection_names('r_halfway')[0]}_filling"
+    client = MilvusClient(stack.milvus_uri, timeout=5)
+    client.create_collection(half_filled, dimension=2, timeout=10)
+    index = ItemIndex(stack.milvus_uri, "r_halfway")
+    try:
+        with pytest.raises(ReleaseMismatchError, match="Milvus has no collection items_r_halfway"):
+            index.check()
+        assert index.fill(release)
+        index.check()
+        assert not client.has_collection(half_filled)
+    finally:
+        index.drop()
+        index.close()
+        client.close()
+
+
+def test_a_collection_that_carries_another_release_is_refused(stack: Endpoints, tmp_path: Path) -> None:
+    release = release_of(tmp_path / "r", [Item("a", "A")], "r_wanted")
+    client = MilvusClient(stack.milvus_uri, timeout=5)
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=True, description="r_other")
+    schema.add_field("item_id", DataType.VARCHAR, max_length=64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=VECTOR_DIM)
+    parameters = client.prepare_index_params()
+    parameters.add_index("vector", index_type="FLAT", metric_type="IP")
+    client.create_collection("items_r_wanted", schema=schema, index_params=parameters, timeout=10)
+    index = ItemIndex(stack.milvus_uri, "r_wanted")
+    try:
+        index.fill(release)
+        with pytest.raises(
+            ReleaseMismatchError, match="items_r_wanted belongs to release 'r_other', expected 'r_wanted'"
+        ):
+            index.check()
+    finally:
+        index.drop()
+        index.close()
+        client.close()
+
+
+def test_milvus_away_is_said_within_the_deadline(stack: Endpoints) -> None:
+    nobody = "http://127.0.0.1:1"
+    with pytest.raises(UnavailableError, match="milvus is unavailable"):
+        ItemIndex(nobody, "r")
+
+    async def search_nobody() -> float:
+        searching = AsyncItemIndex(nobody, "r")
+        started = time.monotonic()
+        with pytest.raises(UnavailableError, match="milvus is unavailable"):
+            await searching.search_items(np.ones(2, np.float32), 1, "", timeout_s=0.3)
+        await searching.close()
+        return time.monotonic() - started
+
+    assert asyncio.run(search_nobody()) < 1.0
+
+
+def test_an_unknown_collection_is_unavailable_not_a_traceback(
+    stack: Endpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def search_unknown() -> None:
+        searching = AsyncItemIndex(stack.milvus_uri, "r_unknown")
+        with pytest.raises(UnavailableError, match="collection not found"):
+            await searching.search_items(np.ones(2, np.float32), 1, "", timeout_s=2.0)
+        await searching.close()
+
+    asyncio.run(search_unknown())
+    assert not caplog.records
