@@ -4,10 +4,10 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c 'import
 VENV := .venv
 SERVERS := .venv-stack
 BIN := $(VENV)/bin
-PACKAGES := baguni trainer server streaming deploy
+PACKAGES := baguni trainer server streaming deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts proto check format clean
+.PHONY: help setup demo test bench-demo bench-page lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -19,6 +19,12 @@ demo: setup ## From nothing to live recommendations on real grocery orders (KEEP
 
 test: setup ## Every test, those against real Triton, Milvus, broker and Redis included
 	$(BIN)/python -m pytest
+
+bench-demo: setup ## The demo's promised numbers → benchmarks/results/demo.json
+	$(BIN)/baguni demo --results benchmarks/results/demo.json
+
+bench-page: setup ## benchmarks/results/*.json → docs/benchmarks.md
+	$(BIN)/python -m benchmarks.result
 
 check: lint types contracts ## All that is checked without running
 

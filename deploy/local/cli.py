@@ -51,11 +51,12 @@ def status(state_dir: Path | None) -> None:
 @click.command()
 @STATE
 @click.option("--keep", is_flag=True, help="Leave the stack up.")
-def demo(state_dir: Path | None, keep: bool) -> None:
+@click.option("--results", type=click.Path(path_type=Path), default=None, help="Write the measured numbers as JSON.")
+def demo(state_dir: Path | None, keep: bool, results: Path | None) -> None:
     """From nothing to live recommendations on a year of real grocery orders."""
     from deploy.local.demo import run_demo
 
-    run_demo(_settings(state_dir), keep)
+    run_demo(_settings(state_dir), keep, results)
 
 
 def start(settings: StackSettings, servers_only: bool = False) -> None:

@@ -1,0 +1,98 @@
+"""The form of a benchmark's result, and the page made of all results:
+
+python -m benchmarks.result        writes docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promised number. `reference` is what it was measured against in the same run; `bar` the promise in words."""
+
+    what: str
+    value: float
+    unit: str
+    bar: str
+    holds: bool
+    reference: str = ""
+    reference_value: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """The value over its reference."""
+        return self.value / self.reference_value if self.reference_value else None
+
+
+def write_result(path: Path, name: str, command: str, rows: Sequence[Row]) -> None:
+    """Write one benchmark's rows with where and on what they were measured."""
+    result = {
+        "name": name,
+        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": machine(),
+        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(
+        (line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), platform.processor()
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory), "gpu": None}
+
+
+def render(results: Sequence[dict[str, Any]]) -> str:
+    """All results as one Markdown page."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Rendered from `benchmarks/results/` by `make bench-page`; nothing here is typed by hand.",
+        "",
+    ]
+    for result in results:
+        where = result["machine"]
+        lines += [
+            f"## {result['name']}",
+            "",
+            f"`{result['command']}`, {result['date'][:10]}, commit {result['commit'][:12]}, "
+            f"{where['cores']} cores of {where['cpu']}, {where['memory_gb']} GB, {where['gpu'] or 'no GPU'}.",
+            "",
+            "| what | measured | beside it | bar | holds |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in result["rows"]:
+            beside = f"{row['reference']}: {row['reference_value']:.4g}" if row["reference"] else ""
+            holds = "yes" if row["holds"] else "**no**"
+            lines.append(f"| {row['what']} | {row['value']:.4g} {row['unit']} | {beside} | {row['bar']} | {holds} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))

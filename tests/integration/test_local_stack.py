@@ -1,0 +1,68 @@
+"""The local stack leaves nothing behind, and says what is in its way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+
+from baguni.errors import InvalidInputError, NotFoundError
+from deploy.local.settings import StackSettings
+from deploy.local.stack import MARK, LocalStack
+from tests.conftest import free_port
+
+pytestmark = pytest.mark.stack
+
+
+def own_settings(path: Path, **changes: object) -> StackSettings:
+    ports = {name: free_port() for name in StackSettings.model_fields if name.endswith("_port")}
+    return StackSettings(state_dir=path, **{**ports, **changes})  # type: ignore[arg-type]
+
+
+def marked_processes(stack: LocalStack) -> list[int]:
+    """Processes of a stack, found without its help."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(stack.settings.root) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        stack = LocalStack(own_settings(tmp_path, redis_port=port))
+        with pytest.raises(InvalidInputError, match=f"port {port}.*redis.*BAGUNI_STACK_REDIS_PORT"):
+            stack.start_servers()
+    assert not stack.is_up()
+    assert stack.status() == []
+
+
+def test_missing_servers_are_said_to_be_installed_by_make_setup(tmp_path: Path) -> None:
+    stack = LocalStack(own_settings(tmp_path, servers_python=tmp_path / "none"))
+    with pytest.raises(NotFoundError, match="make setup"):
+        stack.start_servers()
+
+
+def test_stopping_leaves_no_process_even_when_the_supervisor_was_killed(tmp_path: Path) -> None:
+    stack = LocalStack(own_settings(tmp_path))
+    try:
+        stack.start_servers()
+        states = {row.name: row.state for row in stack.status()}
+        assert {name for name, state in states.items() if state == "running"} == {"redis", "broker", "milvus", "triton"}
+        assert states["gateway"] == "stopped"
+        stack.start_servers()  # again: it is up already, and nothing is started twice
+        assert len(marked_processes(stack)) >= 5
+        supervisor = int((stack.run_dir / "supervisord.pid").read_text())
+        os.kill(supervisor, signal.SIGKILL)
+    finally:
+        stack.stop()
+    assert marked_processes(stack) == []
+    assert stack.status() == []

@@ -1,0 +1,133 @@
+"""No answer mixes two releases: a switch is whole, and what does not belong together is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from baguni.activation import activate
+from baguni.errors import ReleaseMismatchError
+from baguni.release import Release, ReleaseStore, load_release, write_manifest
+from baguni.settings import Endpoints
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture
+def stub(running: Endpoints) -> Iterator[pb_grpc.RecommendationServiceStub]:
+    with grpc.insecure_channel(running.gateway_address) as channel:
+        yield pb_grpc.RecommendationServiceStub(channel)
+
+
+def renamed(release: Release, target: Path, release_id: str) -> Release:
+    """The same release under another id, as a second training would give: models, configs and manifest say so."""
+    shutil.copytree(release.path, target)
+    for model in sorted((target / "triton").iterdir()):
+        config = model / "config.pbtxt"
+        config.write_text(config.read_text().replace(release.release_id, release_id))
+        model.rename(model.with_name(model.name.replace(release.release_id, release_id)))
+    (target / "manifest.json").unlink()
+    return write_manifest(target, {"release_id": release_id, "dataset": "tiny-shop", "metrics": {}})
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_switch_under_traffic_fails_no_request_and_a_rollback_returns(
+    stub, running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    store = ReleaseStore(running.releases)
+    other = store.add(renamed(active_release, tmp_path / "other", "r20990101_0000beef").path)
+    served: list[str] = []
+    stopping = threading.Event()
+
+    def traffic() -> None:
+        while not stopping.is_set():
+            response = stub.Recommend(pb.RecommendRequest(user_id="nobody", page_size=3), timeout=5)
+            assert len(response.items) == 3
+            served.append(response.release_id)
+
+    client = threading.Thread(target=traffic)
+    client.start()
+    try:
+        activate(store, other.release_id, running)
+        wait_until(lambda: bool(served) and served[-1] == other.release_id)
+        assert store.previous_id() == active_release.release_id
+        activate(store, store.previous_id(), running)
+        wait_until(lambda: served[-1] == active_release.release_id)
+    finally:
+        stopping.set()
+        client.join(timeout=10)
+    switches = sum(one != other for one, other in itertools.pairwise(served))
+    assert switches == 2
+
+
+def test_a_page_of_a_release_that_is_gone_is_refused_as_stale(stub, running, active_release) -> None:
+    from server.tokens import PageToken
+
+    token = stub.Recommend(pb.RecommendRequest(user_id="nobody", page_size=3)).next_page_token
+    stale = PageToken(**{**PageToken.decode(token).__dict__, "release_id": "r20000101_00000000"}).encode()
+    with pytest.raises(grpc.RpcError) as failure:
+        stub.Recommend(pb.RecommendRequest(user_id="nobody", page_size=3, page_token=stale))
+    assert failure.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_release_that_triton_does_not_hold_is_not_served(stub, running, active_release, tmp_path) -> None:
+    """The pointer is moved by hand to a release whose encoder is not there: item vectors without their encoder."""
+    store = ReleaseStore(running.releases)
+    half = store.add(renamed(active_release, tmp_path / "half", "r20990102_0000dead").path)
+    store.point_to(half.release_id)
+    try:
+        for _ in range(20):
+            assert stub.Recommend(pb.RecommendRequest(user_id="nobody")).release_id == active_release.release_id
+            time.sleep(0.1)
+    finally:
+        store.point_to(active_release.release_id)
+
+
+def test_models_that_carry_another_releases_id_are_refused_and_the_pointer_stays(
+    running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    store = ReleaseStore(running.releases)
+    mixed = renamed(active_release, tmp_path / "mixed", "r20990103_0000cafe")
+    config = mixed.triton_dir / f"user_encoder_{mixed.release_id}" / "config.pbtxt"
+    text = config.read_text().replace(
+        f'string_value: "{mixed.release_id}"', f'string_value: "{active_release.release_id}"'
+    )
+    config.write_text(text)
+    (mixed.path / "manifest.json").unlink()
+    write_manifest(mixed.path, {"release_id": mixed.release_id, "dataset": "tiny-shop", "metrics": {}})
+    store.add(mixed.path)
+    with pytest.raises(ReleaseMismatchError, match="user_encoder"):
+        activate(store, mixed.release_id, running)
+    assert store.active_id() == active_release.release_id
+
+
+def test_a_part_that_was_altered_is_named(active_release: Release, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(active_release.path, copy)
+    with (copy / "item_vectors.npy").open("r+b") as file:
+        file.seek(200)
+        file.write(b"\x00\x01\x02\x03")
+    with pytest.raises(ReleaseMismatchError, match=r"item_vectors\.npy"):
+        load_release(copy)
+
+
+def test_the_manifest_names_every_part(active_release: Release) -> None:
+    manifest = json.loads((active_release.path / "manifest.json").read_text())
+    files = {p.relative_to(active_release.path).as_posix() for p in active_release.path.rglob("*") if p.is_file()}
+    assert set(manifest["parts"]) == files - {"manifest.json"}
