@@ -37,8 +37,7 @@ class BeamSearch(nn.Module):
         model = self.model
         memory = model.encode(history)
         cross = model.cross_keys_values(memory)
-        batch = history.item_BS.shape[0]
-        x_BWD = model.start.expand(batch, 1, -1) + model.level_embedding.weight[0]
+        x_BWD = model.first_input(memory) + model.level_embedding.weight[0]
         score_BW = torch.zeros_like(x_BWD[:, :, 0])
         node_BW = torch.full_like(score_BW, ROOT, dtype=torch.int64)
         caches: list[tuple[Tensor, Tensor]] = []

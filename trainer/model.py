@@ -240,10 +240,14 @@ class DualHeadModel(nn.Module):
         """Keys and values of the history for each decoder layer: computed once, shared by every query."""
         return [block.cross.keys_values(memory.states_BMD) for block in self.decoder]
 
+    def first_input(self, memory: Memory) -> Tensor:
+        """[B, 1, D] what the decoder starts from: the user as a whole, so that cross-attention need only add details."""
+        return self.start + memory.states_BMD[:, :1]
+
     def code_logits(self, memory: Memory, codes_BQL: Tensor) -> list[Tensor]:
         """Logits of every level, given the true codes before it: one [B, Q, K of the level] per level, in one pass."""
         batch, num_queries, levels = codes_BQL.shape
-        inputs = [self.start.expand(batch, num_queries, -1)]
+        inputs = [self.first_input(memory).expand(-1, num_queries, -1)]
         inputs += [self.code_embeddings[level](codes_BQL[:, :, level].long() + 1) for level in range(levels - 1)]
         x = torch.stack(inputs, dim=2) + self.level_embedding.weight  # [B, Q, L, D]
         x = x.flatten(0, 1)

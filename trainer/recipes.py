@@ -47,13 +47,13 @@ class Recipe:
     dropout: float = 0.1
     id_dropout: float = 0.3
     token_dropout: float = 0.1
-    steps: int = 400
+    steps: int = 360
     batch_size: int = 192
     learning_rate: float = 1e-3
     warmup_steps: int = 40
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    num_targets: int = 8
+    num_targets: int = 6
     negatives: Literal["catalogue", "sampled"] = "catalogue"
     num_random_negatives: int = 1024
     novel_weight: float = 0.5
