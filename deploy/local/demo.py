@@ -7,6 +7,7 @@ trained on, and every number is measured while it runs.
 
 from __future__ import annotations
 
+import signal
 import statistics
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def run_demo(settings: StackSettings, keep: bool, results: Path | None = None) -
     """The whole demo; stops what it started, also when interrupted, unless `keep`. `results`: a file for its numbers."""
     started = time.monotonic()
     stack = LocalStack(settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated demo cleans up like an interrupted one
     try:
         release_id, trained = _release(settings)
         _heading("Starting the local stack")
