@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from baguni.errors import InvalidInputError, NotFoundError
 from baguni.semantic_ids import SemanticIdTable, unique_suffixes
-from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.dataset import Dataset
+from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
 from trainer.distill import distill
 from trainer.model import DualHeadModel

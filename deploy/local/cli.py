@@ -8,8 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from baguni.activation import activate
-from baguni.release import ReleaseStore
+from deploy.local.bring_up import bring_up
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack
 
@@ -29,7 +28,7 @@ def up(state_dir: Path | None, servers_only: bool) -> None:
     BAGUNI_STACK_REDIS_PORT=6400 baguni up --state-dir /tmp/second
     """
     settings = _settings(state_dir)
-    start(settings, servers_only)
+    bring_up(settings, servers_only)
     print_status(settings)
 
 
@@ -57,23 +56,6 @@ def demo(state_dir: Path | None, keep: bool, results: Path | None) -> None:
     from deploy.local.demo import run_demo
 
     run_demo(_settings(state_dir), keep, results)
-
-
-def start(settings: StackSettings, servers_only: bool = False) -> None:
-    """Start what is not running, saying what is ready."""
-    stack, console = LocalStack(settings), Console(stderr=True)
-    store = ReleaseStore(settings.endpoints().releases)
-    with console.status("starting Redis, broker, Milvus, Triton …") as spinner:
-        stack.start_servers(lambda name: console.print(f"  [green]✓[/] {name}"))
-        active = store.active_id()
-        if servers_only or active is None:
-            if not servers_only:
-                console.print("No release is active: `baguni release activate RELEASE`, then `baguni up` again.")
-            return
-        spinner.update(f"loading release {active} …")
-        activate(store, active, settings.endpoints())
-        spinner.update("starting gateway and consumers …")
-        stack.start_applications(lambda name: console.print(f"  [green]✓[/] {name}"))
 
 
 def print_status(settings: StackSettings) -> None:

@@ -34,10 +34,11 @@ from baguni.history_store import HistoryWriter
 from baguni.release import Release, ReleaseStore
 from baguni.v1 import events_pb2, recommendation_pb2
 from benchmarks.result import Row, write_result
-from deploy.local.cli import start
+from deploy.local.bring_up import bring_up
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack
-from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.dataset import Dataset
+from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
 
 LIST_LENGTH = 10
@@ -95,7 +96,7 @@ def run_demo(settings: StackSettings, keep: bool, results: Path | None = None) -
         release_id, trained = _release(settings)
         _heading("Starting the local stack")
         _activate_first(settings, release_id)
-        start(settings)
+        bring_up(settings)
         release = ReleaseStore(settings.endpoints().releases).get(release_id, verify=False)
         measured = _play(settings, release)
         seconds = time.monotonic() - started
@@ -135,7 +136,7 @@ def _baguni(*arguments: str) -> None:
 def _activate_first(settings: StackSettings, release_id: str) -> None:
     store = ReleaseStore(settings.endpoints().releases)
     if store.active_id() != release_id:
-        store.point_to(release_id)  # nothing serves yet: `start` loads it before the gateway comes up
+        store.point_to(release_id)  # nothing serves yet: `bring_up` loads it before the gateway comes up
 
 
 def _play(settings: StackSettings, release: Release) -> Measured:

@@ -28,7 +28,7 @@ def validate_command(path: Path, as_json: bool) -> None:
     \b
     baguni data validate my-shop/
     """
-    from trainer.data.validate import validate
+    from trainer.data.reading import validate
 
     found = validate(path)
     if as_json:

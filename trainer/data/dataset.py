@@ -6,13 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from baguni.catalog import Catalog
-from baguni.errors import InvalidInputError
 from baguni.history import Action, HistoryEvent
 
 Int64 = NDArray[np.int64]
@@ -88,17 +86,3 @@ class Dataset:
     def _where(self, keep: NDArray[np.bool_]) -> Dataset:
         names = ("user_E", "item_E", "action_E", "order_E", "time_E")
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
-
-
-def load_dataset(path: Path) -> Dataset:
-    """Read a folder in the documented format. Raises InvalidInputError with the first problems if there are any."""
-    from trainer.data.validate import validate
-
-    found = validate(path)
-    if found.problems or found.tables is None:
-        shown = "\n".join(f"  {problem}" for problem in found.problems[:5])
-        raise InvalidInputError(
-            f"{path} has {len(found.problems)} problems, the first:\n{shown}\n"
-            f"`baguni data validate {path}` reports them all"
-        )
-    return found.tables.dataset()

@@ -17,9 +17,9 @@ from tests.conftest import repository
 from tests.tiny_shop import write_tiny_shop
 from trainer.data.cli import data
 from trainer.data.complete_journey import prepare
-from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.dataset import Dataset
+from trainer.data.reading import load_dataset, validate
 from trainer.data.splits import evaluation_queries, last_month_start_ms, local_ms
-from trainer.data.validate import validate
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from baguni.catalog import CATEGORY_SEPARATOR, Catalog, Item
+from baguni.errors import InvalidInputError
 from baguni.history import Action
 from trainer.data.dataset import Dataset
 
@@ -99,6 +100,18 @@ def validate(path: Path) -> Found:
             settings["name"], settings["timezone"], item_rows, event_rows.assign(time=times), attribute_types
         )
     return found
+
+
+def load_dataset(path: Path) -> Dataset:
+    """Read a folder in the documented format. Raises InvalidInputError with the first problems if there are any."""
+    found = validate(path)
+    if found.problems or found.tables is None:
+        shown = "\n".join(f"  {problem}" for problem in found.problems[:5])
+        raise InvalidInputError(
+            f"{path} has {len(found.problems)} problems, the first:\n{shown}\n"
+            f"`baguni data validate {path}` reports them all"
+        )
+    return found.tables.dataset()
 
 
 def _settings(path: Path, found: Found) -> dict[str, str] | None:
