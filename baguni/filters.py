@@ -78,7 +78,9 @@ def check(filters: Sequence[Filter], attribute_types: Mapping[str, str], field: 
             )
         for bound in condition.bounds or ():
             if bound is not None and not math.isfinite(bound):
-                raise InvalidInputError(f"{where}.range has a bound {bound}, expected a finite number", f"{where}.range")
+                raise InvalidInputError(
+                    f"{where}.range has a bound {bound}, expected a finite number", f"{where}.range"
+                )
 
 
 def mask(filters: Sequence[Filter], items: Sequence[Item]) -> NDArray[np.bool_]:
