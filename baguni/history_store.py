@@ -66,6 +66,17 @@ class HistoryWriter:
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
 
+    def forget(self, user_ids: Sequence[str]) -> None:
+        """Delete users' histories and versions; a user without one is no error."""
+        try:
+            keys = [key % user_id for user_id in user_ids for key in (_KEY, _VERSION_KEY)]
+            pipeline = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.delete(key)
+            pipeline.execute()
+        except redis.RedisError as error:
+            raise UnavailableError("redis", str(error)) from error
+
 
 class HistoryReader:
     """Reads histories; for the gateway, which is asynchronous."""

@@ -47,12 +47,6 @@ TIMED_HOUSEHOLDS = 30
 MIN_EARLIER_ORDERS, MIN_ITEMS = 15, 6
 VISIBLE_WITHIN_S = 10.0
 MINUTE_MS = 60_000
-NEW_ITEM = events_pb2.ItemUpserted(
-    item_id="demo-oat-drink",
-    title="Oat drink barista edition, unsweetened, 33 oz",
-    category_path=["Grocery", "Fluid milk products", "Oat drink"],
-    attributes={"brand": events_pb2.AttributeValue(string_value="Demo")},
-)
 console = Console()
 
 
@@ -201,12 +195,12 @@ def _load_histories(dataset: Dataset, redis_url: str) -> None:
     """Every household's events before December, replacing what an earlier demo left."""
     past = dataset.before(last_month_start_ms(dataset))
     with redis.Redis.from_url(redis_url) as client:
-        client.flushdb()
         writer = HistoryWriter(client)
         users = range(len(past.user_ids))
         for first in track(users[::50], "histories", console=console):
             chosen = users[first : first + 50]
             histories = {past.user_ids[user]: past.history(user) for user in chosen}
+            writer.forget(list(histories))
             writer.apply({user_id: events for user_id, events in histories.items() if events})
 
 
@@ -256,9 +250,14 @@ def _send_and_wait(
 
 def _new_item(producer: KafkaProducer, gateway: GatewayClient, order: NextOrder) -> tuple[float, float]:
     """Seconds until an item that training never saw has neighbours, and until it is in a list."""
-    message = events_pb2.ItemUpserted()
-    message.CopyFrom(NEW_ITEM)
-    message.event_time.CopyFrom(_timestamp(int(time.time() * 1000)))
+    unseen = uuid.uuid4().hex[:8]  # by an earlier demo either
+    message = events_pb2.ItemUpserted(
+        item_id=f"demo-{unseen}",
+        title="Oat drink barista edition, unsweetened, 33 oz",
+        category_path=["Grocery", "Fluid milk products", "Oat drink"],
+        attributes={"brand": events_pb2.AttributeValue(string_value=f"Demo {unseen}")},
+        event_time=_timestamp(int(time.time() * 1000)),
+    )
     started = time.monotonic()
     _send(producer, message, message.item_id)
     searchable = _wait_for(lambda: _neighbours(gateway, message.item_id), started)

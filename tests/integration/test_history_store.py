@@ -99,6 +99,13 @@ def test_the_longest_history_is_stored_compactly_enough(client: redis.Redis) -> 
     assert size < 2048 * 64
 
 
+def test_a_forgotten_user_is_unknown_again(client: redis.Redis, stack: Endpoints) -> None:
+    writer = HistoryWriter(client)
+    writer.apply({"forgotten": [HistoryEvent("rye", Action.CLICKED, 1_700_000_000_000)]})
+    writer.forget(["forgotten", "never-there"])
+    assert not client.keys("baguni:{forgotten}*")
+
+
 def test_redis_away_is_said_by_name(stack: Endpoints) -> None:
     nobody = redis.Redis(host="127.0.0.1", port=1)
     with pytest.raises(UnavailableError, match="redis is unavailable"):
