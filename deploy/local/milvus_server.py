@@ -36,11 +36,14 @@ def main(data_dir: str, port: str) -> None:
     os.environ["ETCD_CONFIG_PATH"] = str(write_etcd_config(data, etcd_port, peer_port))
     config = Config(data_dir=str(data), proxy_port=int(port), etcd_port=etcd_port)
     server = MilvusServer(config, wait_for_started=False)
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: sys.exit(0))
     server.start()
-    status = server.server_proc.wait()
-    sys.exit(status or 1)
+    milvus = server.server_proc
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: milvus.terminate())
+    # Waited for here: the wheel's own stop kills after a second, and a killed Milvus leaves sessions behind in its etcd
+    # that keep the next one waiting for a minute.
+    status = milvus.wait()
+    sys.exit(status)
 
 
 def write_etcd_config(data: Path, client_port: int, peer_port: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 import urllib.request
@@ -75,7 +76,7 @@ def servers(settings: StackSettings) -> list[Program]:
             "milvus",
             (python, str(HERE / "milvus_server.py"), str(root / "milvus"), str(settings.milvus_port)),
             endpoints.milvus_uri,
-            lambda: _milvus_ready(endpoints.milvus_uri),
+            lambda: _milvus_ready(endpoints.milvus_uri, settings.milvus_port),
         ),
         Program(
             "triton",
@@ -141,7 +142,10 @@ def _broker_ready(bootstrap: str) -> bool:
     return True
 
 
-def _milvus_ready(uri: str) -> bool:
+def _milvus_ready(uri: str, port: int) -> bool:
+    if port_is_free(port):
+        return False
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # a server that is starting is no news
     try:
         client = MilvusClient(uri, timeout=2)
         client.list_collections(timeout=2)

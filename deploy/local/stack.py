@@ -71,7 +71,7 @@ class LocalStack:
         if self.is_up():
             with contextlib.suppress(OSError, xmlrpc.client.Error):  # it is gone already: what is left is ended below
                 self._call("shutdown")
-            self._wait_until(lambda: not self._processes(), 20)
+            self._wait_until(lambda: not self._processes(), 30)
         for process in self._processes():
             process.kill()
         psutil.wait_procs(self._processes(), timeout=10)
@@ -184,7 +184,7 @@ class LocalStack:
                 "startretries=3",
                 "stopasgroup=true",
                 "killasgroup=true",
-                "stopwaitsecs=12",
+                "stopwaitsecs=20",
                 "redirect_stderr=true",
                 f"stdout_logfile={self.log_dir}/{program.name}.log",
                 "stdout_logfile_maxbytes=20MB",
