@@ -40,9 +40,10 @@ class Shop:
         headers = cloud_event_headers(message, uuid.uuid4().hex, "test")
         self.send_raw(TOPICS[type(message).__name__], key.encode(), message.SerializeToString(), headers)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
-        """Produce any record."""
-        self._producer.send(topic, key=key, value=value, headers=list(headers)).get(timeout=10)
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]]) -> str:
+        """Produce any record; returns where it stands, as the consumers' log says it."""
+        stored = self._producer.send(topic, key=key, value=value, headers=list(headers)).get(timeout=10)
+        return f"{topic}/{stored.partition}@{stored.offset}"
 
     def close(self) -> None:
         """Close the producer."""

@@ -1,0 +1,196 @@
+"""Orders and clicks through a real broker into a real Redis: quickly, once, and whatever breaks on the way."""
+
+from __future__ import annotations
+
+import re
+import signal
+import statistics
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kafka import KafkaConsumer
+
+from baguni.events import DEAD_LETTER_TOPIC, USER_TOPICS
+from baguni.history import Action, HistoryEvent
+from baguni.settings import Endpoints
+from deploy.local.stack import LocalStack
+from tests.integration.streams import ConsumerProcess, Shop, click, order, read_history, wait_for, wait_until_consumed
+
+pytestmark = pytest.mark.stack
+TIME_MS = 1_700_000_000_000
+
+
+@pytest.fixture
+def endpoints(stack: Endpoints) -> Endpoints:
+    """The stack with another Redis database: the stack's own consumers read the same topics."""
+    return stack.model_copy(update={"redis_url": stack.redis_url.replace("/0", "/5")})
+
+
+@pytest.fixture
+def shop(stack: Endpoints) -> Iterator[Shop]:
+    producing = Shop(stack)
+    yield producing
+    producing.close()
+
+
+@pytest.fixture
+def user_id() -> str:
+    return f"user-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def group_suffix() -> str:
+    return f"-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def consumer(endpoints: Endpoints, tmp_path: Path, group_suffix: str) -> Iterator[ConsumerProcess]:
+    with ConsumerProcess("user", endpoints, tmp_path, group_suffix) as process:
+        yield process
+
+
+def test_an_order_and_a_click_are_in_the_history(consumer, shop: Shop, endpoints: Endpoints, user_id: str) -> None:
+    shop.send(order(user_id, "o1", "rye", "milk", time_ms=TIME_MS))
+    shop.send(click(user_id, "jam", TIME_MS + 1))
+    wait_for(lambda: len(read_history(endpoints, user_id)) == 3)
+    assert read_history(endpoints, user_id).events == (
+        HistoryEvent("milk", Action.ORDERED, TIME_MS, "o1"),
+        HistoryEvent("rye", Action.ORDERED, TIME_MS, "o1"),
+        HistoryEvent("jam", Action.CLICKED, TIME_MS + 1),
+    )
+
+
+def test_an_event_is_in_the_history_within_a_fifth_of_a_second(
+    consumer, shop: Shop, endpoints: Endpoints, user_id: str, record_property
+) -> None:
+    shop.send(click(user_id, "rye", TIME_MS))
+    wait_for(lambda: len(read_history(endpoints, user_id)) == 1)
+    took_ms = []
+    for number in range(2, 22):
+        started = time.monotonic()
+        shop.send(click(user_id, "rye", TIME_MS + number))
+        wait_for(lambda expected=number: len(read_history(endpoints, user_id)) == expected)
+        took_ms.append((time.monotonic() - started) * 1000)
+    record_property("median_ms", statistics.median(took_ms))
+    assert statistics.median(took_ms) < 200
+
+
+def test_reading_the_topics_again_from_the_beginning_changes_nothing(
+    shop: Shop, endpoints: Endpoints, tmp_path: Path, user_id: str, group_suffix: str
+) -> None:
+    for number in range(20):
+        shop.send(order(user_id, f"o{number % 15}", "rye", f"item-{number % 7}", time_ms=TIME_MS + number % 15))
+    with ConsumerProcess("user", endpoints, tmp_path, group_suffix):
+        wait_until_consumed(endpoints, f"baguni-users{group_suffix}", USER_TOPICS)
+    before = read_history(endpoints, user_id)
+    assert len({event.order_id for event in before.events}) == 15
+    with ConsumerProcess("user", endpoints, tmp_path, f"{group_suffix}-again"):
+        wait_until_consumed(endpoints, f"baguni-users{group_suffix}-again", USER_TOPICS)
+    assert read_history(endpoints, user_id) == before
+
+
+def test_a_malformed_message_is_set_aside_whole_and_the_next_is_applied(
+    consumer, shop: Shop, endpoints: Endpoints, user_id: str
+) -> None:
+    headers = [
+        ("ce_type", b"baguni.v1.OrderPlaced"),
+        ("ce_id", user_id.encode()),
+        ("content-type", b"application/json"),
+    ]
+    shop.send_raw("baguni.orders", user_id.encode(), b'{"userId": 7', headers)
+    shop.send_raw("baguni.orders", user_id.encode(), b"", [("ce_type", b"other"), ("ce_id", user_id.encode())])
+    shop.send(order(user_id, "o1", "rye"))
+    wait_for(lambda: len(read_history(endpoints, user_id)) == 1)
+
+    letters = [r for r in dead_letters(endpoints) if ("ce_id", user_id.encode()) in r.headers]
+    # The stack's own consumer may have set aside the same two: each is there whole, whoever sent it.
+    by_reason = {dict(letter.headers)["dead_letter_reason"]: letter for letter in letters}
+    assert by_reason.keys() == {b"undecodable", b"unknown_type"}
+    undecodable = by_reason[b"undecodable"]
+    assert (undecodable.key, undecodable.value) == (user_id.encode(), b'{"userId": 7')
+    assert list(undecodable.headers[:3]) == headers
+    said = dict(undecodable.headers[3:])
+    assert said["dead_letter_topic"] == b"baguni.orders"
+    assert b"no OrderPlaced" in said["dead_letter_error"]
+    first, second = (int(dict(by_reason[r].headers)["dead_letter_offset"]) for r in (b"undecodable", b"unknown_type"))
+    assert second == first + 1
+    assert said["dead_letter_partition"].isdigit()
+
+
+def test_killed_between_write_and_commit_nothing_is_lost_or_doubled(
+    shop: Shop, endpoints: Endpoints, tmp_path: Path, user_id: str, group_suffix: str
+) -> None:
+    crashing = ConsumerProcess("user", endpoints, tmp_path, group_suffix, module="tests.integration.crashing_consumer")
+    events = [click(user_id, f"item-{number}", TIME_MS + number) for number in range(10)]
+    for event in events:
+        shop.send(event)
+    assert crashing.process.wait(30) == -signal.SIGKILL
+    with ConsumerProcess("user", endpoints, tmp_path, group_suffix):
+        wait_until_consumed(endpoints, f"baguni-users{group_suffix}", USER_TOPICS)
+        assert [e.item_id for e in read_history(endpoints, user_id).events] == [event.item_id for event in events]
+
+
+def test_redis_away_during_traffic_loses_nothing_and_the_consumer_keeps_its_group(
+    consumer: ConsumerProcess, shop: Shop, endpoints: Endpoints, local_stack: LocalStack, user_id: str
+) -> None:
+    for number in range(30):
+        if number == 10:
+            local_stack.stop_process("redis")
+        shop.send(order(user_id, f"o{number}", "rye", time_ms=TIME_MS + number))
+        if number == 10:  # the letters of a retry must not multiply either
+            malformed = shop.send_raw(
+                "baguni.orders", user_id.encode(), b"\xff", [("ce_type", b"baguni.v1.OrderPlaced")]
+            )
+    time.sleep(2)
+    local_stack.restart("redis")
+    wait_for(lambda: len(read_history(endpoints, user_id)) == 30, 20)
+    log = consumer.log.read_text()
+    assert "redis is unavailable" in log
+    assert log.count(f"source={malformed} ") == 1
+    assert not re.search(r"revoked partitions=[1-9]", log)  # joining revokes none
+
+
+def test_a_consumer_that_is_told_to_stop_while_redis_is_away_stops(
+    endpoints: Endpoints, shop: Shop, tmp_path: Path, user_id: str, group_suffix: str
+) -> None:
+    nowhere = endpoints.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    shop.send(click(user_id, "rye", TIME_MS))
+    with ConsumerProcess("user", nowhere, tmp_path, group_suffix) as waiting:
+        wait_for(lambda: "redis is unavailable" in waiting.log.read_text())
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    with ConsumerProcess("user", endpoints, tmp_path, group_suffix):
+        wait_for(lambda: len(read_history(endpoints, user_id)) == 1)
+
+
+def test_two_consumers_of_a_group_share_the_work_and_one_takes_over(
+    consumer: ConsumerProcess, endpoints: Endpoints, shop: Shop, tmp_path: Path, user_id: str, group_suffix: str
+) -> None:
+    users = [f"{user_id}-{number}" for number in range(24)]
+    with ConsumerProcess("user", endpoints, tmp_path, group_suffix) as second:
+        for user in users:
+            shop.send(click(user, "rye", TIME_MS))
+        wait_for(lambda: all(len(read_history(endpoints, user)) == 1 for user in users), 30)
+        second.process.kill()
+        second.process.wait()
+    for user in users:
+        shop.send(click(user, "milk", TIME_MS + 1))
+    wait_for(lambda: all(len(read_history(endpoints, user)) == 2 for user in users), 30)
+    assert consumer.process.poll() is None
+
+
+def dead_letters(endpoints: Endpoints) -> list:
+    """Everything in the dead-letter topic now."""
+    reader = KafkaConsumer(
+        DEAD_LETTER_TOPIC,
+        bootstrap_servers=endpoints.kafka_bootstrap,
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=2_000,
+    )
+    try:
+        return list(reader)
+    finally:
+        reader.close()
