@@ -72,7 +72,7 @@ def test_an_order_changes_the_next_recommendation_within_a_second(stub, send) ->
     assert sorted(seconds)[2] < 1.0
 
 
-def test_a_new_item_has_neighbours_and_is_recommended_within_five_seconds(stub, send) -> None:
+def test_a_new_item_is_found_and_recommended_within_five_seconds_and_gone_when_removed(stub, send) -> None:
     item_id = f"new-{uuid.uuid4().hex[:8]}"
     item = events_pb2.ItemUpserted(
         item_id=item_id,
@@ -107,6 +107,9 @@ def test_a_new_item_has_neighbours_and_is_recommended_within_five_seconds(stub, 
     wait_for(has_neighbours, 5)
     wait_for(is_recommended, 5)
     assert time.monotonic() - started < 5
+    send(events_pb2.ItemRemoved(item_id=item_id, event_time=Timestamp(seconds=int(time.time()) + 1)), item_id)
+    wait_for(lambda: not has_neighbours(), 5)
+    assert not is_recommended()
 
 
 def test_a_malformed_message_is_set_aside_with_its_reason_and_the_next_is_applied(running, stub, send) -> None:
