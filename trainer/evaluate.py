@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from baguni.semantic_ids import SemanticIdTable
-from baguni.signature import NOVEL
+from baguni.signature import EVERYTHING, NOVEL
 from trainer.data.splits import evaluation_queries
 from trainer.decoding import BeamSearch
 from trainer.metrics import coverage, gini, mean_interval, per_order, popularity_lift, top_k
@@ -56,7 +55,7 @@ def month_to_predict(run: Run, mode: Literal["first", "rolling"], limit: int | N
     order_Q = queries.order_Q
     if limit is not None and limit < len(order_Q):
         order_Q = np.sort(np.random.default_rng(0).choice(order_Q, limit, replace=False))
-    return TestMonth(OrderSamples(run.dataset, run.semantic_ids(), run.recipe.max_tokens), order_Q)
+    return TestMonth(OrderSamples(run.dataset, run.semantic_ids(), run.statistics, run.recipe.max_tokens), order_Q)
 
 
 def evaluate(
@@ -69,7 +68,7 @@ def evaluate(
         "global popularity": popularity_ranker(run.recent_popularity()),
         "retrieval before distillation": retrieval_ranker(run.model(distilled=False), run),
         "retrieval, distilled": retrieval_ranker(run.model(), run),
-        "generative": generative_ranker(run.model(), run.semantic_ids()),
+        "generative": generative_ranker(run.model(), run),
     }
     results = {}
     for number, (name, ranker) in enumerate(rankers.items()):
@@ -92,23 +91,27 @@ def retrieval_ranker(model: DualHeadModel, run: Run) -> Ranker:
     """The retrieval head as it is served: one dot product per item, and the repeat score where everything counts."""
     catalogue = whole_catalogue(len(run.semantic_ids()))
     with torch.no_grad():
-        vectors_NV = model.item_vectors(run.training_set.text_NT, catalogue.item_M)
+        vectors_NX = model.served_vectors(run.training_set.text_NT, torch.from_numpy(run.statistics.newest_NP))
 
     @torch.no_grad()
     def rank(batch: Batch, novel: bool) -> Lists:
-        memory = model.encode(batch.history)
-        user_BQV = model.user_embedding(memory)
+        memory = model.encode(batch.history, vectors_NX)
+        user_BQX = model.user_embedding(memory)
         if novel:
-            return _top(_without_owned(user_BQV[:, NOVEL] @ vectors_NV.T, batch))
+            return _top(_without_owned(user_BQX[:, NOVEL] @ vectors_NX.T, batch))
         repeat_BS = model.repeat_score(memory, batch.history)
-        return _top(with_repeat_score(user_BQV[:, 0] @ vectors_NV.T, repeat_BS, batch.history, catalogue))
+        return _top(with_repeat_score(user_BQX[:, EVERYTHING] @ vectors_NX.T, repeat_BS, batch.history, catalogue))
 
     return rank
 
 
-def generative_ranker(model: DualHeadModel, table: SemanticIdTable, num_beams: int = 32) -> Ranker:
+def generative_ranker(model: DualHeadModel, run: Run, num_beams: int = 32) -> Ranker:
     """The generative head by beam search; what is owned is masked inside the search."""
-    search, trie = BeamSearch(model, table.trie, num_beams).eval(), table.trie
+    table = run.semantic_ids()
+    trie = table.trie
+    with torch.no_grad():
+        vectors_NX = model.item_vectors(run.training_set.text_NT, torch.arange(len(table)))
+    search = BeamSearch(model, trie, num_beams).eval()
 
     @torch.no_grad()
     def rank(batch: Batch, novel: bool) -> Lists:
@@ -117,7 +120,7 @@ def generative_ranker(model: DualHeadModel, table: SemanticIdTable, num_beams: i
             allowed = np.ones((batch.size, len(table)), bool)
             allowed[batch.owned_row.numpy(), batch.owned_item.numpy()] = False
             mask = np.stack([trie.node_mask(row) for row in allowed]).astype(np.uint8)
-        items, _ = search(batch.history, torch.from_numpy(mask))
+        items, _ = search(model.encode(batch.history, vectors_NX), torch.from_numpy(mask))
         return np.asarray(items[:, :K].numpy(), np.int64)
 
     return rank

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 from baguni.release import Release, sha256_of, write_manifest
 from baguni.semantic_ids import SemanticIdTable
 from baguni.signature import ModelSignature, ModelSpec, model_specs, render_config, triton_model_name
 from trainer.decoding import BeamSearch
-from trainer.model import DualHeadModel, History
+from trainer.model import DualHeadModel, History, with_statistics
 from trainer.rqvae import RqVae
 from trainer.run import Run
 
@@ -34,27 +35,45 @@ OPSET = 20
 BACKEND_DIR = Path(__file__).resolve().parent.parent / "model_repository"
 
 
+class FrozenItems(nn.Module):
+    """What a release knows of its items, fixed: the rows that the encoder looks up for each token."""
+
+    vectors_NX: Tensor
+    statistics_NP: Tensor
+
+    def __init__(self, vectors_NX: Tensor, statistics_NP: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("vectors_NX", vectors_NX, persistent=False)
+        self.register_buffer("statistics_NP", F.pad(statistics_NP, (0, 0, 1, 0)), persistent=False)
+
+    def history(
+        self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
+    ) -> History:
+        """The inputs of `baguni.signature`, and each token's item statistics."""
+        return History(item_index, codes, position, actions, features, context, self.statistics_NP[item_index.long()])
+
+
 class UserEncoderGraph(nn.Module):
     """History → user embedding and repeat scores."""
 
-    def __init__(self, model: DualHeadModel) -> None:
+    def __init__(self, model: DualHeadModel, items: FrozenItems) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.items = model, items
 
     def forward(
         self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
     ) -> tuple[Tensor, Tensor]:
-        history = History(item_index, codes, position, actions, features, context)
-        memory = self.model.encode(history)
+        history = self.items.history(item_index, codes, position, actions, features, context)
+        memory = self.model.encode(history, self.items.vectors_NX)
         return self.model.user_embedding(memory), self.model.repeat_score(memory, history)
 
 
 class GeneratorGraph(nn.Module):
     """History and node mask → items and log-likelihoods: encoder, decoder and beam search in one graph."""
 
-    def __init__(self, search: BeamSearch) -> None:
+    def __init__(self, search: BeamSearch, items: FrozenItems) -> None:
         super().__init__()
-        self.search = search
+        self.search, self.items = search, items
 
     def forward(
         self,
@@ -66,8 +85,9 @@ class GeneratorGraph(nn.Module):
         context: Tensor,
         node_mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        history = History(item_index, codes, position, actions, features, context)
-        result: tuple[Tensor, Tensor] = self.search(history, node_mask)
+        history = self.items.history(item_index, codes, position, actions, features, context)
+        memory = self.search.model.encode(history, self.items.vectors_NX)
+        result: tuple[Tensor, Tensor] = self.search(memory, node_mask)
         return result
 
 
@@ -80,8 +100,9 @@ class ItemEncoderGraph(nn.Module):
 
     def forward(self, text_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         codes_BL, content_BZ = self.rqvae(text_embedding)
-        vector_BV = self.model.item_tower.from_text(self.rqvae.standardise(text_embedding))
-        return codes_BL.int(), content_BZ, vector_BV
+        learned_BX = self.model.item_tower.from_text(self.rqvae.standardise(text_embedding))
+        never_sold_BP = learned_BX.new_zeros(len(learned_BX), self.model.config.num_statistics)
+        return codes_BL.int(), content_BZ, with_statistics(learned_BX, never_sold_BP)
 
 
 def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambda part: None) -> Release:
@@ -89,6 +110,7 @@ def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambd
     folder.mkdir(parents=True)
     model, rqvae, table = run.model(), run.rqvae(), run.semantic_ids()
     signature = release_signature(run, model, table)
+    items = frozen_items(run, model)
     on_part("catalogue and vectors")
     run.dataset.catalog.save(folder / "catalog.parquet")
     table.save(folder / "semantic_ids.npz")
@@ -98,8 +120,8 @@ def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambd
     (folder / "recipe.json").write_text(json.dumps(run.recipe.as_dict(), indent=2) + "\n")
     release_id = _release_id(folder)
     modules: dict[str, nn.Module] = {
-        "user_encoder": UserEncoderGraph(model),
-        "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams)),
+        "user_encoder": UserEncoderGraph(model, items),
+        "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items),
         "item_encoder": ItemEncoderGraph(rqvae, model),
     }
     for name, spec in model_specs(signature).items():
@@ -121,13 +143,21 @@ def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambd
     return write_manifest(folder, fields)
 
 
+def frozen_items(run: Run, model: DualHeadModel) -> FrozenItems:
+    """The item rows of a run's release."""
+    text_NT = run.training_set.text_NT
+    with torch.no_grad():
+        vectors_NX = model.item_vectors(text_NT, torch.arange(len(text_NT)))
+    return FrozenItems(vectors_NX, torch.from_numpy(run.statistics.newest_NP))
+
+
 def release_signature(run: Run, model: DualHeadModel, table: SemanticIdTable) -> ModelSignature:
     """The tensors of a run's models."""
     return ModelSignature(
         num_items=len(table),
         max_tokens=run.recipe.max_tokens,
         codebook_sizes=table.codebook_sizes,
-        vector_dim=model.config.vector_dim + 1,
+        vector_dim=model.config.served_dim,
         content_dim=run.recipe.rqvae.latent_dim,
         text_dim=model.config.text_dim,
         num_nodes=table.trie.num_nodes,
@@ -166,7 +196,7 @@ def _save_vectors(run: Run, model: DualHeadModel, rqvae: RqVae, folder: Path) ->
     text_NT = torch.from_numpy(run.embeddings())
     with torch.no_grad():
         _, content = rqvae(text_NT)
-        vectors = model.item_vectors(rqvae.standardise(text_NT), torch.arange(len(text_NT)))
+        vectors = model.served_vectors(rqvae.standardise(text_NT), torch.from_numpy(run.statistics.newest_NP))
     np.save(folder / "content_vectors.npy", content.numpy())
     np.save(folder / "item_vectors.npy", vectors.numpy())
     np.save(folder / "popularity.npy", run.recent_popularity())

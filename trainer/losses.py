@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
@@ -27,18 +26,12 @@ def multi_positive_infonce(scores_BN: Tensor, positive_BN: Tensor, log_q_N: Tens
     return (per_user * has_positive).sum() / has_positive.sum().clamp(min=1)
 
 
-def code_loss(logits_per_level: list[Tensor], codes_BQL: Tensor, weight_BQ: Tensor) -> Tensor:
-    """Weighted mean over target items of the cross-entropy summed over code levels, in nats (arXiv:2305.05065).
+def code_loss(log_likelihood_BQL: Tensor, weight_BQ: Tensor) -> Tensor:
+    """Weighted mean over target items of −log-likelihood summed over code levels, in nats (arXiv:2305.05065).
 
     `weight_BQ` is 0 for padding; a sequence of targets whose weights are all 0 gives 0.
     """
-    total = torch.zeros_like(weight_BQ)
-    for level, logits_BQK in enumerate(logits_per_level):
-        target = codes_BQL[:, :, level].long().clamp(min=0)
-        total = total + F.cross_entropy(logits_BQK.float().flatten(0, 1), target.flatten(), reduction="none").view_as(
-            total
-        )
-    return (total * weight_BQ).sum() / weight_BQ.sum().clamp(min=1e-6)
+    return -(log_likelihood_BQL.sum(-1) * weight_BQ).sum() / weight_BQ.sum().clamp(min=1e-6)
 
 
 def distillation_kl(

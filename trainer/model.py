@@ -1,12 +1,14 @@
 """The model: one Transformer encoder over a user's history, and two heads.
 
-The *generative head* writes the next items' Semantic IDs code by code (Rajput et al. 2023, arXiv:2305.05065). The
-*retrieval head* places users and items in one space, so that recommending is a vector search. It knows tensors, not
-data sets, losses or servers; tensor names are those of `baguni.signature`.
+The *generative head* writes the next items' Semantic IDs code by code (Rajput et al. 2023, arXiv:2305.05065), and may copy
+codes from the history (See et al. 2017, arXiv:1704.04368). The *retrieval head* places users and items in one space, so
+that recommending is a vector search. It knows tensors, not data sets, losses or servers; tensor names are those of
+`baguni.signature`.
 """
 
 # B = batch, S = history tokens, M = S + 1 (context token first), D = width, F = token features, C = context features,
-# L = code levels, K = codebook size, Q = decoded sequences per user, N = items, T = text dim, V = vector dim
+# L = code levels, K = codebook size, Q = decoded sequences per user, N = items, T = text dim, V = vector dim,
+# P = item statistics
 
 from __future__ import annotations
 
@@ -19,34 +21,43 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 from baguni.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_FEATURES, NUM_POSITIONS
-from baguni.signature import EVERYTHING, NUM_QUERIES
+from baguni.signature import NUM_QUERIES
 
 MASKED = -1e4  # large, finite, and representable in fp16
+TINY = 1e-20  # keeps the logarithm of a probability finite
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes. `vector_dim` is without the bias component that `item_vectors` appends."""
+    """Sizes. `vector_dim` is without the statistics and the bias that `item_vectors` appends."""
 
     num_items: int
     codebook_sizes: tuple[int, ...]
     text_dim: int
+    num_statistics: int = 0
     width: int = 128
     num_heads: int = 4
-    encoder_layers: int = 2
-    decoder_layers: int = 2
+    encoder_layers: int = 1
+    decoder_layers: int = 1
     feedforward: int = 256
     vector_dim: int = 128
     dropout: float = 0.1
     id_dropout: float = 0.3
     token_dropout: float = 0.1
 
+    @property
+    def served_dim(self) -> int:
+        """Components of a served vector: V, one per statistic, and the bias."""
+        return self.vector_dim + self.num_statistics + 1
+
 
 class History(NamedTuple):
-    """A batch of histories as the models read them: the first six inputs of `baguni.signature`.
+    """A batch of histories as the models read them: the first six inputs of `baguni.signature`, and what the release knows
+    of each token's item.
 
     item_BS: item index + 1, 0 where there is no token or training never saw the item
     codes_BSL: -1 where there is no token
+    statistics_BSP: see `trainer.statistics`; zeros where item_BS is 0
     """
 
     item_BS: Tensor
@@ -55,13 +66,22 @@ class History(NamedTuple):
     actions_BS: Tensor
     features_BSF: Tensor
     context_BC: Tensor
+    statistics_BSP: Tensor
+
+    @property
+    def present_BS(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """True where there is a token."""
+        return self.codes_BSL[:, :, 0] >= 0
 
 
 class Memory(NamedTuple):
-    """What the encoder made of a history: states_BMD, the context token first, and an additive mask_B11M."""
+    """What the encoder made of a history: states_BMD, the context token first, an additive mask_B11M, and the codes of the
+    tokens, for copying."""
 
     states_BMD: Tensor
     mask_B11M: Tensor
+    codes_BSL: Tensor
+    copy_bias_BS: Tensor
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -99,9 +119,13 @@ class Attention(nn.Module):
         key, value = self.key_value(x).chunk(2, dim=-1)
         return self.heads(key), self.heads(value)
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        attended = F.scaled_dot_product_attention(self.heads(self.query(x)), *keys_values, attn_mask=mask)
-        return self.out(attended.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        key, value = keys_values
+        query = self.heads(self.query(x)) * key.shape[-1] ** -0.5
+        weight = (query @ key.transpose(-1, -2) + mask).softmax(
+            -1
+        )  # on a CPU far quicker to train than torch's fused one
+        return self.out((weight @ value).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Sequential):
@@ -109,6 +133,21 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, width: int, hidden: int, out: int | None = None) -> None:
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out or width))
+
+
+class LockedDropout(nn.Module):
+    """Dropout that drops the same features of all of a user's tokens (Gal & Ghahramani 2016, arXiv:1512.05287): as good a
+    regulariser here, and a mask per user costs nothing beside one per token."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x_BMD
+        keep = torch.rand(x_BMD.shape[0], 1, x_BMD.shape[2], device=x_BMD.device) >= self.rate
+        return x_BMD * (keep / (1 - self.rate))
 
 
 class EncoderBlock(nn.Module):
@@ -119,7 +158,7 @@ class EncoderBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.attention = Attention(config.width, config.num_heads)
         self.feedforward = FeedForward(config.width, config.feedforward)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = LockedDropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = self.norm1(x)
@@ -128,20 +167,18 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention over the codes written so far, cross-attention to the history, feed-forward."""
+    """Cross-attention to the history, feed-forward. The codes written so far are in the input, as a sum."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(config.width) for _ in range(3))
-        self.own = Attention(config.width, config.num_heads)
+        self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.cross = Attention(config.width, config.num_heads)
         self.feedforward = FeedForward(config.width, config.feedforward)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = LockedDropout(config.dropout)
 
-    def attend_history(self, x_BQD: Tensor, keys_values: tuple[Tensor, Tensor], mask_B11M: Tensor) -> Tensor:
-        """The rest of the block after self-attention: cross-attention, then feed-forward."""
-        x_BQD = x_BQD + self.dropout(self.cross(self.norm2(x_BQD), keys_values, mask_B11M))
-        return x_BQD + self.dropout(self.feedforward(self.norm3(x_BQD)))
+    def forward(self, x_BWD: Tensor, keys_values: tuple[Tensor, Tensor], mask_B11M: Tensor) -> Tensor:
+        x_BWD = x_BWD + self.dropout(self.cross(self.norm1(x_BWD), keys_values, mask_B11M))
+        return x_BWD + self.dropout(self.feedforward(self.norm2(x_BWD)))
 
 
 class ItemTower(nn.Module):
@@ -173,32 +210,41 @@ class DualHeadModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.item_embedding = nn.Embedding(config.num_items + 1, width, padding_idx=0)
+        width, described = config.width, NUM_FEATURES + config.num_statistics
+        self.item_tower = ItemTower(config)
+        self.item_projection = nn.Linear(config.vector_dim, width)
         self.code_embeddings = Modules(nn.Embedding(size + 1, width, padding_idx=0) for size in config.codebook_sizes)
         self.position_embedding = nn.Embedding(NUM_POSITIONS, width)
         self.action_embedding = nn.Embedding(NUM_ACTIONS, width)
-        self.feature_projection = FeedForward(NUM_FEATURES, width, width)
+        self.feature_projection = FeedForward(described, width, width)
         self.context_projection = FeedForward(NUM_CONTEXT, width, width)
         self.encoder = Modules(EncoderBlock(config) for _ in range(config.encoder_layers))
         self.encoder_norm = nn.LayerNorm(width)
+        self.input_dropout = LockedDropout(config.dropout)
         self.queries = Modules(FeedForward(width, 2 * width, config.vector_dim) for _ in range(NUM_QUERIES))
-        self.repeat_head = FeedForward(width + NUM_FEATURES, width, 1)
-        self.item_tower = ItemTower(config)
+        self.statistics_weights = Modules(nn.Linear(width, config.num_statistics) for _ in range(NUM_QUERIES))
+        self.repeat_head = FeedForward(width + described, width, 1)
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.level_embedding = nn.Embedding(len(config.codebook_sizes), width)
         self.decoder = Modules(DecoderBlock(config) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(width)
         self.code_heads = Modules(nn.Linear(width, size) for size in config.codebook_sizes)
+        self.copy_bias = FeedForward(width + described, width, 1)
+        self.copy_query, self.copy_key = nn.Linear(width, width), nn.Linear(width, width)
+        self.copy_gate = nn.Linear(width, 1)
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module is not self.item_tower.identity:
                 nn.init.normal_(module.weight, std=0.05)
                 if module.padding_idx is not None:
                     nn.init.zeros_(module.weight[module.padding_idx : module.padding_idx + 1])
 
-    def encode(self, history: History) -> Memory:
-        """Read the history. Padding never changes an output."""
-        x_BSD = self.item_embedding(history.item_BS.long()) + self.feature_projection(history.features_BSF)
+    def encode(self, history: History, vectors_NX: Tensor) -> Memory:
+        """Read the history. `vectors_NX` are the item vectors (at least their first V components), so that an item means
+        the same where it is read and where it is found. Padding never changes an output."""
+        identity = F.pad(vectors_NX[:, : self.config.vector_dim], (0, 0, 1, 0))
+        x_BSD = self.item_projection(F.embedding(history.item_BS.long(), identity))
+        described_BSF = torch.cat([history.features_BSF, history.statistics_BSP], dim=-1)
+        x_BSD = x_BSD + self.feature_projection(described_BSF)
         for level, embedding in enumerate(self.code_embeddings):
             x_BSD = x_BSD + embedding(history.codes_BSL[:, :, level].long() + 1)
         x_BSD = x_BSD + self.position_embedding(history.position_BS.long())
@@ -206,14 +252,17 @@ class DualHeadModel(nn.Module):
         context_B1D = self.context_projection(history.context_BC).unsqueeze(1)
         visible_BS = self._visible(history)
         mask_BM = F.pad(torch.where(visible_BS, 0.0, MASKED), (1, 0))
-        x_BMD = torch.cat([context_B1D, x_BSD], dim=1)
+        x_BMD = self.input_dropout(torch.cat([context_B1D, x_BSD], dim=1))
         mask = mask_BM[:, None, None, :]
         for block in self.encoder:
             x_BMD = block(x_BMD, mask)
-        return Memory(self.encoder_norm(x_BMD), mask)
+        states_BMD = self.encoder_norm(x_BMD)
+        known_BSX = torch.cat([states_BMD[:, 1:], described_BSF], dim=-1)
+        copy_bias_BS = self.copy_bias(known_BSX).squeeze(-1)
+        return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS)
 
     def _visible(self, history: History) -> Tensor:
-        visible_BS = history.codes_BSL[:, :, 0] >= 0
+        visible_BS = history.present_BS
         if self.training and self.config.token_dropout > 0:
             visible_BS = visible_BS & (
                 torch.rand(visible_BS.shape, device=visible_BS.device) >= self.config.token_dropout
@@ -221,20 +270,27 @@ class DualHeadModel(nn.Module):
         return visible_BS
 
     def user_embedding(self, memory: Memory) -> Tensor:
-        """[B, queries, V + 1]; the last component is 1, and meets the item's bias."""
+        """[B, queries, V + P + 1]: the query, the user's weight on each item statistic, and a 1 that meets the item's bias."""
         pooled_BD = memory.states_BMD[:, 0]
-        embedding = torch.stack([query(pooled_BD) for query in self.queries], dim=1)
-        return F.pad(embedding, (0, 1), value=1.0)
+        parts = [
+            torch.cat([query(pooled_BD), weights(pooled_BD)], dim=-1)
+            for query, weights in zip(self.queries, self.statistics_weights, strict=True)
+        ]
+        return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
 
     def repeat_score(self, memory: Memory, history: History) -> Tensor:
         """[B, S]: what each token's item gains in the query for everything, because the user knows it. 0 = padding."""
-        states = torch.cat([memory.states_BMD[:, 1:], history.features_BSF], dim=-1)
-        return self.repeat_head(states).squeeze(-1) * (history.codes_BSL[:, :, 0] >= 0)
+        known_BSX = torch.cat([memory.states_BMD[:, 1:], history.features_BSF, history.statistics_BSP], dim=-1)
+        return self.repeat_head(known_BSX).squeeze(-1).float() * history.present_BS
 
     def item_vectors(self, text_NT: Tensor, item_N: Tensor) -> Tensor:
-        """[N, V + 1]."""
+        """[N, V + 1]: the learned part of item vectors, the bias last."""
         vectors: Tensor = self.item_tower(text_NT, item_N)
-        return vectors
+        return vectors.float()
+
+    def served_vectors(self, text_NT: Tensor, statistics_NP: Tensor) -> Tensor:
+        """[N, V + P + 1] item vectors as the vector index stores them: learned part, statistics, bias."""
+        return with_statistics(self.item_vectors(text_NT, torch.arange(len(text_NT))), statistics_NP)
 
     def cross_keys_values(self, memory: Memory) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the history for each decoder layer: computed once, shared by every query."""
@@ -244,35 +300,63 @@ class DualHeadModel(nn.Module):
         """[B, 1, D] what the decoder starts from: the user as a whole, so that cross-attention need only add details."""
         return self.start + memory.states_BMD[:, :1]
 
-    def code_logits(self, memory: Memory, codes_BQL: Tensor) -> list[Tensor]:
-        """Logits of every level, given the true codes before it: one [B, Q, K of the level] per level, in one pass."""
-        batch, num_queries, levels = codes_BQL.shape
-        inputs = [self.first_input(memory).expand(-1, num_queries, -1)]
-        inputs += [self.code_embeddings[level](codes_BQL[:, :, level].long() + 1) for level in range(levels - 1)]
-        x = torch.stack(inputs, dim=2) + self.level_embedding.weight  # [B, Q, L, D]
-        x = x.flatten(0, 1)
-        causal_LL = torch.full((levels, levels), MASKED, device=x.device).triu(1)
-        for block, keys_values in zip(self.decoder, self.cross_keys_values(memory), strict=True):
-            y = block.norm1(x)
-            x = x + block.dropout(block.own(y, block.own.keys_values(y), causal_LL))
-            flat = x.reshape(batch, num_queries * levels, -1)
-            x = block.attend_history(flat, keys_values, memory.mask_B11M).reshape(batch * num_queries, levels, -1)
-        states = self.decoder_norm(x).reshape(batch, num_queries, levels, -1)
-        return [head(states[:, :, level]) for level, head in enumerate(self.code_heads)]
+    def decode(self, prefix_BWD: Tensor, keys_values: list[tuple[Tensor, Tensor]], memory: Memory) -> Tensor:
+        """Decoder states of any number of prefixes, each the sum of `first_input`, its codes' embeddings and its level's."""
+        for block, shared in zip(self.decoder, keys_values, strict=True):
+            prefix_BWD = block(prefix_BWD, shared, memory.mask_B11M)
+        states: Tensor = self.decoder_norm(prefix_BWD)
+        return states
+
+    def copy_weights(self, states_BWD: Tensor, memory: Memory, match_BWS: Tensor) -> tuple[Tensor, Tensor]:
+        """How likely the next code is copied, gate_BW, and from which token, weight_BWS. Only tokens whose codes began as the
+        prefix did match; where none does, the gate is 0."""
+        key_BSD = self.copy_key(memory.states_BMD[:, 1:])
+        score_BWS = self.copy_query(states_BWD) @ key_BSD.transpose(1, 2) * key_BSD.shape[-1] ** -0.5
+        score_BWS = (score_BWS + memory.copy_bias_BS.unsqueeze(1)).float()
+        match_BWS = match_BWS & (memory.mask_B11M[:, 0, :, 1:] == 0)
+        weight_BWS = torch.where(match_BWS, score_BWS, MASKED).softmax(-1)
+        gate_BW = torch.sigmoid(self.copy_gate(states_BWD).squeeze(-1).float()) * match_BWS.any(-1)
+        return gate_BW, weight_BWS
+
+    def code_log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
+        """[B, Q, L] log-likelihood of every code of Semantic IDs, given the codes before it, in nats, in one pass."""
+        levels, num_queries = codes_BQL.shape[2], codes_BQL.shape[1]
+        code_inputs = [e(codes_BQL[:, :, level].long() + 1) for level, e in enumerate(self.code_embeddings)]
+        prefix, inputs = self.first_input(memory).expand(-1, num_queries, -1), []
+        matches, match_BQS = (
+            [],
+            torch.ones_like(memory.codes_BSL[:, None, :, 0].expand(-1, num_queries, -1), dtype=torch.bool),
+        )
+        for level in range(levels):
+            inputs.append(prefix + self.level_embedding.weight[level])
+            matches.append(match_BQS)
+            prefix = prefix + code_inputs[level]
+            match_BQS = match_BQS & (codes_BQL[:, :, None, level] == memory.codes_BSL[:, None, :, level])
+        states = self.decode(torch.cat(inputs, dim=1), self.cross_keys_values(memory), memory)
+        gate, weight = self.copy_weights(states, memory, torch.cat(matches, dim=1))
+        hits = torch.cat([*matches[1:], match_BQS], dim=1)
+        copied = (weight * hits).sum(-1)
+        written = torch.cat(
+            [
+                F.log_softmax(head(state).float(), -1).gather(-1, codes_BQL[:, :, level, None].long().clamp(min=0))
+                for level, (head, state) in enumerate(zip(self.code_heads, states.chunk(levels, dim=1), strict=True))
+            ],
+            dim=1,
+        ).squeeze(-1)
+        mixed = mix_copied(gate, copied, written)
+        return mixed.unflatten(1, (levels, num_queries)).transpose(1, 2)
 
     def log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
-        """[B, Q] log-likelihood of Semantic IDs, in nats: the sum over levels of log softmax (the teacher's score)."""
-        logits = self.code_logits(memory, codes_BQL)
-        levels = [
-            F.log_softmax(level_logits.float(), -1).gather(-1, codes_BQL[:, :, level, None].long())
-            for level, level_logits in enumerate(logits)
-        ]
-        return torch.cat(levels, dim=-1).sum(-1)
+        """[B, Q] log-likelihood of Semantic IDs, in nats: the sum over levels (the teacher's score)."""
+        return self.code_log_likelihood(memory, codes_BQL).sum(-1)
 
 
-def full_scores(user_embedding_BQV: Tensor, repeat_score_BS: Tensor, item_BS: Tensor, vectors_NV: Tensor) -> Tensor:
-    """[B, N] scores of the query for everything over the whole catalogue: u · v, plus the repeat score where there is a
-    token. `item_BS` is item index + 1, 0 = no token."""
-    scores_BN = user_embedding_BQV[:, EVERYTHING] @ vectors_NV.T
-    padded = F.pad(scores_BN, (1, 0))
-    return padded.scatter_add(1, item_BS.long(), repeat_score_BS)[:, 1:]
+def mix_copied(gate: Tensor, copied: Tensor, written: Tensor) -> Tensor:
+    """Log-likelihood of codes that are copied with probability `gate` (then with probability `copied`) and else written
+    (then with log-probability `written`)."""
+    return torch.logaddexp((gate * copied).clamp(min=TINY).log(), (1 - gate).clamp(min=TINY).log() + written)
+
+
+def with_statistics(vectors_NX: Tensor, statistics_NP: Tensor) -> Tensor:
+    """[N, V + P + 1]: statistics go before the bias."""
+    return torch.cat([vectors_NX[:, :-1], statistics_NP, vectors_NX[:, -1:]], dim=-1)

@@ -12,11 +12,13 @@ from trainer.text import BUNDLED
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source."""
+    """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source.
+    `gated`: only from users for whom the teacher is right."""
 
     steps: int = 120
-    batch_size: int = 128
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
+    warmup_steps: int = 20
+    gated: bool = True
     num_true: int = 8
     num_known: int = 16
     num_student: int = 16
@@ -38,10 +40,11 @@ class Recipe:
     distill: DistillRecipe = field(default_factory=DistillRecipe)
     seed: int = 0
     max_tokens: int = 128
+    statistics_days: tuple[int, ...] = (14, 28, 91)
     width: int = 128
     num_heads: int = 4
-    encoder_layers: int = 2
-    decoder_layers: int = 2
+    encoder_layers: int = 1
+    decoder_layers: int = 1
     feedforward: int = 256
     vector_dim: int = 128
     dropout: float = 0.1
@@ -52,10 +55,16 @@ class Recipe:
     learning_rate: float = 1e-3
     warmup_steps: int = 40
     weight_decay: float = 0.01
+    identity_decay: float = 0.0
     clip_norm: float = 1.0
+    ema_decay: float = 0.99
+    ema_start: float = 0.2
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     num_targets: int = 6
+    target_power: float = 0.5
     negatives: Literal["catalogue", "sampled"] = "catalogue"
     num_random_negatives: int = 1024
+    everything_weight: float = 1.0
     novel_weight: float = 0.5
     generative_weight: float = 0.5
     click_rate: float = 0.2
@@ -76,7 +85,7 @@ RECIPES = {
             name="tiny",
             rqvae=RqVaeRecipe(latent_dim=8, hidden=(16,), num_levels=2, codebook_size=8, epochs=20, batch_size=64),
             distill=DistillRecipe(
-                steps=5, batch_size=16, num_true=4, num_known=4, num_student=4, num_same_category=2, num_random=2
+                steps=5, warmup_steps=1, num_true=4, num_known=4, num_student=4, num_same_category=2, num_random=2
             ),
             max_tokens=16,
             width=16,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from baguni.signature import EVERYTHING, NOVEL
 from trainer.losses import MASKED, multi_positive_infonce
 from trainer.model import DualHeadModel, History, Memory
-from trainer.samples import Batch, OrderSamples
+from trainer.samples import Batch, Shelves
 
 
 @dataclass(frozen=True)
@@ -34,33 +33,34 @@ class Candidates:
         return self.slot_N1[item + 1]
 
 
-def whole_catalogue(num_items: int) -> Candidates:
+def whole_catalogue(num_items: int, device: torch.device | None = None) -> Candidates:
     """Every item."""
-    return Candidates(torch.arange(num_items), None, torch.cat([torch.tensor([num_items]), torch.arange(num_items)]))
+    item_N = torch.arange(num_items, device=device)
+    return Candidates(item_N, None, torch.cat([item_N.new_tensor([num_items]), item_N]))
 
 
 def sampled(
-    batch: Batch, samples: OrderSamples, popularity_N: Tensor, num_random: int, rng: np.random.Generator
+    batch: Batch, shelves: Shelves, popularity_N: Tensor, num_random: int, generator: torch.Generator
 ) -> Candidates:
     """The batch's targets, hard negatives and `num_random` uniform ones.
 
     Hard negatives: one of the same category for each target line, and as many items that the users bought before. logQ is
     the log of the expected number of draws of an item, at most 0.
     """
-    num_items = len(popularity_N)
-    target = batch.target_item_P
-    similar = torch.from_numpy(samples.same_category(target.numpy(), rng))
-    bought = (
-        batch.owned_item[torch.from_numpy(rng.integers(0, max(len(batch.owned_item), 1), len(target)))]
-        if len(batch.owned_item)
-        else batch.owned_item
-    )
-    uniform = torch.from_numpy(rng.integers(0, num_items, num_random))
-    item_M = torch.cat([target, similar, bought, uniform]).unique()
+    num_items, target = len(popularity_N), batch.target_item_P
+
+    def random(size: int, below: int) -> Tensor:
+        return torch.randint(below, (size,), generator=generator, device=target.device)
+
+    similar = shelves.same_category(target, generator)
+    bought = batch.owned_item[:0]
+    if len(batch.owned_item):
+        bought = batch.owned_item[random(len(target), len(batch.owned_item))]
+    item_M = torch.cat([target, similar, bought, random(num_random, num_items)]).unique()
     share_N = popularity_N / popularity_N.sum()
     expected_N = (len(target) + len(bought)) * share_N + (len(similar) + num_random) / num_items
-    slot_N1 = torch.full((num_items + 1,), len(item_M))
-    slot_N1[item_M + 1] = torch.arange(len(item_M))
+    slot_N1 = torch.full_like(torch.arange(num_items + 1, device=target.device), len(item_M))
+    slot_N1[item_M + 1] = torch.arange(len(item_M), device=target.device)
     return Candidates(item_M, expected_N[item_M].clamp(max=1.0).log(), slot_N1)
 
 
@@ -73,28 +73,48 @@ class RetrievalScores:
     positive_BM: Tensor
     owned_BM: Tensor
 
-    def loss(self, log_q_M: Tensor | None, novel_weight: float) -> Tensor:
-        """InfoNCE of both queries; the second sees only items never bought before."""
-        everything = multi_positive_infonce(self.everything_BM, self.positive_BM, log_q_M)
-        new_positive = self.positive_BM * (1 - self.owned_BM)
-        novel = multi_positive_infonce(self.novel_BM.masked_fill(self.owned_BM > 0, MASKED), new_positive, log_q_M)
-        return everything + novel_weight * novel
+    def loss(self, log_q_M: Tensor | None, everything_weight: float, novel_weight: float) -> Tensor:
+        """InfoNCE of both queries, weighted; the second sees only items never bought before."""
+        total = self.everything_BM.new_zeros(())
+        if everything_weight > 0:
+            total = total + everything_weight * multi_positive_infonce(self.everything_BM, self.positive_BM, log_q_M)
+        if novel_weight > 0:
+            new_BM = self.novel_BM.masked_fill(self.owned_BM > 0, MASKED)
+            total = total + novel_weight * multi_positive_infonce(
+                new_BM, self.positive_BM * (1 - self.owned_BM), log_q_M
+            )
+        return total
 
 
 def score(
-    model: DualHeadModel, memory: Memory, batch: Batch, candidates: Candidates, text_NT: Tensor
+    model: DualHeadModel, memory: Memory, batch: Batch, candidates: Candidates, vectors_NX: Tensor, values_TNP: Tensor
 ) -> RetrievalScores:
-    """Score a batch against its candidates."""
-    user_BQV = model.user_embedding(memory)
-    vectors_MV = model.item_vectors(text_NT[candidates.item_M], candidates.item_M)
+    """Score a batch against its candidates; each user meets the item statistics of their own month."""
+    user_BQX = model.user_embedding(memory)
+    vectors_MX, values_TMP = vectors_NX[candidates.item_M], values_TNP[:, candidates.item_M]
+    everything, novel = (
+        score_items(user_BQX[:, query], vectors_MX, values_TMP, batch.month_B) for query in (EVERYTHING, NOVEL)
+    )
     repeat_BS = model.repeat_score(memory, batch.history)
-    everything = with_repeat_score(user_BQV[:, EVERYTHING] @ vectors_MV.T, repeat_BS, batch.history, candidates)
     return RetrievalScores(
-        everything,
-        user_BQV[:, NOVEL] @ vectors_MV.T,
+        with_repeat_score(everything, repeat_BS, batch.history, candidates),
+        novel,
         _marks(batch.size, batch.target_row_P, candidates.slots(batch.target_item_P), len(candidates.item_M)),
         _marks(batch.size, batch.owned_row, candidates.slots(batch.owned_item), len(candidates.item_M)),
     )
+
+
+def score_items(user_BX: Tensor, vectors_MX: Tensor, values_TMP: Tensor, month_B: Tensor) -> Tensor:
+    """[B, M]: u · v, where the statistics inside v are those of each user's month. One matrix product a month: the rows of a
+    training batch are sorted by time."""
+    size = vectors_MX.shape[1] - 1
+    learned = user_BX[:, :size] @ vectors_MX[:, :size].T + vectors_MX[:, -1]
+    if values_TMP.shape[2] == 0:
+        return learned
+    months, counts = month_B.unique_consecutive(return_counts=True)
+    weights = user_BX[:, size:-1].split(counts.tolist())
+    pairs = zip(weights, months.tolist(), strict=True)
+    return learned + torch.cat([weight_bP @ values_TMP[month].T for weight_bP, month in pairs])
 
 
 def with_repeat_score(scores_BM: Tensor, repeat_BS: Tensor, history: History, candidates: Candidates) -> Tensor:
@@ -104,6 +124,6 @@ def with_repeat_score(scores_BM: Tensor, repeat_BS: Tensor, history: History, ca
 
 
 def _marks(batch: int, row: Tensor, slot: Tensor, num_candidates: int) -> Tensor:
-    marks = torch.zeros(batch, num_candidates + 1)
+    marks = torch.zeros(batch, num_candidates + 1, device=row.device)
     marks[row, slot] = 1.0
     return marks[:, :-1]

@@ -28,13 +28,13 @@ from baguni.semantic_ids import SemanticIdTable, unique_suffixes
 from trainer.data.dataset import Dataset
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
-from trainer.distill import distill
 from trainer.model import DualHeadModel
 from trainer.recipes import Recipe
 from trainer.rqvae import RqVae, fit_rqvae
 from trainer.samples import OrderSamples
+from trainer.statistics import ItemStatistics
 from trainer.text import TextEncoder
-from trainer.train import Losses, TrainingSet, build_model, train
+from trainer.train import Losses, TrainingSet, build_model, distil, train
 
 DAY_MS = 86_400_000
 POPULARITY_DAYS = 28
@@ -89,9 +89,14 @@ class Run:
     def model(self, distilled: bool = True) -> DualHeadModel:
         """The trained model, after or before distillation."""
         state = torch.load(self._made("distilled.pt" if distilled else "dual_head.pt"), weights_only=True)["model"]
-        model = build_model(self.recipe, self.semantic_ids(), self.embeddings().shape[1])
+        model = self.fresh_model()
         model.load_state_dict(state)
         return model.eval()
+
+    def fresh_model(self, recipe: Recipe | None = None) -> DualHeadModel:
+        """An untrained model of the recipe's sizes, or of another recipe's."""
+        num_statistics = self.statistics.num_statistics
+        return build_model(recipe or self.recipe, self.semantic_ids(), self.embeddings().shape[1], num_statistics)
 
     def metrics(self) -> dict[str, Any]:
         """What the evaluation measured; empty before it."""
@@ -109,16 +114,24 @@ class Run:
         return np.bincount(log.item_E[recent], minlength=len(log.catalog)).astype(np.float32)
 
     @cached_property
+    def statistics(self) -> ItemStatistics:
+        """Item statistics of every month before the test month, and at its start."""
+        return ItemStatistics.of(self.training_log, self.test_start_ms, self.recipe.statistics_days)
+
+    @cached_property
     def training_set(self) -> TrainingSet:
         """Samples and item tables of the log before the test month."""
         table, log = self.semantic_ids(), self.training_log
-        samples = OrderSamples(log, table, self.recipe.max_tokens, self.recipe.click_rate, self.recipe.seed)
+        samples = OrderSamples(
+            log, table, self.statistics, self.recipe.max_tokens, self.recipe.click_rate, self.recipe.seed
+        )
         if len(samples) == 0:
             raise InvalidInputError(f"{self.dataset_path} has no order before its last month: nothing to train on")
         with torch.no_grad():
             text_NT = self.rqvae().standardise(torch.from_numpy(self.embeddings()))
         frequency = np.bincount(log.item_E[log.order_E >= 0], minlength=len(table)).astype(np.float32)
-        return TrainingSet(samples, text_NT, torch.from_numpy(table.codes_NL).long(), torch.from_numpy(frequency))
+        codes_NL, values_TNP = torch.from_numpy(table.codes_NL).long(), torch.from_numpy(self.statistics.values_TNP)
+        return TrainingSet(samples, text_NT, codes_NL, torch.from_numpy(frequency), values_TNP)
 
     def embed_items(self, progress: Progress = silent) -> None:
         """Stage 1: text embeddings of the catalogue."""
@@ -157,23 +170,18 @@ class Run:
             message = f"retrieval {losses['retrieval']:.3f} generative {losses['generative']:.3f}"
             progress("dual-head training", step + 1, self.recipe.steps, message)
 
-        model = build_model(self.recipe, self.semantic_ids(), self.embeddings().shape[1])
+        model = self.fresh_model()
         return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step)
 
     def distil(self, progress: Progress = silent) -> list[Losses]:
-        """Stage 4: the retrieval head learns from the generative head."""
-        target = self.path / "distilled.pt"
-        if target.is_file():
-            return list(torch.load(target, weights_only=True)["losses"])
+        """Stage 4: the retrieval head learns from the generative head. Resumes from its checkpoint."""
 
         def on_step(step: int, losses: Losses) -> None:
             message = f"retrieval {losses['retrieval']:.3f} KL {losses['kl']:.3f}"
             progress("distillation", step + 1, self.recipe.distill.steps, message)
 
         model = self.model(distilled=False)
-        losses = distill(model, self.training_set, self.recipe, on_step)
-        torch.save({"model": model.state_dict(), "losses": losses}, target)
-        return losses
+        return distil(model, self.training_set, self.recipe, self.path / "distilled.pt", on_step)
 
     def _claim(self) -> None:
         """The directory belongs to one recipe and one data set: going on with others would mix two runs."""

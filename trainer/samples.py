@@ -8,7 +8,7 @@ can reach the inputs. Batches depend only on (seed, step), so a resumed run sees
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +20,19 @@ from baguni.semantic_ids import SemanticIdTable
 from baguni.sequences import EventBatch, ModelInputs, model_inputs
 from trainer.data.dataset import Dataset
 from trainer.model import History
+from trainer.statistics import ItemStatistics
 
 Int64 = NDArray[np.int64]
 HOUR_MS = 3_600_000
+BATCHES_PER_GROUP = 20
 
 
-@dataclass(frozen=True)
-class Batch:
-    """history as tensors; target lines flat (row_P, item_P); `owned_*`: every (row, item) ordered before."""
+class Batch(NamedTuple):
+    """history as tensors; the month of each row, ascending, for its item statistics; target lines flat (row_P, item_P);
+    `owned_*`: every (row, item) ordered before."""
 
     history: History
+    month_B: Tensor
     target_row_P: Tensor
     target_item_P: Tensor
     owned_row: Tensor
@@ -41,30 +44,64 @@ class Batch:
         return len(self.history.item_BS)
 
 
+class Shelves(NamedTuple):
+    """Which items stand beside each other: category_N of each item, item_N by category, and where each category starts."""
+
+    category_N: Tensor
+    item_N: Tensor
+    start_C: Tensor
+
+    @classmethod
+    def of(cls, categories: NDArray[np.str_]) -> Shelves:
+        """From each item's category path."""
+        _, category_N, count_C = np.unique(categories, return_inverse=True, return_counts=True)
+        start_C = np.r_[0, np.cumsum(count_C)]
+        parts = (category_N, np.argsort(category_N, kind="stable"), start_C)
+        return cls(*(torch.from_numpy(part) for part in parts))
+
+    def same_category(self, item: Tensor, generator: torch.Generator) -> Tensor:
+        """A random item of each item's category, any shape: a hard negative."""
+        category = self.category_N[item]
+        start, stop = self.start_C[category], self.start_C[category + 1]
+        chance = torch.rand(item.shape, generator=generator, device=item.device)
+        return self.item_N[start + (chance * (stop - start)).long()]
+
+
 class OrderSamples:
     """All orders of a data set, each with the user's history before it."""
 
     def __init__(
-        self, dataset: Dataset, table: SemanticIdTable, max_tokens: int, click_rate: float = 0.0, seed: int = 0
+        self,
+        dataset: Dataset,
+        table: SemanticIdTable,
+        statistics: ItemStatistics,
+        max_tokens: int,
+        click_rate: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.dataset, self.max_tokens, self.click_rate, self.seed = dataset, max_tokens, click_rate, seed
+        self.statistics = statistics
         self._codes_NL = table.codes_NL
         orders = dataset.orders()
         self.user_O, self.time_O = orders.user_O, orders.time_O
         self._first_O, self._last_O, self._line_item = orders.first_O, orders.last_O, orders.item_P
         user_start = np.searchsorted(dataset.user_E, np.arange(len(dataset.user_ids) + 1))
         self._user_time = _UserTime(dataset.user_E, dataset.time_E)
-        self._start_O = user_start[self.user_O]
-        categories, self._category_N = np.unique(dataset.catalog.categories, return_inverse=True)
-        self._by_category = np.argsort(self._category_N, kind="stable")
-        self._category_start = np.searchsorted(self._category_N[self._by_category], np.arange(len(categories) + 1))
+        self._num_events_O = self._user_time.position(self.user_O, self.time_O) - user_start[self.user_O]
+        self.shelves = Shelves.of(dataset.catalog.categories)
 
     def __len__(self) -> int:
         return len(self.user_O)
 
-    def sample_order(self, epoch: int) -> Int64:
-        """The order in which an epoch visits the samples."""
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self))
+    def sample_order(self, epoch: int, batch_size: int) -> Int64:
+        """The order in which an epoch visits the samples: batches of histories of about one length, in random order, so that
+        short ones are not padded to long ones. The last incomplete batch is a random one."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self))
+        whole = len(self) // batch_size * batch_size
+        groups = np.arange(whole) // (batch_size * BATCHES_PER_GROUP)
+        by_length = order[np.lexsort((self._num_events_O[order[:whole]], groups))].reshape(-1, batch_size)
+        return np.r_[rng.permutation(by_length).ravel(), order[whole:]]
 
     def batch(self, samples: Int64, step: int | None = None) -> Batch:
         """The batch of these samples. With a `step`, some get clicks (see `_clicks`); without, none do."""
@@ -76,9 +113,11 @@ class OrderSamples:
         owned_row, owned_item = events.row_E[ordered], events.item_E[ordered]
         if step is not None and self.click_rate > 0:
             events = self._clicks(events, now_B, row_P, item_P, np.random.default_rng([self.seed, 1, step]))
-        inputs = model_inputs(events, now_B, self.max_tokens, self.dataset.store_timezone)
+        inputs = trimmed(model_inputs(events, now_B, self.max_tokens, self.dataset.store_timezone))
+        month_B = self.statistics.month(now_B)
         return Batch(
-            to_history(inputs, self._codes_NL),
+            to_history(inputs, self._codes_NL, self.statistics.values_TNP, month_B),
+            torch.from_numpy(month_B),
             *(torch.from_numpy(np.ascontiguousarray(column)) for column in (row_P, item_P, owned_row, owned_item)),
         )
 
@@ -96,12 +135,6 @@ class OrderSamples:
             data.time_E[index_E],
         )
 
-    def same_category(self, item_P: Int64, rng: np.random.Generator) -> Int64:
-        """A random item of each item's category: a hard negative."""
-        category = self._category_N[item_P]
-        start, stop = self._category_start[category], self._category_start[category + 1]
-        return np.asarray(self._by_category[start + (rng.random(len(item_P)) * (stop - start)).astype(np.int64)])
-
     def _clicks(
         self, events: EventBatch, now_B: Int64, row_P: Int64, item_P: Int64, rng: np.random.Generator
     ) -> EventBatch:
@@ -113,7 +146,9 @@ class OrderSamples:
         chosen_B = rng.random(len(now_B)) < self.click_rate
         clicked = chosen_B[row_P] & (rng.random(len(row_P)) < 0.3)
         row, item = row_P[clicked], item_P[clicked]
-        item = np.where(rng.random(len(item)) < 0.5, item, self.same_category(item, rng))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        similar = self.shelves.same_category(torch.from_numpy(item), generator).numpy()
+        item = np.where(rng.random(len(item)) < 0.5, item, similar)
         time = now_B[row] - 1 - (rng.random(len(row)) * 2 * HOUR_MS).astype(np.int64)
         row_E = np.r_[events.row_E, row]
         sort = np.argsort(row_E, kind="stable")
@@ -128,8 +163,24 @@ class OrderSamples:
         )
 
 
-def to_history(inputs: ModelInputs, codes_NL: NDArray[np.int32]) -> History:
+def trimmed(inputs: ModelInputs) -> ModelInputs:
+    """Without the columns in which no row has a token: short histories do not pay for long ones."""
+    longest = max(int((inputs.item_BS >= 0).sum(axis=1).max(initial=0)), 1)
+    return ModelInputs(
+        inputs.item_BS[:, :longest],
+        inputs.position_BS[:, :longest],
+        inputs.actions_BS[:, :longest],
+        inputs.features_BSF[:, :longest],
+        inputs.context_BC,
+    )
+
+
+def to_history(
+    inputs: ModelInputs, codes_NL: NDArray[np.int32], statistics_TNP: NDArray[np.float32], month_B: Int64
+) -> History:
     """The models' tensors of summarised histories."""
+    known_BS = inputs.item_BS >= 0
+    statistics_BSP = statistics_TNP[month_B[:, None], inputs.item_BS] * known_BS[:, :, None]
     codes_BSL = np.where(inputs.item_BS[:, :, None] >= 0, codes_NL[inputs.item_BS], -1)
     arrays = (
         inputs.item_BS + 1,
@@ -138,6 +189,7 @@ def to_history(inputs: ModelInputs, codes_NL: NDArray[np.int32]) -> History:
         inputs.actions_BS,
         inputs.features_BSF,
         inputs.context_BC,
+        statistics_BSP,
     )
     return History(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
@@ -152,12 +204,13 @@ def sample_targets(
     """
     rate_P = item_weight_N[batch.target_item_P].clamp(min=1e-12)
     arrival_P = torch.empty_like(rate_P).exponential_(generator=generator) / rate_P
-    order = torch.from_numpy(np.lexsort((arrival_P.numpy(), batch.target_row_P.numpy())))
+    order = arrival_P.argsort()
+    order = order[batch.target_row_P[order].argsort(stable=True)]
     row, item = batch.target_row_P[order], batch.target_item_P[order]
-    rank = torch.arange(len(row)) - torch.searchsorted(row, row)
+    rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
     keep = rank < num_targets
-    item_BQ = torch.zeros(batch.size, num_targets, dtype=torch.long)
-    present_BQ = torch.zeros(batch.size, num_targets, dtype=torch.bool)
+    item_BQ = row.new_zeros(batch.size, num_targets)
+    present_BQ = torch.zeros_like(item_BQ, dtype=torch.bool)
     item_BQ[row[keep], rank[keep]] = item[keep]
     present_BQ[row[keep], rank[keep]] = True
     return item_BQ, present_BQ

@@ -1,41 +1,51 @@
 """The training loop of the dual-head model: both heads at once, all prefixes, checkpoints, and batches that depend only
 on (seed, step), so that an interrupted run resumes as if it had not been.
+
+Devices, precision and processes are Lightning Fabric's: the same loop runs on one CPU core, under `torchrun` on several
+processes (each takes its rows of every batch), and on a GPU. What is kept is a moving average of the weights.
 """
 
-# N = items, B = batch, Q = target items sampled per user
+# N = items, B = batch, Q = target items sampled per user, P = item statistics, T = months
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from baguni.errors import BaguniError
 from baguni.semantic_ids import SemanticIdTable
+from trainer.distill import candidate_lists, distillation_losses, teacher_scores
 from trainer.losses import code_loss
 from trainer.model import DualHeadModel, ModelConfig
 from trainer.recipes import Recipe
 from trainer.retrieval import sampled, score, whole_catalogue
-from trainer.samples import Batch, OrderSamples, sample_targets
+from trainer.samples import Batch, OrderSamples, Shelves, sample_targets
 
 Losses = dict[str, float]
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a run trains on: samples, the items' standardised text embeddings, codes, and how often each was ordered."""
+    """What a run trains on: samples, the items' standardised text embeddings, codes, how often each was ordered, and the
+    statistics of each month."""
 
     samples: OrderSamples
     text_NT: Tensor
     codes_NL: Tensor
     frequency_N: Tensor
+    values_TNP: Tensor
 
     @property
     def num_items(self) -> int:
@@ -43,13 +53,13 @@ class TrainingSet:
         return len(self.text_NT)
 
 
-def build_model(recipe: Recipe, table: SemanticIdTable, text_dim: int) -> DualHeadModel:
+def build_model(recipe: Recipe, table: SemanticIdTable, text_dim: int, num_statistics: int) -> DualHeadModel:
     """A fresh model of the recipe's sizes."""
     torch.manual_seed(recipe.seed)
     sizes = ("width", "num_heads", "encoder_layers", "decoder_layers", "feedforward", "vector_dim")
     rates = ("dropout", "id_dropout", "token_dropout")
     chosen = {name: getattr(recipe, name) for name in (*sizes, *rates)}
-    return DualHeadModel(ModelConfig(len(table), table.codebook_sizes, text_dim, **chosen))
+    return DualHeadModel(ModelConfig(len(table), table.codebook_sizes, text_dim, num_statistics, **chosen))
 
 
 def start_from_popularity(model: DualHeadModel, frequency_N: Tensor) -> None:
@@ -59,53 +69,167 @@ def start_from_popularity(model: DualHeadModel, frequency_N: Tensor) -> None:
         model.item_tower.identity.weight[:, -1] = share.log() - share.log().mean()
 
 
+class TrainingStep(nn.Module):
+    """A batch → the losses of both heads. A module, so that Fabric can put it on a device and spread it over processes."""
+
+    text_NT: Tensor
+    codes_NL: Tensor
+    frequency_N: Tensor
+    values_TNP: Tensor
+
+    def __init__(
+        self, model: DualHeadModel, data: TrainingSet, recipe: Recipe, teacher: DualHeadModel | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.recipe, self._shelves = model, recipe, data.samples.shelves
+        self._teacher = [] if teacher is None else [teacher.eval()]  # in a list: its weights are not this module's
+        for name in ("text_NT", "codes_NL", "frequency_N", "values_TNP"):
+            self.register_buffer(name, getattr(data, name), persistent=False)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        model, recipe, device = self.model, self.recipe, self.text_NT.device
+        generator = torch.Generator(device).manual_seed((recipe.seed << 32) + step)
+        shelves = Shelves(*(part.to(device) for part in self._shelves))
+        if recipe.negatives == "catalogue" or self._teacher:
+            candidates = whole_catalogue(len(self.text_NT), device)
+        else:
+            candidates = sampled(batch, shelves, self.frequency_N + 1, recipe.num_random_negatives, generator)
+        vectors_NX = model.item_vectors(self.text_NT, torch.arange(len(self.text_NT), device=device))
+        memory = model.encode(batch.history, vectors_NX)
+        scores = score(model, memory, batch, candidates, vectors_NX, self.values_TNP)
+        losses = {"retrieval": scores.loss(candidates.log_q_M, recipe.everything_weight, recipe.novel_weight)}
+        if recipe.generative_weight > 0:
+            weight_N = (self.frequency_N + 1).pow(-recipe.target_power)
+            item_BQ, present_BQ = sample_targets(batch, weight_N, recipe.num_targets, generator)
+            likelihood_BQL = model.code_log_likelihood(memory, self.codes_NL[item_BQ])
+            losses["generative"] = code_loss(likelihood_BQL, present_BQ.float())
+        for teacher in self._teacher:
+            item_BC, valid_BC = candidate_lists(batch, scores, shelves, recipe.distill, generator)
+            teacher_BC = teacher_scores(teacher.to(device), batch, item_BC, self.text_NT, self.codes_NL)
+            losses |= distillation_losses(scores, item_BC, valid_BC, teacher_BC, recipe.distill)
+        return losses
+
+
 def train(
     model: DualHeadModel,
     data: TrainingSet,
     recipe: Recipe,
     checkpoint: Path | None = None,
     on_step: Callable[[int, Losses], None] = lambda step, losses: None,
+    fabric: Fabric | None = None,
 ) -> list[Losses]:
-    """Train both heads for `recipe.steps` steps; resumes from `checkpoint` if it exists. Returns each step's losses."""
-    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+    """Train both heads of a fresh model for `recipe.steps` steps; resumes from `checkpoint` if it exists. The model ends with
+    the averaged weights. Returns each step's losses."""
+    return _train(model, data, recipe, None, checkpoint, on_step, fabric)
+
+
+def distil(
+    model: DualHeadModel,
+    data: TrainingSet,
+    recipe: Recipe,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, Losses], None] = lambda step, losses: None,
+    fabric: Fabric | None = None,
+) -> list[Losses]:
+    """Train a trained model on, with a frozen copy of itself as the teacher; as `train` otherwise."""
+    return _train(model, data, recipe, copy.deepcopy(model), checkpoint, on_step, fabric)
+
+
+def _train(
+    model: DualHeadModel,
+    data: TrainingSet,
+    recipe: Recipe,
+    teacher: DualHeadModel | None,
+    checkpoint: Path | None,
+    on_step: Callable[[int, Losses], None],
+    fabric: Fabric | None,
+) -> list[Losses]:
+    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=recipe.precision)
+    phase, first_step = (recipe, 0) if teacher is None else (recipe.distill, recipe.steps)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=phase.learning_rate)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
     history: list[Losses] = []
     if checkpoint is not None and checkpoint.is_file():
-        history = _resume(checkpoint, model, optimizer)
+        history = _resume(checkpoint, model, average, optimizer)
     else:
-        start_from_popularity(model, data.frequency_N)
-        torch.manual_seed(recipe.seed)
-    model.train()
-    for step, batch in batches(data.samples, recipe.batch_size, len(history), recipe.steps):
-        set_learning_rate(optimizer, recipe.learning_rate, step, recipe.warmup_steps, recipe.steps)
-        losses = _step(model, optimizer, batch, data, recipe, step)
-        history.append(losses)
-        on_step(step, losses)
-        if checkpoint is not None and (len(history) % recipe.checkpoint_every == 0 or len(history) == recipe.steps):
-            _save(checkpoint, model, optimizer, history)
+        if teacher is None:
+            start_from_popularity(model, data.frequency_N)
+        torch.manual_seed(recipe.seed + first_step)
+    step_module, optimizer = fabric.setup(TrainingStep(model, data, recipe, teacher), optimizer)
+    step_module.train()
+    shard = (fabric.global_rank, fabric.world_size)
+    steps = (first_step + len(history), first_step + phase.steps)
+    for done, batch in batches(data.samples, recipe.batch_size, *steps, shard):
+        step = done - first_step
+        set_learning_rate(optimizer, phase.learning_rate, step, phase.warmup_steps, phase.steps)
+        losses = step_module(fabric.to_device(batch), done)
+        loss = total_loss(losses, recipe)
+        if not torch.isfinite(loss):
+            raise BaguniError(f"the loss is {loss.item()} at step {step}: lower the learning rate or check the data")
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        fabric.clip_gradients(step_module, optimizer, max_norm=recipe.clip_norm)
+        optimizer.step()
+        _average(average, model, begin=step < recipe.ema_start * phase.steps)
+        shared = {name: cast("Tensor", fabric.all_reduce(value.detach())) for name, value in losses.items()}
+        history.append({name: value.item() for name, value in shared.items()})
+        on_step(step, history[-1])
+        due = len(history) % recipe.checkpoint_every == 0 or len(history) == phase.steps
+        if checkpoint is not None and due and fabric.is_global_zero:
+            _save(checkpoint, model, average, optimizer, history)
+    model.load_state_dict(average.module.state_dict())
     model.eval()
     return history
 
 
-def batches(samples: OrderSamples, batch_size: int, first_step: int, num_steps: int) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) from `first_step` to `num_steps`; the next batch is made in a thread while one is trained on."""
+def total_loss(losses: dict[str, Tensor], recipe: Recipe) -> Tensor:
+    """The weighted sum that is minimised."""
+    weights = {
+        "retrieval": 1.0,
+        "generative": recipe.generative_weight,
+        "kl": recipe.distill.kl_weight,
+        "listwise": recipe.distill.listwise_weight,
+    }
+    return torch.stack([weight * losses[name] for name, weight in weights.items() if name in losses]).sum()
+
+
+def _average(average: AveragedModel, model: nn.Module, begin: bool) -> None:
+    """Move the average towards the model; while it begins, it is the model: early weights say nothing."""
+    if begin:
+        average.module.load_state_dict(model.state_dict())
+    else:
+        average.update_parameters(model)
+
+
+def batches(
+    samples: OrderSamples, batch_size: int, first_step: int, num_steps: int, shard: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) from `first_step` to `num_steps`; the next batch is made in a thread while one is trained on. `shard` is
+    (rank, number of processes): each process takes its rows of every batch."""
+    rank, world_size = shard
+
+    def make(step: int) -> Batch:
+        return samples.batch(step_samples(samples, batch_size, step)[rank::world_size], step)
+
     with ThreadPoolExecutor(1) as maker:
-        ahead = maker.submit(samples.batch, step_samples(samples, batch_size, first_step), first_step)
+        ahead = maker.submit(make, first_step)
         for step in range(first_step, num_steps):
             batch = ahead.result()
             if step + 1 < num_steps:
-                ahead = maker.submit(samples.batch, step_samples(samples, batch_size, step + 1), step + 1)
+                ahead = maker.submit(make, step + 1)
             yield step, batch
 
 
 def step_samples(samples: OrderSamples, batch_size: int, step: int) -> NDArray[np.int64]:
-    """The samples of a step: consecutive pieces of a fresh permutation each epoch."""
+    """The samples of a step, by time: a batch of a fresh grouping each epoch."""
     per_epoch = max(len(samples) // batch_size, 1)
-    order = samples.sample_order(step // per_epoch)
+    order = samples.sample_order(step // per_epoch, batch_size)
     start = (step % per_epoch) * batch_size
-    return order[start : start + batch_size]
+    chosen = order[start : start + batch_size]
+    return chosen[np.argsort(samples.time_O[chosen], kind="stable")]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, warmup: int, total: int) -> None:
+def set_learning_rate(optimizer: Any, peak: float, step: int, warmup: int, total: int) -> None:
     """Linear warm-up, then a cosine down to a tenth of the peak."""
     if step < warmup:
         rate = peak * (step + 1) / warmup
@@ -116,42 +240,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, 
         group["lr"] = rate
 
 
-def _step(
-    model: DualHeadModel, optimizer: torch.optim.Optimizer, batch: Batch, data: TrainingSet, recipe: Recipe, step: int
-) -> Losses:
-    rng = np.random.default_rng([recipe.seed, 2, step])
-    if recipe.negatives == "catalogue":
-        candidates = whole_catalogue(data.num_items)
-    else:
-        candidates = sampled(batch, data.samples, data.frequency_N + 1, recipe.num_random_negatives, rng)
-    memory = model.encode(batch.history)
-    retrieval = score(model, memory, batch, candidates, data.text_NT).loss(candidates.log_q_M, recipe.novel_weight)
-    weight_N = (data.frequency_N + 1).rsqrt()
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    item_BQ, present_BQ = sample_targets(batch, weight_N, recipe.num_targets, generator)
-    codes_BQL = data.codes_NL[item_BQ]
-    generative = code_loss(model.code_logits(memory, codes_BQL), codes_BQL, present_BQ.float())
-    loss = retrieval + recipe.generative_weight * generative
-    if not torch.isfinite(loss):
-        raise BaguniError(f"the loss is {loss.item()} at step {step}: lower the learning rate or check the data")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-    optimizer.step()
-    return {"retrieval": retrieval.item(), "generative": generative.item()}
-
-
-def _parameter_groups(model: DualHeadModel, weight_decay: float) -> list[dict[str, object]]:
-    """Weight matrices decay; embeddings, norms and biases do not."""
+def _parameter_groups(model: DualHeadModel, recipe: Recipe) -> list[dict[str, object]]:
+    """Weight matrices and, with a rate of their own, item identities decay; other embeddings, norms and biases do not."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    identity = model.item_tower.identity.weight
     decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
-    others = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    others = [p for p in model.parameters() if (p.ndim < 2 or id(p) in embeddings) and p is not identity]
+    return [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": [identity], "weight_decay": recipe.identity_decay},
+    ]
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Losses]) -> None:
+def _save(path: Path, model: nn.Module, average: AveragedModel, optimizer: Any, history: list[Losses]) -> None:
     state = {
-        "model": model.state_dict(),
+        "model": average.module.state_dict(),
+        "trained": model.state_dict(),
+        "num_averaged": average.n_averaged,
         "optimizer": optimizer.state_dict(),
         "losses": history,
         "random_state": torch.get_rng_state(),
@@ -161,9 +267,11 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, histor
     partial.replace(path)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Losses]:
+def _resume(path: Path, model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer) -> list[Losses]:
     state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["trained"])
+    average.module.load_state_dict(state["model"])
+    average.n_averaged.copy_(state["num_averaged"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random_state"])
     return list(state["losses"])

@@ -14,7 +14,8 @@ from baguni.sequences import ModelInputs, event_batch, model_inputs
 from baguni.settings import Endpoints
 from tests.tiny_release import tiny_run
 from trainer.decoding import BeamSearch
-from trainer.export import ItemEncoderGraph, UserEncoderGraph
+from trainer.export import ItemEncoderGraph, UserEncoderGraph, frozen_items
+from trainer.model import History
 from trainer.run import Run
 from trainer.samples import to_history
 
@@ -36,6 +37,12 @@ def inputs(run: Run) -> ModelInputs:
     return model_inputs(event_batch(histories, log.catalog.index), now, signature.max_tokens, log.store_timezone)
 
 
+def newest(run: Run, inputs: ModelInputs) -> History:
+    """The histories as the trainer would read them on the day of the release."""
+    month = np.full(len(inputs.item_BS), len(run.statistics.start_T) - 1)
+    return to_history(inputs, run.semantic_ids().codes_NL, run.statistics.values_TNP, month)
+
+
 @pytest.fixture
 def triton(active_release: Release, stack: Endpoints) -> Iterator[SyncInferenceClient]:
     client = SyncInferenceClient(stack.triton_url, active_release.release_id, active_release.signature)
@@ -47,7 +54,8 @@ def triton(active_release: Release, stack: Endpoints) -> Iterator[SyncInferenceC
 def test_the_user_encoder_in_triton_is_the_trained_one(run: Run, inputs: ModelInputs, triton, active_release) -> None:
     codes = active_release.semantic_ids.codes_NL
     served = triton.infer("user_encoder", triton_inputs(inputs, codes, len(codes)), 10.0)
-    embedding, repeat = UserEncoderGraph(run.model())(*to_history(inputs, codes))
+    model = run.model()
+    embedding, repeat = UserEncoderGraph(model, frozen_items(run, model))(*newest(run, inputs)[:6])
     np.testing.assert_allclose(served["user_embedding"], embedding.numpy(), atol=1e-4)
     np.testing.assert_allclose(served["repeat_score"], repeat.numpy(), atol=1e-4)
 
@@ -60,8 +68,9 @@ def test_the_generator_in_triton_finds_the_items_that_torch_finds(
     mask = np.ones((NUM_USERS, signature.num_nodes), np.uint8)
     arrays = {**triton_inputs(inputs, table.codes_NL, len(table)), "node_mask": mask}
     served = triton.infer("generator", arrays, 20.0)
-    search = BeamSearch(run.model(), table.trie, signature.num_beams).eval()
-    items, scores = search(to_history(inputs, table.codes_NL), torch.from_numpy(mask))
+    model = run.model()
+    memory = model.encode(newest(run, inputs), frozen_items(run, model).vectors_NX)
+    items, scores = BeamSearch(model, table.trie, signature.num_beams).eval()(memory, torch.from_numpy(mask))
     np.testing.assert_allclose(served["log_likelihood"], scores.numpy(), atol=1e-4)
     for mine, theirs in zip(items.tolist(), served["generated_item"].tolist(), strict=True):
         assert len(set(mine) & set(theirs)) >= len(mine) - 1  # the last places may tie

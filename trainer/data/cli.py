@@ -66,7 +66,27 @@ def complete_journey(path: Path) -> None:
     """
     from trainer.data.complete_journey import prepare as prepare_complete_journey
 
-    table = Table("what", "count", title=f"Complete Journey → {path}")
-    for what, count in prepare_complete_journey(path).items():
+    _show_counts(f"Complete Journey → {path}", prepare_complete_journey(path))
+
+
+@prepare.command("amazon")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--source", type=click.Path(path_type=Path), required=True, help="Holds sequences.txt.gz, items.jsonl.gz."
+)
+def amazon(path: Path, source: Path) -> None:
+    """Amazon reviews 2014, 5-core (Beauty, Sports), from files that you have, into PATH, with leave-one-out as months.
+
+    \b
+    baguni data prepare amazon .baguni/amazon-beauty --source amazon_beauty_2014/
+    """
+    from trainer.data.amazon import prepare as prepare_amazon
+
+    _show_counts(f"{source.name} → {path}", prepare_amazon(path, source))
+
+
+def _show_counts(title: str, counts: dict[str, int]) -> None:
+    table = Table("what", "count", title=title)
+    for what, count in counts.items():
         table.add_row(what, f"{count:,}")
     Console().print(table)

@@ -41,10 +41,10 @@ def test_infonce_without_any_positive_is_zero_and_finite() -> None:
 
 
 def test_code_loss_sums_levels_and_ignores_padding() -> None:
-    logits = [torch.tensor([[[2.0, 0.0], [9.0, -9.0]]]), torch.tensor([[[0.0, 1.0, 0.0], [9.0, 9.0, 9.0]]])]
-    codes = torch.tensor([[[0, 1], [1, 0]]])
-    expected = -math.log(softmax([2.0, 0.0])[0]) - math.log(softmax([0.0, 1.0, 0.0])[1])
-    assert code_loss(logits, codes, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(expected)
+    likelihood = torch.tensor([[[0.5, 0.25], [0.125, 0.5]], [[0.1, 0.1], [0.2, 0.5]]])
+    expected = -(math.log(0.5 * 0.25) + 3 * math.log(0.2 * 0.5)) / 4
+    assert code_loss(likelihood.log(), torch.tensor([[1.0, 0.0], [0.0, 3.0]])).item() == pytest.approx(expected)
+    assert code_loss(likelihood.log(), torch.zeros(2, 2)).item() == 0
 
 
 def test_kl_is_taken_over_valid_candidates_of_gated_users() -> None:

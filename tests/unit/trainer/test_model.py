@@ -7,14 +7,14 @@ import torch
 
 from baguni.semantic_ids import ROOT
 from trainer.decoding import BeamSearch
-from trainer.export import UserEncoderGraph
-from trainer.model import History
+from trainer.export import UserEncoderGraph, frozen_items
+from trainer.model import DualHeadModel, History, Memory
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples
 
 
 def some_batch(run: Run, max_tokens: int | None = None) -> Batch:
-    samples = OrderSamples(run.dataset, run.semantic_ids(), max_tokens or run.recipe.max_tokens)
+    samples = OrderSamples(run.dataset, run.semantic_ids(), run.statistics, max_tokens or run.recipe.max_tokens)
     return samples.batch(np.arange(40, 56))
 
 
@@ -27,15 +27,20 @@ def pad(history: History, extra: int) -> History:
         torch.nn.functional.pad(history.actions_BS, width),
         torch.nn.functional.pad(history.features_BSF, (0, 0, 0, extra)),
         history.context_BC,
+        torch.nn.functional.pad(history.statistics_BSP, (0, 0, 0, extra)),
     )
+
+
+def encode(run: Run, model: DualHeadModel, history: History) -> Memory:
+    return model.encode(history, frozen_items(run, model).vectors_NX)
 
 
 @torch.no_grad()
 def test_padding_never_changes_an_output(trained: Run) -> None:
     model, history = trained.model(), some_batch(trained).history
-    graph = UserEncoderGraph(model)
-    embedding, repeat = graph(*history)
-    padded_embedding, padded_repeat = graph(*pad(history, 9))
+    graph = UserEncoderGraph(model, frozen_items(trained, model))
+    embedding, repeat = graph(*history[:6])
+    padded_embedding, padded_repeat = graph(*pad(history, 9)[:6])
     torch.testing.assert_close(padded_embedding, embedding, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(padded_repeat[:, : repeat.shape[1]], repeat, atol=1e-5, rtol=1e-5)
     assert (padded_repeat[:, repeat.shape[1] :] == 0).all()
@@ -44,8 +49,8 @@ def test_padding_never_changes_an_output(trained: Run) -> None:
 @torch.no_grad()
 def test_a_user_does_not_depend_on_the_others_of_the_batch(trained: Run) -> None:
     model, history = trained.model(), some_batch(trained).history
-    together = model.user_embedding(model.encode(history))
-    alone = model.user_embedding(model.encode(History(*(tensor[3:4] for tensor in history))))
+    together = model.user_embedding(encode(trained, model, history))
+    alone = model.user_embedding(encode(trained, model, History(*(tensor[3:4] for tensor in history))))
     torch.testing.assert_close(alone[0], together[3], atol=1e-5, rtol=1e-5)
 
 
@@ -54,9 +59,10 @@ def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(trained: Run
     """With a beam per item nothing is pruned: the search must agree with scoring every Semantic ID in one pass."""
     model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
     search = BeamSearch(model, table.trie, num_beams=len(table)).eval()
-    items, scores = search(history, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.uint8))
+    memory = encode(trained, model, history)
+    items, scores = search(memory, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.uint8))
     codes = torch.from_numpy(table.codes_NL).long().expand(len(history.item_BS), -1, -1)
-    exact = model.log_likelihood(model.encode(history), codes)
+    exact = model.log_likelihood(memory, codes)
     torch.testing.assert_close(scores, exact.gather(1, items.long()), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(scores, exact.sort(dim=-1, descending=True).values, atol=1e-4, rtol=1e-4)
 
@@ -67,7 +73,7 @@ def test_beams_return_only_allowed_items_and_say_when_there_are_no_more(trained:
     allowed = np.zeros(len(table), bool)
     allowed[[3, 17, 41, 59]] = True
     mask = torch.from_numpy(table.trie.node_mask(allowed).astype(np.uint8)).expand(len(history.item_BS), -1)
-    items, scores = BeamSearch(model, table.trie, num_beams=16).eval()(history, mask)
+    items, scores = BeamSearch(model, table.trie, num_beams=16).eval()(encode(trained, model, history), mask)
     assert {frozenset(row[row >= 0].tolist()) for row in items} == {frozenset({3, 17, 41, 59})}
     assert (items[:, 4:] == -1).all()
     assert (scores[:, 0] < 0).all()
