@@ -43,6 +43,7 @@ def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
 
     \b
     baguni train .baguni/complete-journey --run .baguni/training
+    torchrun --nproc-per-node 2 -m baguni.cli train .baguni/complete-journey       on two processes, or two GPUs
     """
     from trainer.evaluate import evaluate as evaluate_run
     from trainer.recipes import recipe_named
@@ -51,10 +52,13 @@ def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
 
     run = Run(run_path, data, recipe_named(recipe, seed=seed))
     started = time.monotonic()
-    with progress_bars() as progress:
-        run.embed_items(progress)
-        run.fit_semantic_ids(progress)
+    with progress_bars(run.fabric.is_global_zero) as progress:
+        with run.fabric.rank_zero_first():
+            run.embed_items(progress)
+            run.fit_semantic_ids(progress)
         stages = {"dual head": run.train_dual_head(progress), "distillation": run.distil(progress)}
+        if not run.fabric.is_global_zero:
+            return
         seconds = time.monotonic() - started
         plot_losses(stages, run_path / "losses.png")
         metrics = evaluate_run(run, progress=progress) | {"training_s": round(seconds, 1)}
@@ -114,7 +118,7 @@ def export(data: Path, run_path: Path, recipe: str, seed: int, releases: Path | 
 
 
 @contextmanager
-def progress_bars() -> Iterator[ProgressBars]:
+def progress_bars(shown: bool = True) -> Iterator[ProgressBars]:
     """A bar per stage, on standard error."""
     columns = (
         TextColumn("{task.description:<20}"),
@@ -124,7 +128,7 @@ def progress_bars() -> Iterator[ProgressBars]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[message]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
         yield ProgressBars(progress)
 
 

@@ -6,7 +6,7 @@ that recommending is a vector search. It knows tensors, not data sets, losses or
 `baguni.signature`.
 """
 
-# B = batch, S = history tokens, M = S + 1 (context token first), D = width, F = token features, C = context features,
+# B = batch, S = history tokens, M = S + queries (which come first), D = width, F = token features, C = context features,
 # L = code levels, K = codebook size, Q = decoded sequences per user, N = items, T = text dim, V = vector dim,
 # P = item statistics
 
@@ -75,7 +75,7 @@ class History(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the encoder made of a history: states_BMD, the context token first, an additive mask_B11M, and the codes of the
+    """What the encoder made of a history: states_BMD, one token per query first, an additive mask_B11M, and the codes of the
     tokens, for copying."""
 
     states_BMD: Tensor
@@ -188,9 +188,9 @@ class ItemTower(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.id_dropout = config.id_dropout
-        self.content = FeedForward(config.text_dim, 2 * config.vector_dim, config.vector_dim + 1)
+        self.content = FeedForward(config.text_dim, config.vector_dim, config.vector_dim + 1)
         self.identity = nn.Embedding(config.num_items, config.vector_dim + 1)
-        nn.init.normal_(self.identity.weight, std=0.02)
+        nn.init.normal_(self.identity.weight, std=config.vector_dim**-0.5)  # of length 1
 
     def from_text(self, text_NT: Tensor) -> Tensor:
         """Vectors of items that training never saw, [N, V + 1]."""
@@ -218,6 +218,7 @@ class DualHeadModel(nn.Module):
         self.action_embedding = nn.Embedding(NUM_ACTIONS, width)
         self.feature_projection = FeedForward(described, width, width)
         self.context_projection = FeedForward(NUM_CONTEXT, width, width)
+        self.query_embedding = nn.Embedding(NUM_QUERIES, width)
         self.encoder = Modules(EncoderBlock(config) for _ in range(config.encoder_layers))
         self.encoder_norm = nn.LayerNorm(width)
         self.input_dropout = LockedDropout(config.dropout)
@@ -232,6 +233,8 @@ class DualHeadModel(nn.Module):
         self.copy_bias = FeedForward(width + described, width, 1)
         self.copy_query, self.copy_key = nn.Linear(width, width), nn.Linear(width, width)
         self.copy_gate = nn.Linear(width, 1)
+        # What the item is must speak as loud in a token as what was done with it, or only popularity is ever learned.
+        nn.init.normal_(self.item_projection.weight, std=0.3)
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module is not self.item_tower.identity:
                 nn.init.normal_(module.weight, std=0.05)
@@ -249,15 +252,15 @@ class DualHeadModel(nn.Module):
             x_BSD = x_BSD + embedding(history.codes_BSL[:, :, level].long() + 1)
         x_BSD = x_BSD + self.position_embedding(history.position_BS.long())
         x_BSD = x_BSD + self.action_embedding(history.actions_BS.long())
-        context_B1D = self.context_projection(history.context_BC).unsqueeze(1)
+        context_BqD = self.context_projection(history.context_BC).unsqueeze(1) + self.query_embedding.weight
         visible_BS = self._visible(history)
-        mask_BM = F.pad(torch.where(visible_BS, 0.0, MASKED), (1, 0))
-        x_BMD = self.input_dropout(torch.cat([context_B1D, x_BSD], dim=1))
+        mask_BM = F.pad(torch.where(visible_BS, 0.0, MASKED), (NUM_QUERIES, 0))
+        x_BMD = self.input_dropout(torch.cat([context_BqD, x_BSD], dim=1))
         mask = mask_BM[:, None, None, :]
         for block in self.encoder:
             x_BMD = block(x_BMD, mask)
         states_BMD = self.encoder_norm(x_BMD)
-        known_BSX = torch.cat([states_BMD[:, 1:], described_BSF], dim=-1)
+        known_BSX = torch.cat([states_BMD[:, NUM_QUERIES:], described_BSF], dim=-1)
         copy_bias_BS = self.copy_bias(known_BSX).squeeze(-1)
         return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS)
 
@@ -271,16 +274,15 @@ class DualHeadModel(nn.Module):
 
     def user_embedding(self, memory: Memory) -> Tensor:
         """[B, queries, V + P + 1]: the query, the user's weight on each item statistic, and a 1 that meets the item's bias."""
-        pooled_BD = memory.states_BMD[:, 0]
-        parts = [
-            torch.cat([query(pooled_BD), weights(pooled_BD)], dim=-1)
-            for query, weights in zip(self.queries, self.statistics_weights, strict=True)
-        ]
+        heads = zip(memory.states_BMD[:, :NUM_QUERIES].unbind(1), self.queries, self.statistics_weights, strict=True)
+        parts = [torch.cat([query(state_BD), weights(state_BD)], dim=-1) for state_BD, query, weights in heads]
         return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
 
     def repeat_score(self, memory: Memory, history: History) -> Tensor:
         """[B, S]: what each token's item gains in the query for everything, because the user knows it. 0 = padding."""
-        known_BSX = torch.cat([memory.states_BMD[:, 1:], history.features_BSF, history.statistics_BSP], dim=-1)
+        known_BSX = torch.cat(
+            [memory.states_BMD[:, NUM_QUERIES:], history.features_BSF, history.statistics_BSP], dim=-1
+        )
         return self.repeat_head(known_BSX).squeeze(-1).float() * history.present_BS
 
     def item_vectors(self, text_NT: Tensor, item_N: Tensor) -> Tensor:
@@ -310,10 +312,10 @@ class DualHeadModel(nn.Module):
     def copy_weights(self, states_BWD: Tensor, memory: Memory, match_BWS: Tensor) -> tuple[Tensor, Tensor]:
         """How likely the next code is copied, gate_BW, and from which token, weight_BWS. Only tokens whose codes began as the
         prefix did match; where none does, the gate is 0."""
-        key_BSD = self.copy_key(memory.states_BMD[:, 1:])
+        key_BSD = self.copy_key(memory.states_BMD[:, NUM_QUERIES:])
         score_BWS = self.copy_query(states_BWD) @ key_BSD.transpose(1, 2) * key_BSD.shape[-1] ** -0.5
         score_BWS = (score_BWS + memory.copy_bias_BS.unsqueeze(1)).float()
-        match_BWS = match_BWS & (memory.mask_B11M[:, 0, :, 1:] == 0)
+        match_BWS = match_BWS & (memory.mask_B11M[:, 0, :, NUM_QUERIES:] == 0)
         weight_BWS = torch.where(match_BWS, score_BWS, MASKED).softmax(-1)
         gate_BW = torch.sigmoid(self.copy_gate(states_BWD).squeeze(-1).float()) * match_BWS.any(-1)
         return gate_BW, weight_BWS

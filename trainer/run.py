@@ -14,6 +14,7 @@ where the last one stopped.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from baguni.errors import InvalidInputError, NotFoundError
@@ -28,6 +30,7 @@ from baguni.semantic_ids import SemanticIdTable, unique_suffixes
 from trainer.data.dataset import Dataset
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
+from trainer.devices import launch
 from trainer.model import DualHeadModel
 from trainer.recipes import Recipe
 from trainer.rqvae import RqVae, fit_rqvae
@@ -55,6 +58,11 @@ class Run:
         self.path, self.dataset_path, self.recipe = path, dataset_path, recipe
         path.mkdir(parents=True, exist_ok=True)
         self._claim()
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        """Where this run trains, set up at first use."""
+        return launch(self.recipe)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -171,7 +179,7 @@ class Run:
             progress("dual-head training", step + 1, self.recipe.steps, message)
 
         model = self.fresh_model()
-        return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step)
+        return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step, self.fabric)
 
     def distil(self, progress: Progress = silent) -> list[Losses]:
         """Stage 4: the retrieval head learns from the generative head. Resumes from its checkpoint."""
@@ -181,14 +189,16 @@ class Run:
             progress("distillation", step + 1, self.recipe.distill.steps, message)
 
         model = self.model(distilled=False)
-        return distil(model, self.training_set, self.recipe, self.path / "distilled.pt", on_step)
+        return distil(model, self.training_set, self.recipe, self.path / "distilled.pt", on_step, self.fabric)
 
     def _claim(self) -> None:
         """The directory belongs to one recipe and one data set: going on with others would mix two runs."""
         path = self.path / "recipe.json"
         asked = json.loads(json.dumps({"dataset": str(self.dataset_path.resolve()), **self.recipe.as_dict()}))
         if not path.is_file():
-            path.write_text(json.dumps(asked, indent=2) + "\n")
+            partial = path.with_suffix(f".{os.getpid()}")  # several processes of one training may claim it at once
+            partial.write_text(json.dumps(asked, indent=2) + "\n")
+            partial.replace(path)
             return
         found = json.loads(path.read_text())
         changed = sorted(key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key))

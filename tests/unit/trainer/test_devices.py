@@ -1,0 +1,36 @@
+"""One training, however many processes run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.run import Run
+
+SCRIPT = Path(__file__).with_name("train_in_processes.py")
+ROOT = SCRIPT.parents[3]
+
+
+def losses_with(processes: int, run: Run, output: Path) -> list[dict[str, float]]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [str(SCRIPT), str(run.path.parent), str(output)]
+    result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(output.read_text())
+    assert found["processes"] == processes
+    return found["losses"]
+
+
+def test_two_processes_have_the_loss_curve_of_one(trained: Run, tmp_path: Path) -> None:
+    """Each of two takes half of every batch. Not to the last digit: a mean of two halves' means weighs their users alike,
+    though one half may have more users with something new in their order."""
+    one, two = (losses_with(n, trained, tmp_path / f"{n}.json") for n in (1, 2))
+    for alone, together in zip(one, two, strict=True):
+        assert together == pytest.approx(alone, rel=0.02)
+    assert one[-1]["retrieval"] < one[0]["retrieval"]
