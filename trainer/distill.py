@@ -13,31 +13,63 @@ included, so one encoder still serves both heads.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from trainer.losses import distillation_kl, distillation_listwise, teacher_is_right
 from trainer.model import DualHeadModel
 from trainer.recipes import DistillRecipe
-from trainer.retrieval import RetrievalScores
+from trainer.retrieval import RetrievalScores, score, whole_catalogue
 from trainer.samples import Batch, Shelves, sample_targets
 
 
+class TeacherScores(NamedTuple):
+    """[B, C] each: what the teacher thinks of the candidates, among everything and among what is new."""
+
+    everything_BC: Tensor
+    novel_BC: Tensor
+
+
 @torch.no_grad()
-def teacher_scores(teacher: DualHeadModel, batch: Batch, item_BC: Tensor, text_NT: Tensor, codes_NL: Tensor) -> Tensor:
-    """[B, C] log-likelihoods of the candidates' Semantic IDs."""
-    vectors_NX = teacher.item_vectors(text_NT, torch.arange(len(text_NT), device=text_NT.device))
-    return teacher.log_likelihood(teacher.encode(batch.history, vectors_NX), codes_NL[item_BC])
+def teacher_scores(
+    teacher: DualHeadModel,
+    batch: Batch,
+    item_BC: Tensor,
+    text_NT: Tensor,
+    codes_NL: Tensor,
+    values_TNP: Tensor,
+    generative_share: float,
+) -> TeacherScores:
+    """Log-likelihoods of the candidates' Semantic IDs, ensembled with the teacher's own retrieval scores: both heads err, but
+    not on the same items. A `generative_share` of 1 is the generative head alone."""
+    catalogue = whole_catalogue(len(text_NT), text_NT.device)
+    vectors_NX = teacher.item_vectors(text_NT, catalogue.item_M)
+    memory = teacher.encode(batch.history, vectors_NX)
+    likelihood_BC = generative_share * teacher.log_likelihood(memory, codes_NL[item_BC])
+    if generative_share == 1:
+        return TeacherScores(likelihood_BC, likelihood_BC)
+    own = score(teacher, memory, batch, catalogue, vectors_NX, values_TNP)
+    return TeacherScores(
+        *(
+            likelihood_BC + (1 - generative_share) * part.gather(1, item_BC)
+            for part in (own.everything_BM, own.novel_BM)
+        )
+    )
 
 
 def distillation_losses(
-    scores: RetrievalScores, item_BC: Tensor, valid_BC: Tensor, teacher_BC: Tensor, settings: DistillRecipe
+    scores: RetrievalScores, item_BC: Tensor, valid_BC: Tensor, teacher: TeacherScores, settings: DistillRecipe
 ) -> dict[str, Tensor]:
     """KL and listwise losses, each the sum over both queries, and the share of users for whom the teacher is followed."""
     positive_BC = scores.positive_BM.gather(1, item_BC) * valid_BC
     new_BC = scores.owned_BM.gather(1, item_BC) == 0
-    losses = dict.fromkeys(("kl", "listwise", "followed"), teacher_BC.new_zeros(()))
-    for scores_BM, valid in ((scores.everything_BM, valid_BC), (scores.novel_BM, valid_BC & new_BC)):
+    losses = dict.fromkeys(("kl", "listwise", "followed"), positive_BC.new_zeros(()))
+    for scores_BM, teacher_BC, valid in (
+        (scores.everything_BM, teacher.everything_BC, valid_BC),
+        (scores.novel_BM, teacher.novel_BC, valid_BC & new_BC),
+    ):
         student_BC = scores_BM.gather(1, item_BC)
         follow_B = valid.any(-1).float()
         if settings.gated:

@@ -25,6 +25,7 @@ from trainer.run import Progress, Run, silent
 from trainer.samples import Batch, OrderSamples
 
 K = 10
+METRICS = ("HR", "Recall", "Recall_min", "NDCG")
 BATCH_SIZE = 128
 Lists = NDArray[np.int64]
 Ranker = Callable[[Batch, bool], Lists]
@@ -140,6 +141,9 @@ def _measure(test: TestMonth, ranker: Ranker, frequency_N: NDArray[np.float64]) 
             items.append(item)
         row, item, top = np.concatenate(rows), np.concatenate(items), np.concatenate(lists)
         kept = np.unique(row)
+        if len(kept) == 0:  # nobody bought anything new: there is nothing to measure
+            result[setting] = {"orders": 0, **dict.fromkeys((f"{name}@{K}" for name in METRICS), 0.0)}
+            continue
         metrics = per_order(top[kept], np.searchsorted(kept, row), item)
         result[setting] = _summary(metrics, test.user_Q[kept]) | {
             "orders": len(kept),

@@ -75,13 +75,14 @@ class History(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the encoder made of a history: states_BMD, one token per query first, an additive mask_B11M, and the codes of the
-    tokens, for copying."""
+    """What the encoder made of a history: states_BMD, one token per query first, an additive mask_B11M, the codes of the
+    tokens and what speaks for copying each, and per query a mean of the tokens' item vectors."""
 
     states_BMD: Tensor
     mask_B11M: Tensor
     codes_BSL: Tensor
     copy_bias_BS: Tensor
+    interest_BqV: Tensor
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -223,6 +224,8 @@ class DualHeadModel(nn.Module):
         self.encoder_norm = nn.LayerNorm(width)
         self.input_dropout = LockedDropout(config.dropout)
         self.queries = Modules(FeedForward(width, 2 * width, config.vector_dim) for _ in range(NUM_QUERIES))
+        self.interest_share = nn.Linear(width, NUM_QUERIES)
+        self.interest_projections = Modules(nn.Linear(config.vector_dim, config.vector_dim) for _ in range(NUM_QUERIES))
         self.statistics_weights = Modules(nn.Linear(width, config.num_statistics) for _ in range(NUM_QUERIES))
         self.repeat_head = FeedForward(width + described, width, 1)
         self.start = nn.Parameter(torch.randn(width) * 0.02)
@@ -235,6 +238,9 @@ class DualHeadModel(nn.Module):
         self.copy_gate = nn.Linear(width, 1)
         # What the item is must speak as loud in a token as what was done with it, or only popularity is ever learned.
         nn.init.normal_(self.item_projection.weight, std=0.3)
+        # A user's query starts as what they have: a path from item vectors to item vectors that need not be learned first.
+        for projection in self.interest_projections:
+            nn.init.eye_(projection.weight)
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module is not self.item_tower.identity:
                 nn.init.normal_(module.weight, std=0.05)
@@ -245,7 +251,8 @@ class DualHeadModel(nn.Module):
         """Read the history. `vectors_NX` are the item vectors (at least their first V components), so that an item means
         the same where it is read and where it is found. Padding never changes an output."""
         identity = F.pad(vectors_NX[:, : self.config.vector_dim], (0, 0, 1, 0))
-        x_BSD = self.item_projection(F.embedding(history.item_BS.long(), identity))
+        item_BSV = F.embedding(history.item_BS.long(), identity)
+        x_BSD = self.item_projection(item_BSV)
         described_BSF = torch.cat([history.features_BSF, history.statistics_BSP], dim=-1)
         x_BSD = x_BSD + self.feature_projection(described_BSF)
         for level, embedding in enumerate(self.code_embeddings):
@@ -262,7 +269,9 @@ class DualHeadModel(nn.Module):
         states_BMD = self.encoder_norm(x_BMD)
         known_BSX = torch.cat([states_BMD[:, NUM_QUERIES:], described_BSF], dim=-1)
         copy_bias_BS = self.copy_bias(known_BSX).squeeze(-1)
-        return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS)
+        share_BSq = (self.interest_share(states_BMD[:, NUM_QUERIES:]) + mask_BM[:, NUM_QUERIES:, None]).softmax(1)
+        interest_BqV = share_BSq.transpose(1, 2) @ item_BSV
+        return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS, interest_BqV)
 
     def _visible(self, history: History) -> Tensor:
         visible_BS = history.present_BS
@@ -274,8 +283,11 @@ class DualHeadModel(nn.Module):
 
     def user_embedding(self, memory: Memory) -> Tensor:
         """[B, queries, V + P + 1]: the query, the user's weight on each item statistic, and a 1 that meets the item's bias."""
-        heads = zip(memory.states_BMD[:, :NUM_QUERIES].unbind(1), self.queries, self.statistics_weights, strict=True)
-        parts = [torch.cat([query(state_BD), weights(state_BD)], dim=-1) for state_BD, query, weights in heads]
+        parts = []
+        for number, (query, weights) in enumerate(zip(self.queries, self.statistics_weights, strict=True)):
+            state_BD, interest_BV = memory.states_BMD[:, number], memory.interest_BqV[:, number]
+            wanted_BV = query(state_BD) + self.interest_projections[number](interest_BV)
+            parts.append(torch.cat([wanted_BV, weights(state_BD)], dim=-1))
         return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
 
     def repeat_score(self, memory: Memory, history: History) -> Tensor:

@@ -13,20 +13,22 @@ from trainer.text import BUNDLED
 @dataclass(frozen=True)
 class DistillRecipe:
     """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source.
-    `gated`: only from users for whom the teacher is right."""
+    `generative_share`: of the teacher's score; the rest is its own retrieval score. `gated`: only from users for whom the
+    teacher is right."""
 
     steps: int = 120
     learning_rate: float = 3e-4
     warmup_steps: int = 20
-    gated: bool = True
+    generative_share: float = 0.5
+    gated: bool = False
     num_true: int = 8
     num_known: int = 16
     num_student: int = 16
     num_same_category: int = 8
     num_random: int = 8
-    temperature: float = 2.0
-    kl_weight: float = 0.05
-    listwise_weight: float = 0.02
+    temperature: float = 1.0
+    kl_weight: float = 1.0
+    listwise_weight: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,14 @@ class TrainingStep(nn.Module):
             losses["generative"] = code_loss(likelihood_BQL, present_BQ.float())
         for teacher in self._teacher:
             item_BC, valid_BC = candidate_lists(batch, scores, shelves, recipe.distill, generator)
-            teacher_BC = teacher_scores(teacher.to(device), batch, item_BC, self.text_NT, self.codes_NL)
-            losses |= distillation_losses(scores, item_BC, valid_BC, teacher_BC, recipe.distill)
+            judgement = teacher_scores(
+                teacher.to(device), batch, item_BC, *self._tables(), recipe.distill.generative_share
+            )
+            losses |= distillation_losses(scores, item_BC, valid_BC, judgement, recipe.distill)
         return losses
+
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.text_NT, self.codes_NL, self.values_TNP
 
 
 def train(

@@ -127,7 +127,7 @@ def test_training_with_sampled_negatives_learns_too(trained: Run) -> None:
 
 def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teacher(trained: Run) -> None:
     data, recipe = trained.training_set, trained.recipe
-    settings = replace(recipe.distill, steps=60, kl_weight=5.0, gated=False)
+    settings = replace(recipe.distill, steps=60, kl_weight=5.0, gated=False, generative_share=1.0)
     batch = data.samples.batch(np.arange(200, 264))
     teacher = trained.model(distilled=False)
 
@@ -137,8 +137,9 @@ def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teach
             items, valid = candidate_lists(
                 batch, scores, data.samples.shelves, settings, torch.Generator().manual_seed(0)
             )
-            likelihood = teacher_scores(teacher, batch, items, data.text_NT, data.codes_NL)
-            return float(distillation_losses(scores, items, valid, likelihood, settings)["kl"])
+            tables = (data.text_NT, data.codes_NL, data.values_TNP)
+            judgement = teacher_scores(teacher, batch, items, *tables, generative_share=1.0)
+            return float(distillation_losses(scores, items, valid, judgement, settings)["kl"])
 
     student = trained.model(distilled=False)
     before = divergence(student)

@@ -1,0 +1,46 @@
+"""Item statistics of a month are those of the time before it, and nothing later."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from trainer.run import Run
+from trainer.statistics import DAY_MS, ItemStatistics
+
+
+def test_deleting_the_future_changes_no_statistic(trained: Run) -> None:
+    log, end = trained.dataset, trained.test_start_ms
+    whole, cut = ItemStatistics.of(log, end, (14, 28)), ItemStatistics.of(log.before(end), end, (14, 28))
+    np.testing.assert_array_equal(whole.start_T, cut.start_T)
+    np.testing.assert_array_equal(whole.values_TNP, cut.values_TNP)
+
+
+def test_every_moment_sees_the_statistics_of_the_month_it_lies_in(trained: Run) -> None:
+    found = trained.statistics
+    assert found.month(found.start_T).tolist() == list(range(len(found.start_T)))
+    assert found.month(found.start_T[1:] - 1).tolist() == list(range(len(found.start_T) - 1))
+    assert found.month(found.start_T[-1:] + 60 * DAY_MS).tolist() == [
+        len(found.start_T) - 1
+    ]  # a release goes on serving
+
+
+def test_nothing_was_known_before_the_first_sale(trained: Run) -> None:
+    assert (trained.statistics.values_TNP[0] == 0).all()
+
+
+def test_counts_and_shares_by_hand(trained: Run) -> None:
+    log, end = trained.training_log, trained.test_start_ms
+    item, ordered = 7, log.order_E >= 0
+    mine = ordered & (log.item_E == item)
+    recent = mine & (log.time_E >= end - 28 * DAY_MS)
+    buyers = len(np.unique(log.user_E[mine]))
+    values = ItemStatistics.of(log, end, (28,)).newest_NP[item]
+    assert math.isclose(values[0], math.log1p(recent.sum()) / 4, rel_tol=1e-5)
+    assert math.isclose(values[1], math.log1p(mine.sum()) / 4, rel_tol=1e-5)
+    assert math.isclose(values[2], (mine.sum() - buyers) / (mine.sum() + 10), rel_tol=1e-5)
+
+
+def test_without_windows_there_are_no_statistics(trained: Run) -> None:
+    assert ItemStatistics.of(trained.training_log, trained.test_start_ms, ()).num_statistics == 0
