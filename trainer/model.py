@@ -24,6 +24,7 @@ from baguni.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_FEATURES, NUM_POSITIO
 from baguni.signature import NUM_QUERIES
 
 MASKED = -1e4  # large, finite, and representable in fp16
+SCORE_SCALE = 8.0  # of u · v: without it the scores stay too small to tell users apart within an epoch
 TINY = 1e-20  # keeps the logarithm of a probability finite
 
 
@@ -241,6 +242,7 @@ class DualHeadModel(nn.Module):
         # A user's query starts as what they have: a path from item vectors to item vectors that need not be learned first.
         for projection in self.interest_projections:
             nn.init.eye_(projection.weight)
+            projection.weight.data *= 0.1
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module is not self.item_tower.identity:
                 nn.init.normal_(module.weight, std=0.05)
@@ -286,7 +288,7 @@ class DualHeadModel(nn.Module):
         parts = []
         for number, (query, weights) in enumerate(zip(self.queries, self.statistics_weights, strict=True)):
             state_BD, interest_BV = memory.states_BMD[:, number], memory.interest_BqV[:, number]
-            wanted_BV = query(state_BD) + self.interest_projections[number](interest_BV)
+            wanted_BV = SCORE_SCALE * (query(state_BD) + self.interest_projections[number](interest_BV))
             parts.append(torch.cat([wanted_BV, weights(state_BD)], dim=-1))
         return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
 

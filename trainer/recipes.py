@@ -84,6 +84,47 @@ RECIPES = {
     for recipe in (
         Recipe(name="demo"),
         Recipe(
+            name="complete-journey",
+            steps=1714,  # an epoch; a second one only overfits
+            batch_size=64,
+            learning_rate=1.5e-3,
+            warmup_steps=100,
+            dropout=0.2,
+            id_dropout=0.2,
+            token_dropout=0.2,
+            identity_decay=0.1,
+            ema_decay=0.998,
+            target_power=0.0,
+            novel_weight=1.0,
+            generative_weight=0.2,
+            click_rate=0.0,
+            distill=DistillRecipe(steps=400),
+        ),
+        *(
+            Recipe(
+                name=name,
+                statistics_days=(),  # these data have no clock
+                max_tokens=50,
+                width=64,
+                num_heads=2,
+                feedforward=128,
+                vector_dim=64,
+                steps=steps,
+                batch_size=512,
+                learning_rate=2e-3,
+                dropout=0.2,
+                id_dropout=0.1,
+                token_dropout=0.1,
+                ema_decay=0.995,
+                everything_weight=0.0,  # nobody buys anything twice
+                novel_weight=1.0,
+                generative_weight=0.2,
+                click_rate=0.0,
+                min_test_orders=1,
+            )
+            for name, steps in (("amazon-beauty", 2400), ("amazon-sports", 3600))
+        ),
+        Recipe(
             name="tiny",
             rqvae=RqVaeRecipe(latent_dim=8, hidden=(16,), num_levels=2, codebook_size=8, epochs=20, batch_size=64),
             distill=DistillRecipe(
