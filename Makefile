@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-demo bench-page lint types contracts proto check format clean
+.PHONY: help setup demo test bench-demo bench-quality bench-page peers lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -22,6 +22,11 @@ test: setup ## Every test, those against real Triton, Milvus, broker and Redis i
 
 bench-demo: setup ## The demo's promised numbers → benchmarks/results/demo.json
 	$(BIN)/baguni demo --results benchmarks/results/demo.json
+
+bench-quality: setup peers ## How good the lists are, beside the peers → benchmarks/results/quality.json, docs/quality.md
+	$(BIN)/baguni benchmark quality --dataset $(or $(DATASET),complete-journey)
+
+peers: .venv-peers/.done ## The environment of the SASRec peer
 
 bench-page: setup ## benchmarks/results/*.json → docs/benchmarks.md
 	$(BIN)/python -m benchmarks.result
@@ -52,7 +57,7 @@ format: setup ## Format the code
 
 clean: ## Remove what was built, the environments and the state
 	-[ -x $(BIN)/baguni ] && $(BIN)/baguni down
-	rm -rf $(VENV) $(SERVERS) .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(SERVERS) .venv-peers .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 $(VENV)/.done: requirements.lock pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
@@ -61,6 +66,13 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	@echo "installing the project's packages (a few minutes) ..."
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-peers/.done: requirements-peers.lock
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --upgrade "pip>=25" wheel
+	.venv-peers/bin/pip install --quiet --requirement requirements-peers.lock
 	@touch $@
 
 $(SERVERS)/.done: requirements-stack.lock

@@ -47,6 +47,11 @@ Progress = Callable[[str, int, int, str], None]
 """(stage, done, total, what it says) after every step of a stage."""
 
 
+def in_words(losses: Losses) -> str:
+    """A step's losses for a progress bar."""
+    return " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+
+
 def silent(stage: str, done: int, total: int, message: str) -> None:
     """Progress that nobody watches."""
 
@@ -175,8 +180,7 @@ class Run:
         """Stage 3: both heads. Resumes from its checkpoint."""
 
         def on_step(step: int, losses: Losses) -> None:
-            message = f"retrieval {losses['retrieval']:.3f} generative {losses['generative']:.3f}"
-            progress("dual-head training", step + 1, self.recipe.steps, message)
+            progress("dual-head training", step + 1, self.recipe.steps, in_words(losses))
 
         model = self.fresh_model()
         return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step, self.fabric)
@@ -185,8 +189,7 @@ class Run:
         """Stage 4: the retrieval head learns from the generative head. Resumes from its checkpoint."""
 
         def on_step(step: int, losses: Losses) -> None:
-            message = f"retrieval {losses['retrieval']:.3f} KL {losses['kl']:.3f}"
-            progress("distillation", step + 1, self.recipe.distill.steps, message)
+            progress("distillation", step + 1, self.recipe.distill.steps, in_words(losses))
 
         model = self.model(distilled=False)
         return distil(model, self.training_set, self.recipe, self.path / "distilled.pt", on_step, self.fabric)

@@ -98,6 +98,15 @@ def test_a_resumed_run_takes_the_same_steps(trained: Run, tmp_path: Path) -> Non
     assert train(trained.fresh_model(), trained.training_set, recipe, tmp_path / "checkpoint.pt") == whole
 
 
+def test_a_retrieval_head_can_be_trained_alone(trained: Run, tmp_path: Path) -> None:
+    """The ablation's first row: no generative head in the training, all stages as ever."""
+    alone = Run(tmp_path / "alone", trained.dataset_path, replace(trained.recipe, generative_weight=0.0))
+    for name in ("embeddings.npy", "rqvae.pt", "semantic_ids.npz"):
+        (alone.path / name).write_bytes((trained.path / name).read_bytes())
+    losses = alone.train_dual_head()
+    assert {name for step in losses for name in step} == {"retrieval"}
+
+
 def test_an_epoch_visits_every_sample_once(trained: Run) -> None:
     samples = trained.training_set.samples
     steps = len(samples) // 8

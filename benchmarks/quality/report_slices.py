@@ -1,0 +1,87 @@
+"""The report's parts beyond the main tables: cold users, cold items, slices, breadth, Semantic IDs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.quality.promises import WORDS
+from benchmarks.quality.tables import cell, picture, signed, table
+
+
+def cold_users(summary: dict[str, Any]) -> Iterator[str]:
+    """How well users of whom little is known are served."""
+    if not summary["cold_users"]:
+        return
+    yield from ("### Users of whom little is known", "")
+    yield "Each user's first order of the month, when only the newest orders before it are known; never bought then means"
+    yield from ("not among these.", "")
+    yield from picture(summary, "cold-users")
+    rows = [
+        (name, orders, *(cell(cells[setting][metric]) for setting in WORDS for metric in ("HR@10", "NDCG@10")))
+        for name, known in summary["cold_users"].items()
+        for orders, cells in known.items()
+    ]
+    titles = (f"{metric}, {words}" for words in WORDS.values() for metric in ("HR@10", "NDCG@10"))
+    yield from table(("contender", "orders known", *titles), rows)
+
+
+def cold_items(summary: dict[str, Any]) -> Iterator[str]:
+    """How well items are found by their text alone."""
+    cold = summary["cold_items"]
+    if cold is None:
+        return
+    over = cold["over_category"]
+    yield from ("### Items nobody has ordered", "")
+    yield f"{cold['held_out']:,} random items were held out of training entirely and ranked among themselves for"
+    yield f"{cold['orders']:,} orders that have one (each user's first such order of the month)."
+    yield ""
+    yield from picture(summary, "cold-items")
+    rows = [
+        ("C, by text alone", cell(cold["model"])),
+        ("popularity of the category", cell(cold["category"])),
+        ("chance", f"{cold['random']:.4f}"),
+        ("C − popularity of the category, paired", signed(over)),
+    ]
+    yield from table(("", "recall@10"), rows)
+
+
+def slices(summary: dict[str, Any]) -> Iterator[str]:
+    """By length of the history and size of the order."""
+    yield from ("### By length of the history and size of the order", "", "NDCG@10, rolling, all items.", "")
+    yield from picture(summary, "slices")
+    for title, found in summary["slices"].items():
+        buckets: dict[str, Any] = next(iter(found.values()), {})
+        if len(buckets) < 2:
+            continue
+        rows = [("orders", *(f"{bucket['orders']:,}" for bucket in buckets.values()))]
+        rows += [(name, *(cell(bucket) for bucket in cells.values())) for name, cells in found.items()]
+        yield from table((title, *buckets), rows)
+
+
+def breadth(summary: dict[str, Any]) -> Iterator[str]:
+    """How much of the catalogue the lists show."""
+    yield from ("### Breadth", "")
+    yield "Coverage: share of the catalogue in at least one list. Popularity lift: mean popularity of what is listed over that"
+    yield from ("of what is ordered. Gini: 0 = all items listed alike, 1 = one item only. Rolling.", "")
+    yield from picture(summary, "breadth")
+    names = ("coverage", "popularity lift", "Gini")
+    rows = [
+        (contender, *(f"{cells[setting][name]:.3f}" for setting in WORDS for name in names))
+        for contender, cells in summary["breadth"].items()
+    ]
+    yield from table(("contender", *(f"{name}, {words}" for words in WORDS.values() for name in names)), rows)
+
+
+def health(summary: dict[str, Any]) -> Iterator[str]:
+    """Whether the codes are used, tell items apart and follow the categories."""
+    if summary["health"] is None:
+        return
+    yield from ("### Semantic IDs", "")
+    rows = []
+    for name, value in summary["health"].items():
+        if isinstance(value, list):
+            rows.append((name, ", ".join(f"{share:.3f}" for share in value)))
+        else:
+            rows.append((name, str(value) if isinstance(value, int) else f"{value:.3f}"))
+    yield from table(("share, unless said", ""), rows)

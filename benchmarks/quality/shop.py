@@ -1,0 +1,59 @@
+"""A data set with its test month, and what the benchmark has decided for it."""
+
+# N = items
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from baguni.errors import InvalidInputError
+from benchmarks.quality.measure import Float64
+from benchmarks.quality.queries import OrderQueries
+from benchmarks.quality.store import ListStore
+from trainer.data.dataset import Dataset
+from trainer.data.reading import load_dataset
+from trainer.data.splits import last_month_start_ms
+
+COLD_ORDERS = (0, 1, 3)
+"""How many orders are known of the users in the slice of cold users."""
+MIN_ORDERS = {"complete-journey": 5, "amazon-beauty": 1, "amazon-sports": 1}
+"""Orders before the validation month that a user needs to take part."""
+KS = {"complete-journey": (10,), "amazon-beauty": (5, 10), "amazon-sports": (5, 10)}
+"""Lengths at which lists are measured."""
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A data set with its test month; `folder` takes lists and training runs."""
+
+    name: str
+    path: Path
+    folder: Path
+    dataset: Dataset
+    queries: OrderQueries
+
+    @classmethod
+    def open(cls, name: str, path: Path, folder: Path, min_orders: int) -> Shop:
+        """Read the data set. The test month is its last one, the month before is for validation; `min_orders`: orders of
+        a user before both."""
+        dataset = load_dataset(path)
+        test_ms = last_month_start_ms(dataset)
+        validation_ms = last_month_start_ms(dataset.before(test_ms))
+        queries = OrderQueries.of(dataset, test_ms, min_orders=min_orders, eligible_before_ms=validation_ms)
+        if len(queries) == 0:
+            raise InvalidInputError(f"{path} has no order to predict in its last month")
+        return cls(name, path, folder / name, dataset, queries)
+
+    @property
+    def frequency_N(self) -> Float64:  # noqa: N802 - a shape suffix
+        """Orders of each item before the test month, [N]."""
+        before = self.dataset.before(self.queries.start_ms).orders()
+        return np.bincount(before.item_P, minlength=len(self.dataset.catalog)).astype(np.float64)
+
+    @property
+    def store(self) -> ListStore:
+        """Where the lists are kept."""
+        return ListStore(self.folder)
