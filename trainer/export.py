@@ -101,7 +101,7 @@ class ItemEncoderGraph(nn.Module):
     def forward(self, text_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         codes_BL, content_BZ = self.rqvae(text_embedding)
         learned_BX = self.model.item_tower.from_text(self.rqvae.standardise(text_embedding))
-        never_sold_BP = learned_BX.new_zeros(len(learned_BX), self.model.config.num_statistics)
+        never_sold_BP = learned_BX.new_zeros(learned_BX.shape[0], self.model.config.num_statistics)
         return codes_BL.int(), content_BZ, with_statistics(learned_BX, never_sold_BP)
 
 

@@ -227,7 +227,7 @@ class DualHeadModel(nn.Module):
         self.queries = Modules(FeedForward(width, 2 * width, config.vector_dim) for _ in range(NUM_QUERIES))
         self.interest_share = nn.Linear(width, NUM_QUERIES)
         self.interest_projections = Modules(nn.Linear(config.vector_dim, config.vector_dim) for _ in range(NUM_QUERIES))
-        self.statistics_weights = Modules(nn.Linear(width, config.num_statistics) for _ in range(NUM_QUERIES))
+        self.statistics_weights = Modules(_linear(width, config.num_statistics) for _ in range(NUM_QUERIES))
         self.repeat_head = FeedForward(width + described, width, 1)
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.level_embedding = nn.Embedding(len(config.codebook_sizes), width)
@@ -365,6 +365,14 @@ class DualHeadModel(nn.Module):
     def log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
         """[B, Q] log-likelihood of Semantic IDs, in nats: the sum over levels (the teacher's score)."""
         return self.code_log_likelihood(memory, codes_BQL).sum(-1)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that may have no output: torch would warn that there is nothing to initialise."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    if outputs > 0:
+        layer.reset_parameters()
+    return layer
 
 
 def mix_copied(gate: Tensor, copied: Tensor, written: Tensor) -> Tensor:

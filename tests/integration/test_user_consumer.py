@@ -146,6 +146,7 @@ def test_redis_away_during_traffic_loses_nothing_and_sets_a_malformed_record_asi
     time.sleep(2)
     local_stack.restart("redis")
     wait_for(lambda: len(read_history(endpoints, user_id)) == 30, 20)
+    wait_for(lambda: f"source={malformed} " in consumer.log.read_text(), 10)  # it is set aside after the writes
     log = consumer.log.read_text()
     assert "redis is unavailable" in log
     assert log.count(f"source={malformed} ") == 1
