@@ -10,7 +10,7 @@ PACKAGES := baguni trainer server streaming deploy benchmarks
 .PHONY: help setup demo test bench-demo bench-quality bench-page peers lint types contracts proto check format clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.done $(SERVERS)/.done ## Install everything into .venv and .venv-stack, without root
 
