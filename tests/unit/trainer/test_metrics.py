@@ -64,3 +64,19 @@ def test_coverage_lift_and_gini_by_hand() -> None:
     assert popularity_lift(top, np.array([4.0, 2.0, 1.0, 1.0]), np.array([2, 3])) == pytest.approx((4 + 2 + 4) / 3)
     assert gini(np.array([[0, 1, 2, 3]]), 4) == pytest.approx(0.0)
     assert gini(np.array([[0], [0]]), 4) == pytest.approx(3 / 4)
+
+
+def test_numbering_the_items_otherwise_changes_no_metric() -> None:
+    rng = np.random.default_rng(0)
+    scores, row, item = (
+        rng.random((30, 50)),
+        np.repeat(np.arange(30), 2),
+        rng.integers(0, 25, 60) * 2 + np.arange(60) % 2,
+    )
+    number = rng.permutation(50)
+    renumbered = np.empty_like(scores)
+    renumbered[:, number] = scores
+    before = per_order(top_k(scores, 10, np.random.default_rng(1)), row, item)
+    after = per_order(top_k(renumbered, 10, np.random.default_rng(2)), row, number[item])
+    for name, values in before.items():
+        np.testing.assert_array_equal(values, after[name])

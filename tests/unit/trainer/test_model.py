@@ -8,7 +8,8 @@ import torch
 from baguni.semantic_ids import ROOT
 from trainer.decoding import BeamSearch
 from trainer.export import UserEncoderGraph, frozen_items
-from trainer.model import DualHeadModel, History, Memory
+from trainer.model import DualHeadModel, History, Memory, mix_copied
+from trainer.retrieval import score_items
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples
 
@@ -86,3 +87,34 @@ def test_the_trie_walks_to_every_item(trained: Run) -> None:
         for code in codes:
             node = int(table.trie.child_MK[node, code])
         assert node == table.trie.first_leaf + item
+
+
+def test_a_mixture_of_copied_and_written_codes_by_hand() -> None:
+    gate, copied, written = torch.tensor([0.25, 0.0, 1.0]), torch.tensor([0.5, 0.9, 0.5]), torch.tensor([0.1, 0.2, 0.3])
+    expected = [0.25 * 0.5 + 0.75 * 0.1, 0.2, 0.5]
+    torch.testing.assert_close(mix_copied(gate, copied, written.log()).exp(), torch.tensor(expected))
+
+
+@torch.no_grad()
+def test_a_code_is_copied_only_from_tokens_that_began_like_the_prefix(trained: Run) -> None:
+    model, history = trained.model(), some_batch(trained).history
+    memory = encode(trained, model, history)
+    match = history.codes_BSL[:, None, :, 0] == 3
+    gate, weight = model.copy_weights(model.first_input(memory), memory, match)
+    found = match.any(-1)
+    assert found.any()
+    assert not found.all()
+    assert (gate[~found] == 0).all()
+    assert (gate[found] > 0).all()
+    torch.testing.assert_close((weight * match).sum(-1)[found], torch.ones(int(found.sum())))
+
+
+@torch.no_grad()
+def test_statistics_stand_in_a_served_vector_as_in_training(trained: Run) -> None:
+    """One product with the served vector is what training scores with the month's statistics added."""
+    model, batch, data = trained.model(), some_batch(trained), trained.training_set
+    vectors = frozen_items(trained, model).vectors_NX
+    user = model.user_embedding(encode(trained, model, batch.history))[:, 0]
+    newest = torch.full_like(batch.month_B, len(data.values_TNP) - 1)
+    served = user @ model.served_vectors(data.text_NT, data.values_TNP[-1]).T
+    torch.testing.assert_close(score_items(user, vectors, data.values_TNP, newest), served, atol=1e-4, rtol=1e-4)
