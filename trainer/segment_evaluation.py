@@ -66,7 +66,8 @@ def evaluate_categories(run: Run, next_item: NextItem, user_B: Int64) -> dict[st
     month_before = (samples.time_O >= start_ms - CALIBRATION_DAYS * DAY_MS) & (samples.time_O < start_ms)
     tuning_Q = np.flatnonzero(month_before & np.isin(samples.user_O, user_B))
     foreseen = [np.zeros((0, len(next_item.categories)))]
-    for _, probability in next_item.batches(samples.user_O[order_Q], *[samples.time_O[order_Q]] * 2, "categories"):
+    now_Q = samples.time_O[order_Q]
+    for _, probability in next_item.batches(samples.user_O[order_Q], now_Q, now_Q, "categories"):
         foreseen.append(category_probabilities(probability, next_item.categories).numpy())
     foreseen_QC = np.concatenate(foreseen)
     results: dict[str, Any] = {"orders": len(order_Q)}

@@ -162,7 +162,9 @@ def draw_published(summary: dict[str, Any]) -> Figure | None:
     figure = Figure(figsize=(10, 0.3 * (len(published) + len(summary["metrics"])) + 1.1), layout="constrained")
     for axis, (place, metric) in zip(figure.subplots(1, 2), ((2, "Recall@10"), (3, "NDCG@10")), strict=True):
         bars = [(f"{row.model} ({row.source})", row.values[place], COLOURS["peer"]) for row in published]
-        bars += [(f"{name}, measured", mean(summary, name, "all", metric), COLOURS["C"]) for name in summary["metrics"]]
+        bars += [
+            (f"{name}, measured", mean(summary, name, "novel", metric), COLOURS["C"]) for name in summary["metrics"]
+        ]
         there = sorted((value, name, colour) for name, value, colour in bars if value is not None)
         axis.barh([name for _, name, _ in there], [value for value, _, _ in there], color=[c for _, _, c in there])
         axis.set_xlabel(f"{metric}; grey: as published, blue: measured here")

@@ -202,7 +202,7 @@ def published(summary: dict[str, Any]) -> Iterator[str]:
         for row in others
     ]
     rows += [
-        (name, "measured here", *(f"{cells['rolling']['all'][metric]['mean']:.4f}" for metric in PUBLISHED_METRICS))
+        (name, "measured here", *(f"{cells['rolling']['novel'][metric]['mean']:.4f}" for metric in PUBLISHED_METRICS))
         for name, cells in summary["metrics"].items()
     ]
     yield from picture(summary, "published")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from baguni.errors import InvalidInputError
-from benchmarks.quality.measure import Float64
+from benchmarks.quality.measure import Float64, Setting
 from benchmarks.quality.queries import OrderQueries
 from benchmarks.quality.store import ListStore
 from trainer.data.dataset import Dataset
@@ -21,6 +21,8 @@ COLD_ORDERS = (0, 1, 3)
 """How many orders are known of the users in the slice of cold users."""
 MIN_ORDERS = {"complete-journey": 5, "amazon-beauty": 1, "amazon-sports": 1}
 """Orders before the validation month that a user needs to take part."""
+NO_REPEATS = ("amazon-beauty", "amazon-sports")
+"""Data in which nobody has an item twice: only lists without what is bought already say anything, as in the literature."""
 KS = {"complete-journey": (10,), "amazon-beauty": (5, 10), "amazon-sports": (5, 10)}
 """Lengths at which lists are measured."""
 
@@ -52,6 +54,11 @@ class Shop:
         """Orders of each item before the test month, [N]."""
         before = self.dataset.before(self.queries.start_ms).orders()
         return np.bincount(before.item_P, minlength=len(self.dataset.catalog)).astype(np.float64)
+
+    @property
+    def main_setting(self) -> Setting:
+        """The setting by which heads and peers are compared first."""
+        return "novel" if self.name in NO_REPEATS else "all"
 
     @property
     def store(self) -> ListStore:

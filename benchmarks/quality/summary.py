@@ -40,7 +40,7 @@ def summarise(shop: Shop, ks: Sequence[int], table: SemanticIdTable | None) -> d
         "metrics": {name: measured.metrics(name) for name in names},
         "breadth": {name: measured.breadth(name) for name in names},
         "best_peer": best_peer,
-        "best_head": measured.best(measured.family("ours"), "all"),
+        "best_head": measured.best(measured.family("ours"), shop.main_setting),
         "comparisons": measured.comparisons(),
         "slices": measured.slices(shown),
         "cold_users": measured.cold_users(shown),

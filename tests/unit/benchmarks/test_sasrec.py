@@ -100,7 +100,7 @@ def test_lines_are_in_time_and_within_an_order_by_chance() -> None:
 
 
 def test_the_end_of_an_order_stands_after_its_lines_and_is_nothing_bought() -> None:
-    bought = OrderQueries.of(circular_shop(2, 4), 3 * DAY).purchases()
+    bought = OrderQueries.of(circular_shop(2, 4), 3 * DAY, min_orders=1).purchases()
     row, item = lines_in_time(bought, 0, order_ends=True)
     assert row.tolist() == [0] * 6 + [1] * 6
     assert item.tolist() == [0, NUM_ITEMS, 1, NUM_ITEMS, 2, NUM_ITEMS, 7, NUM_ITEMS, 8, NUM_ITEMS, 9, NUM_ITEMS]
