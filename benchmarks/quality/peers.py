@@ -261,7 +261,7 @@ _RECENT = PersonalFrequency(decay_days=270, order_decay=0.97, fill_days=28)
 COMPLETE_JOURNEY = {
     "global popularity": Tuned(Popularity(), Popularity()),
     "popularity, 4 weeks": Tuned(Popularity(28), Popularity(28)),
-    "popularity, tuned window": Tuned(Popularity(14), Popularity(28, "buyers")),
+    "popularity, tuned window": Tuned(Popularity(14), Popularity(56, "buyers")),
     "personal frequency": Tuned(PersonalFrequency(), PersonalFrequency()),
     "personal frequency × recency": Tuned(_RECENT, _RECENT),
     "TIFU-KNN": Tuned(TifuKnn(15, 0.95, 0.6, 100, 0.5), TifuKnn(3, 0.8, 0.7, 300, 0.7)),
