@@ -27,7 +27,7 @@ def test_help_lists_every_command_and_imports_no_torch() -> None:
     [
         (["release", "show", "r0"], "there is no release 'r0'"),
         (["release", "rollback"], "no earlier release"),
-        (["train", "no-such-folder", "--recipe", "huge"], "expected one of demo, tiny"),
+        (["train", "no-such-folder", "--recipe", "huge"], "expected one of demo, complete-journey"),
         (["recommend", "1000", "--address", "127.0.0.1:1"], "baguni up"),
         (["user", "1000"], "no release is active"),
         (["export", "no-such-folder"], "baguni train"),
