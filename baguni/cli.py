@@ -15,6 +15,7 @@ SUMMARIES = {
     "data": "Prepare and check a shop's own data.",
     "train": "Fit Semantic IDs, train both heads, distil.",
     "evaluate": "Predict the last month's orders with a finished run.",
+    "segment": "Who buys of a category, and when something is bought again.",
     "export": "Make a release of a finished run.",
     "release": "List, show, activate and roll back releases.",
     "up": "Start the local stack.",
@@ -24,6 +25,7 @@ SUMMARIES = {
     "top-items": "Ask the gateway for the generative head's items.",
     "similar": "Ask the gateway for items like an item.",
     "user": "Show a user's history with Semantic IDs.",
+    "benchmark": "Measure how good the lists are, beside the peers.",
     "demo": "From nothing to live recommendations on grocery orders.",
 }
 
