@@ -11,7 +11,6 @@ import numpy as np
 
 from benchmarks.quality.measure import (
     METRICS,
-    SETTINGS,
     Estimate,
     Float64,
     Int64,
@@ -47,9 +46,10 @@ class Measured:
         self.shop, self.ks = shop, ks
         self.truth = Truth(shop.queries)
         self.records: dict[str, list[Record]] = {}
-        for record in sorted(records, key=lambda record: _rank(record.contender)):
+        for record in records:
             self.records.setdefault(record.contender, []).append(record)
         self.values = {name: self._values(name, self.truth) for name in self.records}
+        self.records = {name: self.records[name] for name in sorted(self.records, key=self._place)}
 
     def series(self, name: str, setting: Setting, metric: str, mode: str) -> list[Float64]:
         """One array per seed: the metric of each order of a mode."""
@@ -78,7 +78,7 @@ class Measured:
                     metric: asdict(estimate(self.series(name, setting, metric, mode), self.users(setting, mode)))
                     for metric in names
                 }
-                for setting in SETTINGS
+                for setting in self.shop.settings
             }
             for mode in self.truth.modes
         }
@@ -87,7 +87,7 @@ class Measured:
         """Means over the seeds."""
         frequency = self.shop.frequency_N
         found: dict[str, Any] = {}
-        for setting in SETTINGS:
+        for setting in self.shop.settings:
             seeds = [breadth(self._lists(name, seed), self.truth, frequency, setting) for seed in self.seeds(name)]
             found[setting] = {key: float(np.mean([seed[key] for seed in seeds])) for key in seeds[0]}
         return found
@@ -101,7 +101,7 @@ class Measured:
         rows = []
         for first, second in self.pairs():
             for mode in self.truth.modes:
-                for setting in SETTINGS:
+                for setting in self.shop.settings:
                     users = self.users(setting, mode)
                     for metric in (f"{metric}@{K}" for metric in COMPARED):
                         ours, theirs = (self.series(name, setting, metric, mode) for name in (first, second))
@@ -111,25 +111,32 @@ class Measured:
         return rows
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Distilled against the best peers, and what each technique adds; the best head against the strongest peers."""
-        peers = [self.best(self.family("peer"), setting) for setting in SETTINGS]
-        head = self.best(self.family("ours"), "all")
-        wanted = [("C", peer) for peer in peers] + [(head, peer) for peer in (*peers, "SASRec")]
-        wanted += [("C", "A"), ("B", "A"), ("C", "B"), ("C", "teacher")]
+        """What each technique adds; distilled, and the best head, against the best peers."""
+        peers = [self.best(self.family("peer"), setting) for setting in self.shop.settings]
+        head = self.best(self.family("ours"), self.shop.settings[0])
+        wanted: list[tuple[str | None, str | None]] = [
+            ("C", "A"),
+            ("B", "A"),
+            ("C", "B"),
+            ("C", "teacher"),
+            *(("C", peer) for peer in peers),
+        ]
+        wanted += [(head, peer) for peer in (*peers, "SASRec")]
         there = [(a, b) for a, b in wanted if a in self.records and b in self.records]
         return list(dict.fromkeys((str(a), str(b)) for a, b in there))
 
     def slices(self, names: Iterable[str]) -> dict[str, Any]:
-        """NDCG@10 of rolling orders, all items, by length of the history and size of the order."""
+        """NDCG@10 of rolling orders, in the first setting, by length of the history and size of the order."""
         sizes = {
             "orders before": (self.truth.num_before_Q, HISTORY_BUCKETS),
             "items in the order": (self.truth.size_Q, BASKET_BUCKETS),
         }
-        found: dict[str, Any] = {title: {} for title in sizes}
+        setting = self.shop.settings[0]
+        kept, found = self.truth.kept(setting), {title: dict[str, Any]() for title in sizes}
         for name in names:
-            values, users = self.series(name, "all", SCORE, "rolling"), self.users("all", "rolling")
+            values, users = self.series(name, setting, SCORE, "rolling"), self.users(setting, "rolling")
             for title, (size_Q, buckets) in sizes.items():
-                buckets_found = by_bucket(values, users, size_Q, buckets)
+                buckets_found = by_bucket(values, users, size_Q[kept], buckets)
                 found[title][name] = {key: {"orders": n} | _interval(e) for key, (n, e) in buckets_found.items()}
         return found
 
@@ -141,20 +148,19 @@ class Measured:
                 if self.seeds(name, f"orders{number}"):
                     truth = self._cold_truth(number)
                     values = self._values(name, truth, f"orders{number}")
-                    found.setdefault(name, {})[str(number)] = _settings(values, truth)
+                    found.setdefault(name, {})[str(number)] = self._first_orders(values, truth)
             if name in found:
-                first = {
-                    setting: {
-                        metric: _interval(
-                            estimate(
-                                self.series(name, setting, metric, self.truth.modes[-1]), self._first_users(setting)
-                            )
-                        )
-                        for metric in (f"HR@{K}", SCORE)
-                    }
-                    for setting in SETTINGS
-                }
-                found[name]["whole"] = first
+                found[name]["whole"] = self._first_orders(self.values[name], self.truth)
+        return found
+
+    def _first_orders(self, values: Sequence[Values], truth: Truth) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for setting in self.shop.settings:
+            first, users = truth.within(setting, "first"), truth.users(setting)
+            found[setting] = {
+                metric: _interval(estimate([value[setting][metric][first] for value in values], users[first]))
+                for metric in (f"HR@{K}", SCORE)
+            }
         return found
 
     def cold_items(self) -> dict[str, Any] | None:
@@ -188,8 +194,10 @@ class Measured:
     def _lists(self, name: str, seed: int, part: str = "") -> dict[Setting, Int64]:
         return self.shop.store.load(name, seed, part)
 
-    def _first_users(self, setting: Setting) -> Int64:
-        return self.users(setting, self.truth.modes[-1])
+    def _place(self, name: str) -> tuple[int, float]:
+        """Peers by their score, then our own as the method has them."""
+        score = float(np.mean(self.series(name, self.shop.settings[0], SCORE, "rolling")))
+        return (1 + OURS.index(name) if name in OURS else 0), score
 
     @cache  # noqa: B019 - one object a data set, as long as the program runs
     def _cold_truth(self, number: int) -> Truth:
@@ -213,19 +221,5 @@ def _contender(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _settings(values: Sequence[Values], truth: Truth) -> dict[str, Any]:
-    return {
-        setting: {
-            metric: _interval(estimate([value[setting][metric] for value in values], truth.users(setting)))
-            for metric in (f"HR@{K}", SCORE)
-        }
-        for setting in SETTINGS
-    }
-
-
 def _interval(estimated: Estimate) -> dict[str, float]:
     return {"mean": estimated.mean, "low": estimated.low, "high": estimated.high}
-
-
-def _rank(name: str) -> tuple[int, str]:
-    return (1 + OURS.index(name), name) if name in OURS else (0, name)

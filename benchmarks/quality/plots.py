@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.quality.promises import WORDS, mean
+from benchmarks.quality.published import METRICS as PUBLISHED_METRICS
 from benchmarks.quality.published import PUBLISHED
 
 INK = "#123456"  # stands for the page's own text colour, see _svg
@@ -59,12 +60,12 @@ def pictures(summary: dict[str, Any]) -> dict[str, str]:
 def draw_ndcg(summary: dict[str, Any]) -> Figure:
     """NDCG@10 of every contender with its interval, both settings, best on top."""
     names = list(summary["metrics"])
-    figure = Figure(figsize=(10, 0.32 * len(names) + 1.1), layout="constrained")
-    for axis, setting in zip(figure.subplots(1, 2), WORDS, strict=True):
+    figure, axes = _panels(summary["settings"], 0.32 * len(names) + 1.1)
+    for setting, axis in axes.items():
         ranked = sorted(names, key=lambda name: mean(summary, name, setting, "NDCG@10"))
         cells = [summary["metrics"][name]["rolling"][setting]["NDCG@10"] for name in ranked]
         _dots(axis, ranked, cells, [_colour(summary, name) for name in ranked])
-        axis.set_xlabel("NDCG@10, mean and 95 % interval over users")
+        axis.set_xlabel("NDCG@10")
         axis.set_title(WORDS[setting], fontsize=11, loc="left")
     return figure
 
@@ -75,8 +76,8 @@ def draw_differences(summary: dict[str, Any]) -> Figure | None:
     rows = [row for row in rows if row["base"]]
     if not rows:
         return None
-    figure = Figure(figsize=(10, 0.22 * len(rows) + 1.2), layout="constrained")
-    for axis, setting in zip(figure.subplots(1, 2), WORDS, strict=True):
+    figure, axes = _panels(summary["settings"], 0.36 * len(rows) / len(summary["settings"]) + 1.2)
+    for setting, axis in axes.items():
         shown = [row for row in rows if row["setting"] == setting][::-1]
         cells = [
             {
@@ -87,7 +88,7 @@ def draw_differences(summary: dict[str, Any]) -> Figure | None:
         ]
         _dots(axis, [f"{row['first']} − {row['second']}" for row in shown], cells, [COLOURS["C"]] * len(shown))
         axis.axvline(0, color=INK, linewidth=1)
-        axis.set_xlabel("difference in NDCG@10, % of the second, paired 95 % interval")
+        axis.set_xlabel("difference in NDCG@10, %")
         axis.set_title(WORDS[setting], fontsize=11, loc="left")
     return figure
 
@@ -97,11 +98,12 @@ def draw_slices(summary: dict[str, Any]) -> Figure | None:
     slices = {title: found for title, found in summary["slices"].items() if _num_buckets(found) > 1}
     if not slices:
         return None
-    figure = Figure(figsize=(10 if len(slices) > 1 else 6, 3.4), layout="constrained")
-    for axis, (title, found) in zip(figure.subplots(1, len(slices), squeeze=False)[0], slices.items(), strict=True):
+    figure, axes = _panels(slices, 3.4)
+    for title, axis in axes.items():
+        found = slices[title]
         _lines(axis, summary, found)
         axis.set_xlabel(title)
-        axis.set_ylabel("NDCG@10, all items")
+        axis.set_ylabel(f"NDCG@10, {WORDS[summary['settings'][0]]}")
     figure.axes[0].legend(fontsize=8)
     return figure
 
@@ -110,15 +112,15 @@ def draw_cold_users(summary: dict[str, Any]) -> Figure | None:
     """NDCG@10 over the number of orders that are known of a user."""
     if not summary["cold_users"]:
         return None
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    for axis, setting in zip(figure.subplots(1, 2), WORDS, strict=True):
+    figure, axes = _panels(summary["settings"], 3.4)
+    for setting, axis in axes.items():
         found = {
             name: {orders: cells[setting]["NDCG@10"] for orders, cells in known.items()}
             for name, known in summary["cold_users"].items()
         }
         _lines(axis, summary, found)
         axis.set_xlabel("orders known of the user")
-        axis.set_ylabel("NDCG@10, first order of the month")
+        axis.set_ylabel("NDCG@10")
         axis.set_title("all items" if setting == "all" else "not among the known orders", fontsize=11, loc="left")
     figure.axes[0].legend(fontsize=8)
     return figure
@@ -129,28 +131,25 @@ def draw_cold_items(summary: dict[str, Any]) -> Figure | None:
     cold = summary["cold_items"]
     if cold is None:
         return None
-    figure = Figure(figsize=(7, 1.9), layout="constrained")
+    figure, axes = _panels(["all"], 1.9)
     chance = {"mean": cold["random"], "low": cold["random"], "high": cold["random"]}
     names = ["chance", "popularity of the category", "C, by text alone"]
-    _dots(figure.subplots(), names, [chance, cold["category"], cold["model"]], [*[COLOURS["peer"]] * 2, COLOURS["C"]])
-    figure.axes[0].set_xlabel("recall@10 among held-out items, mean and 95 % interval over users")
+    _dots(axes["all"], names, [chance, cold["category"], cold["model"]], [*[COLOURS["peer"]] * 2, COLOURS["C"]])
+    figure.axes[0].set_xlabel("recall@10 among held-out items")
     figure.axes[0].set_xlim(left=0)
     return figure
 
 
 def draw_breadth(summary: dict[str, Any]) -> Figure:
-    """Accuracy against the share of the catalogue that is shown."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for axis, setting in zip(figure.subplots(1, 2), WORDS, strict=True):
-        for name in summary["breadth"]:
-            x, y = 100 * summary["breadth"][name][setting]["coverage"], mean(summary, name, setting, "NDCG@10")
-            axis.plot(x, y, "o", color=_colour(summary, name))
-            axis.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8)
-        axis.set_xlabel("items in at least one list, % of the catalogue")
-        axis.set_ylabel("NDCG@10")
+    """The share of the catalogue that is shown to anybody."""
+    figure, axes = _panels(summary["settings"], 0.32 * len(summary["breadth"]) + 1.1)
+    for setting, axis in axes.items():
+        coverage = {name: 100 * found[setting]["coverage"] for name, found in summary["breadth"].items()}
+        ranked = sorted(coverage, key=lambda name: coverage[name])
+        axis.barh(ranked, [coverage[name] for name in ranked], color=[_colour(summary, name) for name in ranked])
+        axis.set_xlabel("coverage, % of the catalogue")
         axis.set_title(WORDS[setting], fontsize=11, loc="left")
-        axis.margins(x=0.2, y=0.1)
-        axis.grid()
+        axis.grid(axis="x")
     return figure
 
 
@@ -159,17 +158,24 @@ def draw_published(summary: dict[str, Any]) -> Figure | None:
     published = PUBLISHED.get(summary["dataset"])
     if published is None:
         return None
-    figure = Figure(figsize=(10, 0.3 * (len(published) + len(summary["metrics"])) + 1.1), layout="constrained")
-    for axis, (place, metric) in zip(figure.subplots(1, 2), ((2, "Recall@10"), (3, "NDCG@10")), strict=True):
-        bars = [(f"{row.model} ({row.source})", row.values[place], COLOURS["peer"]) for row in published]
+    figure, axes = _panels(("Recall@10", "NDCG@10"), 0.3 * (len(published) + len(summary["metrics"])) + 1.1)
+    for metric, axis in axes.items():
+        place = PUBLISHED_METRICS.index(metric)
+        bars = [(row.label, row.values[place], COLOURS["peer"]) for row in published]
         bars += [
             (f"{name}, measured", mean(summary, name, "novel", metric), COLOURS["C"]) for name in summary["metrics"]
         ]
         there = sorted((value, name, colour) for name, value, colour in bars if value is not None)
         axis.barh([name for _, name, _ in there], [value for value, _, _ in there], color=[c for _, _, c in there])
-        axis.set_xlabel(f"{metric}; grey: as published, blue: measured here")
-        axis.tick_params(axis="y", labelsize=8)
+        axis.set_xlabel(metric)
     return figure
+
+
+def _panels(names: Iterable[str], height: float) -> tuple[Figure, dict[str, Axes]]:
+    """One panel a name, side by side; alone, it is as wide as two."""
+    names = list(names)
+    figure = Figure(figsize=(10, height), layout="constrained")
+    return figure, dict(zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True))
 
 
 def _dots(axis: Axes, names: Sequence[str], cells: Sequence[dict[str, float]], colours: Sequence[str]) -> None:
@@ -182,13 +188,23 @@ def _dots(axis: Axes, names: Sequence[str], cells: Sequence[dict[str, float]], c
 
 
 def _lines(axis: Axes, summary: dict[str, Any], found: dict[str, dict[str, dict[str, float]]]) -> None:
-    for name, buckets in found.items():
+    places = list(dict.fromkeys(bucket for buckets in found.values() for bucket in buckets))
+    peers = 0
+    for number, (name, buckets) in enumerate(found.items()):
+        peer = summary["contenders"][name]["family"] == "peer"
+        peers += peer
+        beside = 0.06 * (number - (len(found) - 1) / 2)  # so that intervals do not hide one another
+        where = [places.index(bucket) + beside for bucket in buckets]
+        line = "s--" if peer and peers > 1 else "o-"
         means = [cell["mean"] for cell in buckets.values()]
         error = [
             [cell["mean"] - cell["low"] for cell in buckets.values()],
             [cell["high"] - cell["mean"] for cell in buckets.values()],
         ]
-        axis.errorbar(list(buckets), means, yerr=error, fmt="o-", color=_colour(summary, name), capsize=2, label=name)
+        axis.errorbar(
+            where, means, yerr=error, fmt=line, color=_colour(summary, name), capsize=2, markersize=4, label=name
+        )
+    axis.set_xticks(range(len(places)), places)
     axis.grid(axis="y")
     axis.set_ylim(bottom=0)
 

@@ -17,6 +17,7 @@ COMPLETE_JOURNEY = {"all": (0.605, 0.229, 0.03), "novel": (0.110, 0.0225, 0.15)}
 AMAZON = {"amazon-beauty": (0.093, 0.054), "amazon-sports": (0.057, 0.0325)}
 """Recall@10, NDCG@10 of the best head."""
 WORDS = {"all": "all items", "novel": "never bought"}
+DATASETS = {"complete-journey": "Complete Journey", "amazon-beauty": "Amazon Beauty", "amazon-sports": "Amazon Sports"}
 
 
 def promised_rows(summary: dict[str, Any]) -> list[Row]:
@@ -45,7 +46,7 @@ def _served(summary: dict[str, Any]) -> Iterator[Row]:
         peer = summary["best_peer"][setting]
         if "C" not in summary["metrics"] or peer is None:
             continue
-        what = f"{summary['dataset']}, rolling, {WORDS[setting]}"
+        what = f"{DATASETS[summary['dataset']]}, rolling, {WORDS[setting]}"
         for metric, bar in (("HR@10", hit_rate), ("NDCG@10", ndcg)):
             value = mean(summary, "C", setting, metric)
             beside = mean(summary, peer, setting, metric)
@@ -65,7 +66,7 @@ def _served(summary: dict[str, Any]) -> Iterator[Row]:
 def _ablation(summary: dict[str, Any]) -> Iterator[Row]:
     """What distillation is worth, beside the source's ratios."""
     for setting in COMPLETE_JOURNEY:
-        what = f"{summary['dataset']}, rolling, {WORDS[setting]}"
+        what = f"{DATASETS[summary['dataset']]}, rolling, {WORDS[setting]}"
         over_alone = comparison(summary, "C", "A", setting, "HR@10")
         if over_alone is not None:
             yield _lower_end(f"{what}: HR@10, C − A", over_alone)
@@ -79,7 +80,7 @@ def _training(summary: dict[str, Any]) -> Iterator[Row]:
     if "C" in summary["contenders"]:
         minutes = max(summary["contenders"]["C"]["training_s"]) / 60
         yield Row(
-            f"{summary['dataset']}: training, the slowest seed",
+            f"{DATASETS[summary['dataset']]}: training, the slowest seed",
             minutes,
             "min",
             f"≤ {TRAINING_MINUTES} min on 2 cores",
@@ -94,7 +95,7 @@ def _amazon(summary: dict[str, Any]) -> Iterator[Row]:
         return
     for metric, bar in zip(("Recall@10", "NDCG@10"), AMAZON[summary["dataset"]], strict=True):
         value = mean(summary, head, "novel", metric)
-        what = f"{summary['dataset']}: {metric} of the best head ({head})"
+        what = f"{DATASETS[summary['dataset']]}: {metric} of the best head ({head})"
         if "SASRec" not in summary["metrics"]:
             yield Row(what, value, "", f"≥ {bar}", value >= bar)
             continue
@@ -106,7 +107,7 @@ def _cold_items(summary: dict[str, Any]) -> Iterator[Row]:
     cold = summary["cold_items"]
     if cold is None:
         return
-    what, value = f"{summary['dataset']}: recall@10 of items held out of training", cold["model"]["mean"]
+    what, value = f"{DATASETS[summary['dataset']]}: recall@10 of items held out of training", cold["model"]["mean"]
     above = cold["model"]["low"] > cold["random"]
     yield Row(what, value, "", "interval above chance", above, "chance", cold["random"])
     better = cold["over_category"]["low"] > 0

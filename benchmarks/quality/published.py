@@ -17,6 +17,11 @@ class Published:
     source: str
     values: tuple[float | None, float | None, float | None, float | None]
 
+    @property
+    def label(self) -> str:
+        """Short, and different for each row."""
+        return f"{self.model}: {self.source.split('/')[-1]}" if "reproduced" in self.model else self.model
+
 
 _TIGER = "arXiv:2305.05065"
 _SOFTMAX = "RecSys'25, blondered/transformer_benchmark"

@@ -9,11 +9,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.quality.promises import SOURCE_OF_TEACHER, SOURCE_OVER_ALONE, WORDS, comparison
+from benchmarks.quality.promises import DATASETS, SOURCE_OF_TEACHER, SOURCE_OVER_ALONE, WORDS, comparison
 from benchmarks.quality.published import METRICS as PUBLISHED_METRICS
 from benchmarks.quality.published import PUBLISHED
 from benchmarks.quality.report_slices import breadth, cold_items, cold_users, health, slices
-from benchmarks.quality.tables import cell, picture, spread, table
+from benchmarks.quality.tables import cell, number, picture, signed, spread, table
 from benchmarks.result import Row
 
 MODES = {
@@ -30,6 +30,17 @@ PROTOCOL = (
     "may be listed, and orders without one drop out.",
     "Intervals are 95 %, by resampling users; differences are paired, order by order, after averaging over seeds.",
 )
+
+
+AMAZON = (
+    "Amazon reviews 2014, 5-core (McAuley et al. 2015; the sequences of S3-Rec, arXiv:2008.07873), leave-one-out: a user's "
+    "last item is the test month's order. The files are not part of this project; `baguni data prepare amazon` reads yours."
+)
+ORIGINS = {
+    "complete-journey": "A year of grocery orders (84.51° / dunnhumby, 2017), by `baguni data prepare complete-journey`.",
+    "amazon-beauty": AMAZON,
+    "amazon-sports": AMAZON,
+}
 
 
 def render(summaries: Sequence[dict[str, Any]], rows: Sequence[Row]) -> str:
@@ -64,8 +75,9 @@ def promises(rows: Sequence[Row]) -> Iterator[str]:
         for row in rows
     ]
     yield from table(("what", "measured", "beside it", "bar", "holds"), cells)
-    missed = [row for row in rows if not row.holds]
-    yield f"{len(missed)} of {len(rows)} bars are missed{':' if missed else '.'}"
+    judged = [row for row in rows if row.bar != "reported"]
+    missed = [row for row in judged if not row.holds]
+    yield f"{len(missed)} of {len(judged)} bars are missed{':' if missed else '.'}"
     yield ""
     yield from (f"- {row.what} is {row.value:.4g} {row.unit}".rstrip() + f", the bar is {row.bar}." for row in missed)
     yield ""
@@ -89,8 +101,8 @@ def dataset_section(summary: dict[str, Any]) -> list[str]:
 
 
 def heading(summary: dict[str, Any]) -> Iterator[str]:
-    """Name and facts."""
-    yield from (f"## {summary['dataset']}", "")
+    """Name, origin and facts."""
+    yield from (f"## {DATASETS[summary['dataset']]}", "", ORIGINS[summary["dataset"]], "")
     facts = [
         (name, f"{value:,}" if isinstance(value, int) else f"{value:.3g}") for name, value in summary["facts"].items()
     ]
@@ -121,14 +133,22 @@ def contenders(summary: dict[str, Any]) -> Iterator[str]:
     yield from table(titles, rows)
     for where, names in machines.items():
         yield from (f"Measured on {where}: {', '.join(names)}.", "")
-    yield from _recipe(summary)
+    yield from _recipes(summary)
 
 
-def _recipe(summary: dict[str, Any]) -> Iterator[str]:
-    about = summary["contenders"].get("C")
-    if about is not None:
-        yield from ("<details><summary>Recipe of C</summary>", "", "```json", json.dumps(about["recipe"], indent=1))
-        yield from ("```", "", "</details>", "")
+def _recipes(summary: dict[str, Any]) -> Iterator[str]:
+    """The settings of all contenders, folded away; seeds left out."""
+    yield from ("<details><summary>Recipes</summary>", "")
+    for name, about in summary["contenders"].items():
+        recipe = {key: value for key, value in about["recipe"].items() if key != "seed"}
+        yield from (f"{name}:", "", "```json", json.dumps(recipe, indent=1, ensure_ascii=False), "```", "")
+    yield from ("</details>", "")
+
+
+def _shown(summary: dict[str, Any], metric: str) -> bool:
+    """Of an order of one item, hit rate and both recalls are one number."""
+    one_item = summary["facts"]["items of an order to predict, mean"] == 1
+    return not (one_item and metric.startswith(("HR", "Recall_min")))
 
 
 def results(summary: dict[str, Any], mode: str, title: str) -> Iterator[str]:
@@ -137,9 +157,10 @@ def results(summary: dict[str, Any], mode: str, title: str) -> Iterator[str]:
         return
     yield from (f"### {title}", "")
     if mode == "rolling":
+        yield from ("Means with 95 % intervals over users, best in bold.", "")
         yield from picture(summary, "ndcg")
-    for setting, words in WORDS.items():
-        names = list(next(iter(summary["metrics"].values()))[mode][setting])
+    for setting in summary["settings"]:
+        names = [metric for metric in next(iter(summary["metrics"].values()))[mode][setting] if _shown(summary, metric)]
         best = {
             metric: max(cells[mode][setting][metric]["mean"] for cells in summary["metrics"].values())
             for metric in names
@@ -152,7 +173,7 @@ def results(summary: dict[str, Any], mode: str, title: str) -> Iterator[str]:
             )
             for name, cells in summary["metrics"].items()
         ]
-        yield from (f"**{words}**", "")
+        yield from (f"**{WORDS[setting]}**", "")
         yield from table(("contender", *names, "NDCG@10, spread of seeds"), rows)
 
 
@@ -160,31 +181,36 @@ def differences(summary: dict[str, Any]) -> Iterator[str]:
     """Paired comparisons, and the source's ratios beside ours."""
     if not summary["comparisons"]:
         return
-    yield from ("### What each technique contributes", "", "First minus second on the same orders, rolling.", "")
+    yield from (
+        "### What each technique contributes",
+        "",
+        "First minus second on the same orders, rolling; the picture",
+    )
+    yield from ("shows NDCG@10 in percent of the second, with paired intervals.", "")
     rows = [
         (
             f"{row['first']} − {row['second']}",
             WORDS[row["setting"]],
             row["metric"],
-            f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]",
-            "" if row["relative"] is None else f"{100 * row['relative']:+.1f} %",
+            signed(row),
+            "" if row["relative"] is None else f"{100 * row['relative']:+.1f}\u00a0%".replace("-", "−"),
             "yes" if row["low"] > 0 or row["high"] < 0 else "no",
         )
         for row in summary["comparisons"]
         if row["mode"] == "rolling" and row["metric"] != "Recall@10"
     ]
     yield from picture(summary, "differences")
-    yield from table(("pair", "setting", "metric", "difference", "relative", "outside the interval"), rows)
+    yield from table(("pair", "setting", "metric", "difference", "relative", "interval without 0"), rows)
     yield from _source(summary)
 
 
 def _source(summary: dict[str, Any]) -> Iterator[str]:
     rows = []
-    for setting, words in WORDS.items():
+    for setting in summary["settings"]:
         for second, ratio in (("A", SOURCE_OVER_ALONE), ("teacher", SOURCE_OF_TEACHER)):
             found = comparison(summary, "C", second, setting, "HR@10")
             if found is not None and found["base"]:
-                rows.append((f"C / {second}", words, f"{1 + found['relative']:.2f}", f"{ratio:.2f}"))
+                rows.append((f"C / {second}", WORDS[setting], f"{1 + found['relative']:.2f}", f"{ratio:.2f}"))
     if rows:
         yield from ("The ratios that the source of the method reports for its own shop, beside ours:", "")
         yield from table(("HR@10", "setting", "ours", "the source's"), rows)
@@ -196,13 +222,13 @@ def published(summary: dict[str, Any]) -> Iterator[str]:
     if others is None:
         return
     yield from ("### Beside published results", "")
-    yield from ("Published rows are their authors' own numbers, not measured here; ours are means over the seeds.", "")
+    yield "Published rows are their authors' own numbers, not measured here; whether they list what a user has already is"
+    yield from ("theirs to say, ours do not. Ours are means over the seeds; in the picture they are blue.", "")
     rows: list[tuple[Any, ...]] = [
-        (row.model, f"published: {row.source}", *("" if v is None else f"{v:.4f}" for v in row.values))
-        for row in others
+        (row.model, f"published: {row.source}", *("" if v is None else number(v) for v in row.values)) for row in others
     ]
     rows += [
-        (name, "measured here", *(f"{cells['rolling']['novel'][metric]['mean']:.4f}" for metric in PUBLISHED_METRICS))
+        (name, "measured here", *(number(cells["rolling"]["novel"][metric]["mean"]) for metric in PUBLISHED_METRICS))
         for name, cells in summary["metrics"].items()
     ]
     yield from picture(summary, "published")

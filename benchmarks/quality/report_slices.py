@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.quality.promises import WORDS
-from benchmarks.quality.tables import cell, picture, signed, table
+from benchmarks.quality.tables import cell, number, picture, signed, table
 
 
 def cold_users(summary: dict[str, Any]) -> Iterator[str]:
@@ -18,11 +18,11 @@ def cold_users(summary: dict[str, Any]) -> Iterator[str]:
     yield from ("not among these.", "")
     yield from picture(summary, "cold-users")
     rows = [
-        (name, orders, *(cell(cells[setting][metric]) for setting in WORDS for metric in ("HR@10", "NDCG@10")))
+        (name, orders, *(cell(cells[s][metric]) for s in summary["settings"] for metric in ("HR@10", "NDCG@10")))
         for name, known in summary["cold_users"].items()
         for orders, cells in known.items()
     ]
-    titles = (f"{metric}, {words}" for words in WORDS.values() for metric in ("HR@10", "NDCG@10"))
+    titles = (f"{metric}, {WORDS[s]}" for s in summary["settings"] for metric in ("HR@10", "NDCG@10"))
     yield from table(("contender", "orders known", *titles), rows)
 
 
@@ -40,7 +40,7 @@ def cold_items(summary: dict[str, Any]) -> Iterator[str]:
     rows = [
         ("C, by text alone", cell(cold["model"])),
         ("popularity of the category", cell(cold["category"])),
-        ("chance", f"{cold['random']:.4f}"),
+        ("chance", number(cold["random"])),
         ("C − popularity of the category, paired", signed(over)),
     ]
     yield from table(("", "recall@10"), rows)
@@ -48,7 +48,8 @@ def cold_items(summary: dict[str, Any]) -> Iterator[str]:
 
 def slices(summary: dict[str, Any]) -> Iterator[str]:
     """By length of the history and size of the order."""
-    yield from ("### By length of the history and size of the order", "", "NDCG@10, rolling, all items.", "")
+    yield from ("### By length of the history and size of the order", "")
+    yield from (f"NDCG@10, rolling, {WORDS[summary['settings'][0]]}.", "")
     yield from picture(summary, "slices")
     for title, found in summary["slices"].items():
         buckets: dict[str, Any] = next(iter(found.values()), {})
@@ -67,10 +68,11 @@ def breadth(summary: dict[str, Any]) -> Iterator[str]:
     yield from picture(summary, "breadth")
     names = ("coverage", "popularity lift", "Gini")
     rows = [
-        (contender, *(f"{cells[setting][name]:.3f}" for setting in WORDS for name in names))
+        (contender, *(f"{cells[setting][name]:.3f}" for setting in summary["settings"] for name in names))
         for contender, cells in summary["breadth"].items()
     ]
-    yield from table(("contender", *(f"{name}, {words}" for words in WORDS.values() for name in names)), rows)
+    titles = (f"{name}, {WORDS[setting]}" for setting in summary["settings"] for name in names)
+    yield from table(("contender", *titles), rows)
 
 
 def health(summary: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from baguni.errors import InvalidInputError
-from benchmarks.quality.measure import Float64, Setting
+from benchmarks.quality.measure import SETTINGS, Float64, Setting
 from benchmarks.quality.queries import OrderQueries
 from benchmarks.quality.store import ListStore
 from trainer.data.dataset import Dataset
@@ -56,9 +56,9 @@ class Shop:
         return np.bincount(before.item_P, minlength=len(self.dataset.catalog)).astype(np.float64)
 
     @property
-    def main_setting(self) -> Setting:
-        """The setting by which heads and peers are compared first."""
-        return "novel" if self.name in NO_REPEATS else "all"
+    def settings(self) -> tuple[Setting, ...]:
+        """What is reported; by the first, heads and peers are compared."""
+        return ("novel",) if self.name in NO_REPEATS else SETTINGS
 
     @property
     def store(self) -> ListStore:

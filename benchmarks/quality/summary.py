@@ -1,12 +1,13 @@
 """All that is derived from the lists of one data set, as plain values: the report is rendered from this alone.
 
+settings     what is reported: both, or only "novel" where nobody has an item twice
 facts        the data set and its test month
 contenders   {name: {family, description, seeds, recipe, training_s, …}}
 metrics      {name: {mode: {setting: {"NDCG@10": {mean, low, high, spread, seeds}}}}}
 breadth      {name: {setting: {coverage, popularity lift, Gini}}}
-best_peer    {setting: name}: the peer with the best NDCG@10, rolling; best_head: the same of our heads, all items
+best_peer    {setting: name}: the peer with the best NDCG@10, rolling; best_head: the same of our heads, in the first setting
 comparisons  [{first, second, mode, setting, metric, difference, low, high, base, relative}], paired
-slices       {"orders before" | "items in the order": {name: {bucket: {orders, mean, low, high}}}}, NDCG@10, rolling, all
+slices       {"orders before" | "items in the order": {name: {bucket: {orders, mean, low, high}}}}: NDCG@10, first setting
 cold_users   {name: {"0" | "1" | "3" | "whole": {setting: {metric: {mean, low, high}}}}}, each user's first order
 cold_items   recall@10 of held-out items: {held_out, orders, model, category, random, over_category}
 health       of the Semantic IDs
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from baguni.semantic_ids import SemanticIdTable
-from benchmarks.quality.measure import SETTINGS, Truth
+from benchmarks.quality.measure import Truth
 from benchmarks.quality.measured import OURS, Measured
 from benchmarks.quality.shop import Shop
 from benchmarks.quality.slices import semantic_id_health
@@ -29,18 +30,19 @@ from benchmarks.quality.slices import semantic_id_health
 def summarise(shop: Shop, ks: Sequence[int], table: SemanticIdTable | None) -> dict[str, Any]:
     """Everything, from the lists that are there."""
     measured = Measured(shop, shop.store.records(), ks)
-    best_peer = {setting: measured.best(measured.family("peer"), setting) for setting in SETTINGS}
+    best_peer = {setting: measured.best(measured.family("peer"), setting) for setting in shop.settings}
     shown = [name for name in dict.fromkeys((*best_peer.values(), *OURS)) if name in measured.records]
     names = list(measured.records)
     return {
         "dataset": shop.name,
         "ks": list(ks),
+        "settings": list(shop.settings),
         "facts": facts(shop, measured.truth),
         "contenders": measured.contenders(),
         "metrics": {name: measured.metrics(name) for name in names},
         "breadth": {name: measured.breadth(name) for name in names},
         "best_peer": best_peer,
-        "best_head": measured.best(measured.family("ours"), shop.main_setting),
+        "best_head": measured.best(measured.family("ours"), shop.settings[0]),
         "comparisons": measured.comparisons(),
         "slices": measured.slices(shown),
         "cold_users": measured.cold_users(shown),

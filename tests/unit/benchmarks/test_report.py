@@ -14,13 +14,16 @@ from baguni.catalog import Catalog, Item
 from baguni.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import K
 from benchmarks.quality.page import html_page
+from benchmarks.quality.plots import pictures
 from benchmarks.quality.promises import promised_rows
 from benchmarks.quality.queries import OrderQueries
+from benchmarks.quality.report import render
 from benchmarks.quality.results import write_report, write_runs, write_summary
 from benchmarks.quality.shop import Shop
 from benchmarks.quality.slices import cold_item_queries, cold_users
 from benchmarks.quality.store import ColdItems, Record
 from benchmarks.quality.summary import summarise
+from benchmarks.quality.tables import number
 from trainer.data.dataset import Dataset
 from trainer.metrics import top_k
 
@@ -32,28 +35,28 @@ MACHINE = {"cpu": "abacus", "cores": 2, "memory_gb": 1, "gpu": None}
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Four contenders, better the more their scores know of the truth; two seeds of C; cold users and cold items."""
     shop = made_up_shop("complete-journey", tmp_path_factory.mktemp("work"))
-    for number, (name, seed) in enumerate([("EASE", 0), ("A", 0), ("C", 0), ("C", 1), ("teacher", 0)]):
-        shop.store.save(name, seed, made_up_lists(shop.queries, number / 10, seed))
+    for place, (name, seed) in enumerate([("EASE", 0), ("A", 0), ("C", 0), ("C", 1), ("teacher", 0)]):
+        shop.store.save(name, seed, made_up_lists(shop.queries, place / 10, seed))
         family = "peer" if name == "EASE" else "ours"
         shop.store.save_record(
             Record(
-                name, family, f"made-up {name}", seed, {"steps": 7}, 60.0 * number, machine=MACHINE, date="2026-01-01"
+                name, family, f"made-up {name}", seed, {"steps": 7}, 60.0 * place, machine=MACHINE, date="2026-01-01"
             )
         )
-        shop.store.save(name, seed, made_up_lists(cold_users(shop.queries, 1), number / 20, seed), "orders1")
+        shop.store.save(name, seed, made_up_lists(cold_users(shop.queries, 1), place / 20, seed), "orders1")
     held_out = np.arange(0, NUM_ITEMS, 2)
     query = cold_item_queries(shop.queries, held_out)
     shop.store.save_cold("C", 0, ColdItems(held_out, query, np.tile(held_out[:K], (len(query), 1))))
     return shop
 
 
-def made_up_shop(name: str, folder: Path) -> Shop:
+def made_up_shop(name: str, folder: Path, largest: int = 5, weeks: int = WEEKS) -> Shop:
     rng = np.random.default_rng(0)
     rows = [
         (user, item, user * WEEKS + week, week * 10 + 1)
         for user in range(NUM_USERS)
-        for week in range(WEEKS)
-        for item in np.sort(rng.choice(NUM_ITEMS, rng.integers(1, 6), replace=False)).tolist()
+        for week in range(weeks)
+        for item in np.sort(rng.choice(NUM_ITEMS, rng.integers(1, largest + 1), replace=False)).tolist()
     ]
     user, item, number, time = (np.asarray(column, np.int64) for column in zip(*rows, strict=True))
     items = [Item(str(index), f"item {index}", ("ODD" if index % 2 else "EVEN",)) for index in range(NUM_ITEMS)]
@@ -129,7 +132,7 @@ def a_summary(**changes: Any) -> dict[str, Any]:
 
 def test_each_promise_is_a_row_with_its_bar_and_whether_it_holds() -> None:
     rows = {row.what: row for row in promised_rows(a_summary())}
-    every = "complete-journey, rolling, all items: "
+    every = "Complete Journey, rolling, all items: "
     hit_rate = rows[every + "HR@10 of C"]
     assert (hit_rate.value, hit_rate.bar, hit_rate.holds) == (0.62, "≥ 0.605", True)
     assert (hit_rate.reference, hit_rate.reference_value) == ("EASE", 0.60)
@@ -145,9 +148,9 @@ def test_each_promise_is_a_row_with_its_bar_and_whether_it_holds() -> None:
 
 def test_ratios_stand_beside_those_of_the_source() -> None:
     rows = {row.what: row for row in promised_rows(a_summary())}
-    over_alone = rows["complete-journey, rolling, never bought: HR@10, C over A"]
+    over_alone = rows["Complete Journey, rolling, never bought: HR@10, C over A"]
     assert (over_alone.value, over_alone.reference_value) == (pytest.approx(0.62 / 0.50), 1.66)
-    of_teacher = rows["complete-journey, rolling, never bought: HR@10, C over its teacher"]
+    of_teacher = rows["Complete Journey, rolling, never bought: HR@10, C over its teacher"]
     assert (of_teacher.value, of_teacher.reference_value) == (pytest.approx(0.62 / 0.80), 0.80)
 
 
@@ -219,6 +222,28 @@ def test_html_page_has_the_pictures_and_needs_no_network(written: Path) -> None:
     assert "picture:" not in page
     assert not re.findall(r"(?:https?:)?//\w", page)
     assert not re.findall(r'(?:src|href)="[^#]|url\([^#]|@import', page)
+
+
+def test_orders_of_one_item_show_recall_once_and_only_what_can_be_new(tmp_path: Path) -> None:
+    shop = made_up_shop("amazon-beauty", tmp_path, largest=1, weeks=TEST_WEEK + 1)
+    for name in ("A", "C"):
+        shop.store.save(name, 0, made_up_lists(shop.queries, 0.2, 0))
+        shop.store.save_record(Record(name, "ours", f"made-up {name}", 0, machine=MACHINE, date="2026-01-01"))
+    found = summarise(shop, (5, 10), None)
+    assert list(found["metrics"]["C"]["rolling"]) == ["novel"]
+    page = render([found], promised_rows(found))
+    assert "| contender | Recall@5 | NDCG@5 | Recall@10 | NDCG@10 |" in page
+    assert "**all items**" not in page.split("## Amazon Beauty")[1]
+    assert "| TIGER | published: arXiv:2305.05065 | .0454 | .0321 | .0648 | .0384 |" in page
+    assert "published" in pictures(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "shown"),
+    [(0.2204, "", ".2204"), (-0.012, "+", "−.0120"), (10.5, "", "10.5000"), (0, "+", "+.0000")],
+)
+def test_numbers_lose_only_a_leading_zero(value: float, sign: str, shown: str) -> None:
+    assert number(value, sign) == shown
 
 
 def test_one_file_a_run(written: Path) -> None:

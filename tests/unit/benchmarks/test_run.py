@@ -1,0 +1,99 @@
+"""Our model as a contender, trained on the tiny shop: what is made, what is shared, and what no model may have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.quality.measure import Truth, check_lists
+from benchmarks.quality.ours import without_bought
+from benchmarks.quality.run import Bars, our_contenders, run_cold_items, run_contenders
+from benchmarks.quality.shop import Shop
+from tests.tiny_release import tiny_run
+from trainer.data.reading import load_dataset
+from trainer.recipes import Recipe
+from trainer.run import Progress, silent
+
+
+def never() -> Iterator[Progress]:
+    raise AssertionError("nothing was left to make")
+
+
+@contextmanager
+def quiet() -> Iterator[Progress]:
+    yield silent
+
+
+@pytest.fixture(scope="module")
+def recipe_and_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Shop]:
+    """The tiny shop after a benchmark of A, C and the teacher, one seed, and cold items."""
+    folder = tmp_path_factory.mktemp("quality")
+    recipe = replace(tiny_run(folder).recipe, steps=6)
+    shop = Shop.open("complete-journey", folder / "shop", folder / "work", min_orders=1)
+    benchmark(shop, recipe, quiet)
+    run_cold_items(shop, recipe, silent)
+    return recipe, shop
+
+
+def benchmark(shop: Shop, recipe: Recipe, bars: Bars) -> None:
+    chosen = [contender for contender in our_contenders(shop, recipe) if contender.name != "B"]
+    run_contenders(shop, chosen, [0], bars)
+
+
+def test_every_variant_answers_every_order_by_the_protocol(recipe_and_shop: tuple[Recipe, Shop]) -> None:
+    _, shop = recipe_and_shop
+    assert [record.contender for record in shop.store.records()] == ["A", "C", "teacher"]
+    for record in shop.store.records():
+        check_lists(shop.store.load(record.contender, 0), Truth(shop.queries))
+        assert record.training_s > 0
+        assert record.samples_per_s > 0
+    assert shop.store.has("C", 0, "orders1")
+    assert not shop.store.has("teacher", 0, "orders1")
+
+
+def test_what_is_there_is_not_made_again(recipe_and_shop: tuple[Recipe, Shop]) -> None:
+    recipe, shop = recipe_and_shop
+    benchmark(shop, recipe, contextmanager(never))
+
+
+def test_retrieval_alone_has_the_semantic_ids_of_the_dual_run_and_no_generative_head(
+    recipe_and_shop: tuple[Recipe, Shop],
+) -> None:
+    _, shop = recipe_and_shop
+    dual, alone = shop.folder / "runs" / "seed0", shop.folder / "runs" / "seed0-alone"
+    assert (dual / "semantic_ids.npz").read_bytes() == (alone / "semantic_ids.npz").read_bytes()
+    assert (dual / "dual_head.pt").read_bytes() != (alone / "dual_head.pt").read_bytes()
+    by_name = {record.contender: record.recipe for record in shop.store.records()}
+    assert by_name["A"]["generative_weight"] == 0
+    assert by_name["C"]["generative_weight"] > 0
+
+
+def test_held_out_items_are_in_no_order_before_the_test_month_and_alone_in_the_lists(
+    recipe_and_shop: tuple[Recipe, Shop],
+) -> None:
+    _, shop = recipe_and_shop
+    cold = shop.store.load_cold("C", 0)
+    without = load_dataset(shop.folder / "without-items-seed0")
+    before = without.before(shop.queries.start_ms)
+    assert not np.isin(before.item_E, cold.held_out).any()
+    assert len(without.catalog) == len(shop.dataset.catalog)
+    assert len(before.item_E) == (~np.isin(shop.dataset.before(shop.queries.start_ms).item_E, cold.held_out)).sum()
+    assert set(np.unique(cold.top_Qk).tolist()) <= {-1, *cold.held_out.tolist()}
+    assert (cold.top_Qk >= 0).any()
+
+
+def test_bought_items_leave_novel_lists_and_the_rest_moves_up(tmp_path: Path) -> None:
+    tiny_run(tmp_path)
+    shop = Shop.open("complete-journey", tmp_path / "shop", tmp_path / "work", min_orders=1)
+    truth = Truth(shop.queries)
+    items = np.arange(60)
+    bought = items[truth.bought(np.zeros(60, int), items)]
+    new = np.setdiff1d(items, bought)
+    top = np.full((len(truth), 10), -1)
+    top[0, :4] = bought[0], new[0], bought[1], new[1]
+    assert without_bought(top, truth)[0, :4].tolist() == [new[0], new[1], -1, -1]
