@@ -42,7 +42,7 @@ def write_result(path: Path, name: str, command: str, rows: Sequence[Row]) -> No
     """Write one benchmark's rows with where and on what they were measured."""
     result = {
         "name": name,
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "machine": machine(),
@@ -87,6 +87,11 @@ def render(results: Sequence[dict[str, Any]]) -> str:
             lines.append(f"| {row['what']} | {row['value']:.4g} {row['unit']} | {beside} | {row['bar']} | {holds} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def commit() -> str:
+    """What the numbers were measured on: the commit, and whether the tree had changes beyond it."""
+    return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
 
 
 def _git(*arguments: str) -> str:

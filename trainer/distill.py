@@ -45,7 +45,7 @@ def teacher_scores(
     """Log-likelihoods of the candidates' Semantic IDs, ensembled with the teacher's own retrieval scores: both heads err, but
     not on the same items. A `generative_share` of 1 is the generative head alone."""
     catalogue = whole_catalogue(len(text_NT), text_NT.device)
-    vectors_NX = teacher.item_vectors(text_NT, catalogue.item_M)
+    vectors_NX = teacher.item_vectors(text_NT)
     memory = teacher.encode(batch.history, vectors_NX)
     likelihood_BC = generative_share * teacher.log_likelihood(memory, codes_NL[item_BC])
     if generative_share == 1:
@@ -97,7 +97,7 @@ def candidate_lists(
     known = batch.history.item_BS[:, : settings.num_known].long() - 1
     num_student = min(settings.num_student, num_items)
     best = scores.everything_BM.detach().topk(num_student, dim=-1).indices
-    best_new = (scores.novel_BM.detach() - 1e4 * scores.owned_BM).topk(num_student, dim=-1).indices
+    best_new = scores.new_BM.detach().topk(num_student, dim=-1).indices
     picked = torch.randint(num_student, (settings.num_same_category,), generator=generator, device=device)
     similar = shelves.same_category(best_new[:, picked], generator)
     uniform = torch.randint(num_items, (batch.size, settings.num_random), generator=generator, device=device)

@@ -111,7 +111,7 @@ def generative_ranker(model: DualHeadModel, run: Run, num_beams: int = 32) -> Ra
     table = run.semantic_ids()
     trie = table.trie
     with torch.no_grad():
-        vectors_NX = model.item_vectors(run.training_set.text_NT, torch.arange(len(table)))
+        vectors_NX = model.item_vectors(run.training_set.text_NT)
     search = BeamSearch(model, trie, num_beams).eval()
 
     @torch.no_grad()

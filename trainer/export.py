@@ -147,7 +147,7 @@ def frozen_items(run: Run, model: DualHeadModel) -> FrozenItems:
     """The item rows of a run's release."""
     text_NT = run.training_set.text_NT
     with torch.no_grad():
-        vectors_NX = model.item_vectors(text_NT, torch.arange(len(text_NT)))
+        vectors_NX = model.item_vectors(text_NT)
     return FrozenItems(vectors_NX, torch.from_numpy(run.statistics.newest_NP))
 
 

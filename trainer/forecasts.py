@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni.errors import NotFoundError
+from baguni.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.data.splits import local_ms
 from trainer.model import DualHeadModel
@@ -19,7 +20,6 @@ from trainer.purchases import Purchases
 from trainer.repurchase import KNOT_DAYS, calibrate, expected_days, hazard_parts, within_days
 from trainer.run import Progress, Run, silent
 from trainer.segments import NextItem
-from trainer.statistics import DAY_MS
 
 CALIBRATION_USERS = 200
 Int64 = NDArray[np.int64]

@@ -124,9 +124,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         key, value = keys_values
         query = self.heads(self.query(x)) * key.shape[-1] ** -0.5
-        weight = (query @ key.transpose(-1, -2) + mask).softmax(
-            -1
-        )  # on a CPU far quicker to train than torch's fused one
+        # Written out: on a CPU far quicker to train than torch's fused attention.
+        weight = (query @ key.transpose(-1, -2) + mask).softmax(-1)
         return self.out((weight @ value).transpose(1, 2).flatten(2))
 
 
@@ -198,10 +197,10 @@ class ItemTower(nn.Module):
         """Vectors of items that training never saw, [N, V + 1]."""
         return self.content(text_NT)
 
-    def forward(self, text_NT: Tensor, item_N: Tensor) -> Tensor:
-        identity = self.identity(item_N)
+    def forward(self, text_NT: Tensor) -> Tensor:
+        identity: Tensor = self.identity.weight
         if self.training and self.id_dropout > 0:
-            keep = torch.rand(len(item_N), 1, device=item_N.device) >= self.id_dropout
+            keep = torch.rand(len(identity), 1, device=identity.device) >= self.id_dropout
             identity = identity * keep
         return self.content(text_NT) + identity
 
@@ -269,8 +268,7 @@ class DualHeadModel(nn.Module):
         for block in self.encoder:
             x_BMD = block(x_BMD, mask)
         states_BMD = self.encoder_norm(x_BMD)
-        known_BSX = torch.cat([states_BMD[:, NUM_QUERIES:], described_BSF], dim=-1)
-        copy_bias_BS = self.copy_bias(known_BSX).squeeze(-1)
+        copy_bias_BS = self.copy_bias(_known(states_BMD, history)).squeeze(-1)
         share_BSq = (self.interest_share(states_BMD[:, NUM_QUERIES:]) + mask_BM[:, NUM_QUERIES:, None]).softmax(1)
         interest_BqV = share_BSq.transpose(1, 2) @ item_BSV
         return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS, interest_BqV)
@@ -294,19 +292,16 @@ class DualHeadModel(nn.Module):
 
     def repeat_score(self, memory: Memory, history: History) -> Tensor:
         """[B, S]: what each token's item gains in the query for everything, because the user knows it. 0 = padding."""
-        known_BSX = torch.cat(
-            [memory.states_BMD[:, NUM_QUERIES:], history.features_BSF, history.statistics_BSP], dim=-1
-        )
-        return self.repeat_head(known_BSX).squeeze(-1).float() * history.present_BS
+        return self.repeat_head(_known(memory.states_BMD, history)).squeeze(-1).float() * history.present_BS
 
-    def item_vectors(self, text_NT: Tensor, item_N: Tensor) -> Tensor:
-        """[N, V + 1]: the learned part of item vectors, the bias last."""
-        vectors: Tensor = self.item_tower(text_NT, item_N)
+    def item_vectors(self, text_NT: Tensor) -> Tensor:
+        """[N, V + 1]: the learned part of the whole catalogue's item vectors, the bias last."""
+        vectors: Tensor = self.item_tower(text_NT)
         return vectors.float()
 
     def served_vectors(self, text_NT: Tensor, statistics_NP: Tensor) -> Tensor:
         """[N, V + P + 1] item vectors as the vector index stores them: learned part, statistics, bias."""
-        return with_statistics(self.item_vectors(text_NT, torch.arange(len(text_NT))), statistics_NP)
+        return with_statistics(self.item_vectors(text_NT), statistics_NP)
 
     def cross_keys_values(self, memory: Memory) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the history for each decoder layer: computed once, shared by every query."""
@@ -365,6 +360,11 @@ class DualHeadModel(nn.Module):
     def log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
         """[B, Q] log-likelihood of Semantic IDs, in nats: the sum over levels (the teacher's score)."""
         return self.code_log_likelihood(memory, codes_BQL).sum(-1)
+
+
+def _known(states_BMD: Tensor, history: History) -> Tensor:
+    """All that is known of each token, [B, S, D + F + P]: its state, and the numbers it was made of."""
+    return torch.cat([states_BMD[:, NUM_QUERIES:], history.features_BSF, history.statistics_BSP], dim=-1)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

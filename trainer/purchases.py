@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from baguni.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.segments import Categories
-from trainer.statistics import DAY_MS
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

@@ -73,6 +73,11 @@ class RetrievalScores:
     positive_BM: Tensor
     owned_BM: Tensor
 
+    @property
+    def new_BM(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """Scores of the query for what is new, with no chance for what was bought."""
+        return self.novel_BM.masked_fill(self.owned_BM > 0, MASKED)
+
     def loss(self, log_q_M: Tensor | None, everything_weight: float, novel_weight: float) -> Tensor:
         """InfoNCE of both queries, weighted; the second sees only items never bought before."""
         total = self.everything_BM.new_zeros(())

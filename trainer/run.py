@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from baguni.errors import InvalidInputError, NotFoundError
 from baguni.semantic_ids import SemanticIdTable, unique_suffixes
+from baguni.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
@@ -37,9 +38,8 @@ from trainer.rqvae import RqVae, fit_rqvae
 from trainer.samples import OrderSamples
 from trainer.statistics import ItemStatistics
 from trainer.text import TextEncoder
-from trainer.train import Losses, TrainingSet, build_model, distil, train
+from trainer.train import Losses, TrainingSet, build_model, train
 
-DAY_MS = 86_400_000
 POPULARITY_DAYS = 28
 MIN_SUFFIX_CODES = 16
 
@@ -192,7 +192,8 @@ class Run:
             progress("distillation", step + 1, self.recipe.distill.steps, in_words(losses))
 
         model = self.model(distilled=False)
-        return distil(model, self.training_set, self.recipe, self.path / "distilled.pt", on_step, self.fabric)
+        teacher, target = self.model(distilled=False), self.path / "distilled.pt"
+        return train(model, self.training_set, self.recipe, target, on_step, self.fabric, teacher)
 
     def _claim(self) -> None:
         """The directory belongs to one recipe and one data set: going on with others would mix two runs."""

@@ -88,6 +88,7 @@ class OrderSamples:
         user_start = np.searchsorted(dataset.user_E, np.arange(len(dataset.user_ids) + 1))
         self._user_time = _UserTime(dataset.user_E, dataset.time_E)
         self._num_events_O = self._user_time.position(self.user_O, self.time_O) - user_start[self.user_O]
+        self._order: tuple[tuple[int, int], Int64] | None = None  # the epoch's, made once for all its steps
         self.shelves = Shelves.of(dataset.catalog.categories)
 
     def __len__(self) -> int:
@@ -96,6 +97,12 @@ class OrderSamples:
     def sample_order(self, epoch: int, batch_size: int) -> Int64:
         """The order in which an epoch visits the samples: batches of histories of about one length, in random order, so that
         short ones are not padded to long ones. The last incomplete batch is a random one."""
+        asked = (epoch, batch_size)
+        if self._order is None or self._order[0] != asked:
+            self._order = (asked, self._shuffled(epoch, batch_size))
+        return self._order[1]
+
+    def _shuffled(self, epoch: int, batch_size: int) -> Int64:
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self))
         whole = len(self) // batch_size * batch_size

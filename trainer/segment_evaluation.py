@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from baguni.errors import InvalidInputError
 from baguni.history import Action
+from baguni.sequences import DAY_MS
 from trainer.data.splits import evaluation_queries
 from trainer.metrics import mean_interval
 from trainer.model import DualHeadModel
@@ -23,7 +24,6 @@ from trainer.repurchase import CALIBRATION_DAYS, Calibration, Rhythm, calibrate,
 from trainer.run import Progress, Run, silent
 from trainer.samples import expand
 from trainer.segments import NextItem, category_probabilities
-from trainer.statistics import DAY_MS
 
 SMOOTHING = tuple(2.0**power for power in range(-2, 9))
 Float64 = NDArray[np.float64]

@@ -173,7 +173,7 @@ class NextItem:
         self._progress = progress
         self._model, self._tree, self._codes_NL = model.eval(), PrefixTree.of(table), table.codes_NL
         with torch.no_grad():
-            self._vectors_NX = model.item_vectors(run.training_set.text_NT, torch.arange(len(table)))
+            self._vectors_NX = model.item_vectors(run.training_set.text_NT)
 
     def probabilities(self, user_B: Int64, known_B: Int64, now_B: Int64) -> Tensor:
         """[B, N] for orders at `now_B`, as foreseen at `known_B`: events and statistics are those before `known_B`."""

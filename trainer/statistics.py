@@ -15,10 +15,10 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
+from baguni.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.data.splits import local_ms
 
-DAY_MS = 86_400_000
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 

@@ -9,7 +9,6 @@ processes (each takes its rows of every batch), and on a GPU. What is kept is a 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +93,7 @@ class TrainingStep(nn.Module):
             candidates = whole_catalogue(len(self.text_NT), device)
         else:
             candidates = sampled(batch, shelves, self.frequency_N + 1, recipe.num_random_negatives, generator)
-        vectors_NX = model.item_vectors(self.text_NT, torch.arange(len(self.text_NT), device=device))
+        vectors_NX = model.item_vectors(self.text_NT)
         memory = model.encode(batch.history, vectors_NX)
         scores = score(model, memory, batch, candidates, vectors_NX, self.values_TNP)
         losses = {"retrieval": scores.loss(candidates.log_q_M, recipe.everything_weight, recipe.novel_weight)}
@@ -105,14 +104,10 @@ class TrainingStep(nn.Module):
             losses["generative"] = code_loss(likelihood_BQL, present_BQ.float())
         for teacher in self._teacher:
             item_BC, valid_BC = candidate_lists(batch, scores, shelves, recipe.distill, generator)
-            judgement = teacher_scores(
-                teacher.to(device), batch, item_BC, *self._tables(), recipe.distill.generative_share
-            )
+            tables = (self.text_NT, self.codes_NL, self.values_TNP)
+            judgement = teacher_scores(teacher.to(device), batch, item_BC, *tables, recipe.distill.generative_share)
             losses |= distillation_losses(scores, item_BC, valid_BC, judgement, recipe.distill)
         return losses
-
-    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.text_NT, self.codes_NL, self.values_TNP
 
 
 def train(
@@ -122,33 +117,11 @@ def train(
     checkpoint: Path | None = None,
     on_step: Callable[[int, Losses], None] = lambda step, losses: None,
     fabric: Fabric | None = None,
+    teacher: DualHeadModel | None = None,
 ) -> list[Losses]:
-    """Train both heads of a fresh model for `recipe.steps` steps; resumes from `checkpoint` if it exists. The model ends with
-    the averaged weights. Returns each step's losses."""
-    return _train(model, data, recipe, None, checkpoint, on_step, fabric)
-
-
-def distil(
-    model: DualHeadModel,
-    data: TrainingSet,
-    recipe: Recipe,
-    checkpoint: Path | None = None,
-    on_step: Callable[[int, Losses], None] = lambda step, losses: None,
-    fabric: Fabric | None = None,
-) -> list[Losses]:
-    """Train a trained model on, with a frozen copy of itself as the teacher; as `train` otherwise."""
-    return _train(model, data, recipe, copy.deepcopy(model), checkpoint, on_step, fabric)
-
-
-def _train(
-    model: DualHeadModel,
-    data: TrainingSet,
-    recipe: Recipe,
-    teacher: DualHeadModel | None,
-    checkpoint: Path | None,
-    on_step: Callable[[int, Losses], None],
-    fabric: Fabric | None,
-) -> list[Losses]:
+    """Train both heads of a fresh model for `recipe.steps` steps or, with a frozen `teacher`, a trained one for
+    `recipe.distill.steps` more; resumes from `checkpoint` if it exists. The model ends with the averaged weights. Returns each
+    step's losses."""
     fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=recipe.precision)
     phase, first_step = (recipe, 0) if teacher is None else (recipe.distill, recipe.steps)
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=phase.learning_rate)

@@ -5,7 +5,6 @@ interrupted run goes on; one process, one contender at a time.
 from __future__ import annotations
 
 import inspect
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +19,7 @@ from benchmarks.quality.sasrec import SASREC, SasRec
 from benchmarks.quality.shop import COLD_ORDERS, Shop
 from benchmarks.quality.slices import cold_item_queries, cold_users, held_out_items, select
 from benchmarks.quality.store import ColdItems, ListStore, Record
-from benchmarks.result import REPOSITORY, machine
+from benchmarks.result import commit, machine
 from trainer.data.dataset import Dataset
 from trainer.data.reading import load_dataset
 from trainer.recipes import Recipe
@@ -175,12 +174,7 @@ def _record(contender: Contender, seed: int, trained: Trained, ranking_ms: float
         samples_per_s=round(trained.samples_per_s, 1),
         ranking_ms=round(ranking_ms, 2),
         notes=contender.notes,
-        commit=_commit(),
+        commit=commit(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
     )
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return done.stdout.strip()

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from baguni.sequences import DAY_MS
 from trainer.run import Run
-from trainer.statistics import DAY_MS, ItemStatistics
+from trainer.statistics import ItemStatistics
 
 
 def test_deleting_the_future_changes_no_statistic(trained: Run) -> None:

@@ -18,7 +18,7 @@ from trainer.model import DualHeadModel, Memory
 from trainer.retrieval import RetrievalScores, sampled, score, whole_catalogue
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples, sample_targets
-from trainer.train import distil, step_samples, train
+from trainer.train import step_samples, train
 
 
 def samples_of(run: Run, dataset: Dataset) -> OrderSamples:
@@ -153,7 +153,7 @@ def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teach
     student = trained.model(distilled=False)
     before = divergence(student)
     weights = {name: value.clone() for name, value in teacher.state_dict().items()}
-    distil(student, data, replace(recipe, distill=settings))
+    train(student, data, replace(recipe, distill=settings), teacher=teacher)
     assert divergence(student) < before
     assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
 
