@@ -8,7 +8,7 @@ that recommending is a vector search. It knows tensors, not data sets, losses or
 
 # B = batch, S = history tokens, M = S + queries (which come first), D = width, F = token features, C = context features,
 # L = code levels, K = codebook size, Q = decoded sequences per user, N = items, T = text dim, V = vector dim,
-# P = item statistics
+# P = item statistics, of which the last K are factors
 
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ from baguni.signature import NUM_QUERIES
 
 MASKED = -1e4  # large, finite, and representable in fp16
 SCORE_SCALE = 8.0  # of u · v: without it the scores stay too small to tell users apart within an epoch
+FACTOR_GAIN = 2.0  # the logarithm of what a user's sum of factors is multiplied by, at the start
+MAX_GAIN = 6.0
 TINY = 1e-20  # keeps the logarithm of a probability finite
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes. `vector_dim` is without the statistics and the bias that `item_vectors` appends."""
+    """Sizes. `vector_dim` is without the statistics and the bias that `served_vectors` appends; `num_factors` of the
+    `num_statistics` are collaborative factors, the last ones (see `trainer.statistics`)."""
 
     num_items: int
     codebook_sizes: tuple[int, ...]
     text_dim: int
     num_statistics: int = 0
+    num_factors: int = 0
     width: int = 128
     num_heads: int = 4
     encoder_layers: int = 1
@@ -77,13 +81,14 @@ class History(NamedTuple):
 
 class Memory(NamedTuple):
     """What the encoder made of a history: states_BMD, one token per query first, an additive mask_B11M, the codes of the
-    tokens and what speaks for copying each, and per query a mean of the tokens' item vectors."""
+    tokens and what speaks for copying each, and per query a mean of the tokens' item vectors and a sum of their factors."""
 
     states_BMD: Tensor
     mask_B11M: Tensor
     codes_BSL: Tensor
     copy_bias_BS: Tensor
     interest_BqV: Tensor
+    factors_BqK: Tensor
 
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -211,7 +216,8 @@ class DualHeadModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        width, described = config.width, NUM_FEATURES + config.num_statistics
+        self.num_described = config.num_statistics - config.num_factors
+        width, described = config.width, NUM_FEATURES + self.num_described
         self.item_tower = ItemTower(config)
         self.item_projection = nn.Linear(config.vector_dim, width)
         self.code_embeddings = Modules(nn.Embedding(size + 1, width, padding_idx=0) for size in config.codebook_sizes)
@@ -226,7 +232,9 @@ class DualHeadModel(nn.Module):
         self.queries = Modules(FeedForward(width, 2 * width, config.vector_dim) for _ in range(NUM_QUERIES))
         self.interest_share = nn.Linear(width, NUM_QUERIES)
         self.interest_projections = Modules(nn.Linear(config.vector_dim, config.vector_dim) for _ in range(NUM_QUERIES))
-        self.statistics_weights = Modules(_linear(width, config.num_statistics) for _ in range(NUM_QUERIES))
+        self.statistics_weights = Modules(_linear(width, self.num_described) for _ in range(NUM_QUERIES))
+        self.factor_weight = FeedForward(described, width, NUM_QUERIES)
+        self.factor_gain = nn.Linear(width, NUM_QUERIES)
         self.repeat_head = FeedForward(width + described, width, 1)
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.level_embedding = nn.Embedding(len(config.codebook_sizes), width)
@@ -242,6 +250,8 @@ class DualHeadModel(nn.Module):
         for projection in self.interest_projections:
             nn.init.eye_(projection.weight)
             projection.weight.data *= 0.1
+        nn.init.zeros_(self.factor_gain.weight)
+        nn.init.constant_(self.factor_gain.bias, FACTOR_GAIN)
         for module in self.modules():
             if isinstance(module, nn.Embedding) and module is not self.item_tower.identity:
                 nn.init.normal_(module.weight, std=0.05)
@@ -254,7 +264,7 @@ class DualHeadModel(nn.Module):
         identity = F.pad(vectors_NX[:, : self.config.vector_dim], (0, 0, 1, 0))
         item_BSV = F.embedding(history.item_BS.long(), identity)
         x_BSD = self.item_projection(item_BSV)
-        described_BSF = torch.cat([history.features_BSF, history.statistics_BSP], dim=-1)
+        described_BSF = self._described(history)
         x_BSD = x_BSD + self.feature_projection(described_BSF)
         for level, embedding in enumerate(self.code_embeddings):
             x_BSD = x_BSD + embedding(history.codes_BSL[:, :, level].long() + 1)
@@ -268,10 +278,20 @@ class DualHeadModel(nn.Module):
         for block in self.encoder:
             x_BMD = block(x_BMD, mask)
         states_BMD = self.encoder_norm(x_BMD)
-        copy_bias_BS = self.copy_bias(_known(states_BMD, history)).squeeze(-1)
+        copy_bias_BS = self.copy_bias(self._known(states_BMD, history)).squeeze(-1)
         share_BSq = (self.interest_share(states_BMD[:, NUM_QUERIES:]) + mask_BM[:, NUM_QUERIES:, None]).softmax(1)
         interest_BqV = share_BSq.transpose(1, 2) @ item_BSV
-        return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS, interest_BqV)
+        weight_BSq = F.softplus(self.factor_weight(described_BSF)) * visible_BS.unsqueeze(-1)
+        factors_BqK = weight_BSq.transpose(1, 2) @ history.statistics_BSP[:, :, self.num_described :]
+        return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS, interest_BqV, factors_BqK)
+
+    def _described(self, history: History) -> Tensor:
+        """What is known of each token in numbers, [B, S, F + P - K]: factors are no description, their axes turn."""
+        return torch.cat([history.features_BSF, history.statistics_BSP[:, :, : self.num_described]], dim=-1)
+
+    def _known(self, states_BMD: Tensor, history: History) -> Tensor:
+        """All that is known of each token: its state, and the numbers it was made of."""
+        return torch.cat([states_BMD[:, NUM_QUERIES:], self._described(history)], dim=-1)
 
     def _visible(self, history: History) -> Tensor:
         visible_BS = history.present_BS
@@ -282,17 +302,19 @@ class DualHeadModel(nn.Module):
         return visible_BS
 
     def user_embedding(self, memory: Memory) -> Tensor:
-        """[B, queries, V + P + 1]: the query, the user's weight on each item statistic, and a 1 that meets the item's bias."""
-        parts = []
+        """[B, queries, V + P + 1]: the query, the user's weight on each item statistic, the sum of the factors of
+        what they have, and a 1 that meets the item's bias."""
+        parts, gain_Bqq = [], self.factor_gain(memory.states_BMD[:, :NUM_QUERIES]).clamp(max=MAX_GAIN).exp()
         for number, (query, weights) in enumerate(zip(self.queries, self.statistics_weights, strict=True)):
             state_BD, interest_BV = memory.states_BMD[:, number], memory.interest_BqV[:, number]
             wanted_BV = SCORE_SCALE * (query(state_BD) + self.interest_projections[number](interest_BV))
-            parts.append(torch.cat([wanted_BV, weights(state_BD)], dim=-1))
+            expected_BK = gain_Bqq[:, number, number, None] * memory.factors_BqK[:, number]
+            parts.append(torch.cat([wanted_BV, weights(state_BD), expected_BK], dim=-1))
         return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
 
     def repeat_score(self, memory: Memory, history: History) -> Tensor:
         """[B, S]: what each token's item gains in the query for everything, because the user knows it. 0 = padding."""
-        return self.repeat_head(_known(memory.states_BMD, history)).squeeze(-1).float() * history.present_BS
+        return self.repeat_head(self._known(memory.states_BMD, history)).squeeze(-1).float() * history.present_BS
 
     def item_vectors(self, text_NT: Tensor) -> Tensor:
         """[N, V + 1]: the learned part of the whole catalogue's item vectors, the bias last."""
@@ -360,11 +382,6 @@ class DualHeadModel(nn.Module):
     def log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
         """[B, Q] log-likelihood of Semantic IDs, in nats: the sum over levels (the teacher's score)."""
         return self.code_log_likelihood(memory, codes_BQL).sum(-1)
-
-
-def _known(states_BMD: Tensor, history: History) -> Tensor:
-    """All that is known of each token, [B, S, D + F + P]: its state, and the numbers it was made of."""
-    return torch.cat([states_BMD[:, NUM_QUERIES:], history.features_BSF, history.statistics_BSP], dim=-1)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

@@ -43,6 +43,7 @@ class Recipe:
     seed: int = 0
     max_tokens: int = 128
     statistics_days: tuple[int, ...] = (14, 28, 91)
+    num_factors: int = 64
     width: int = 128
     num_heads: int = 4
     encoder_layers: int = 1
@@ -104,6 +105,7 @@ RECIPES = {
             Recipe(
                 name=name,
                 statistics_days=(),  # these data have no clock
+                num_factors=0,
                 max_tokens=50,
                 width=64,
                 num_heads=2,
@@ -131,6 +133,7 @@ RECIPES = {
                 steps=5, warmup_steps=1, num_true=4, num_known=4, num_student=4, num_same_category=2, num_random=2
             ),
             max_tokens=16,
+            num_factors=4,
             width=16,
             num_heads=2,
             encoder_layers=1,

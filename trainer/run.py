@@ -108,8 +108,7 @@ class Run:
 
     def fresh_model(self, recipe: Recipe | None = None) -> DualHeadModel:
         """An untrained model of the recipe's sizes, or of another recipe's."""
-        num_statistics = self.statistics.num_statistics
-        return build_model(recipe or self.recipe, self.semantic_ids(), self.embeddings().shape[1], num_statistics)
+        return build_model(recipe or self.recipe, self.semantic_ids(), self.embeddings().shape[1], self.statistics)
 
     def metrics(self) -> dict[str, Any]:
         """What the evaluation measured; empty before it."""
@@ -129,7 +128,8 @@ class Run:
     @cached_property
     def statistics(self) -> ItemStatistics:
         """Item statistics of every month before the test month, and at its start."""
-        return ItemStatistics.of(self.training_log, self.test_start_ms, self.recipe.statistics_days)
+        recipe = self.recipe
+        return ItemStatistics.of(self.training_log, self.test_start_ms, recipe.statistics_days, recipe.num_factors)
 
     @cached_property
     def training_set(self) -> TrainingSet:

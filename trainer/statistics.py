@@ -1,10 +1,10 @@
-"""What a release knows of each item from its sales: how popular it was lately, and how people come back to it.
+"""What a release knows of each item from its sales: how popular it was lately, how people come back to it, and who buys it.
 
 Statistics are taken at the start of every calendar month from what came before it, and stand for that month: a sample of the
 past sees them as old as a served request sees those of its release, and never what was sold later.
 """
 
-# N = items, P = statistics of an item, T = months
+# N = items, U = users, P = statistics of an item, of which the last K are factors, T = months
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import svds
 
 from baguni.sequences import DAY_MS
 from trainer.data.dataset import Dataset
@@ -21,14 +23,19 @@ from trainer.data.splits import local_ms
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
+FACTOR_DECAY_DAYS = 180.0
+FACTOR_REGULARISATION = 500.0
 
 
 @dataclass(frozen=True)
 class ItemStatistics:
-    """start_T: when each month starts, ms UTC, ascending. values_TNP: what was known of each item then."""
+    """start_T: when each month starts, ms UTC, ascending. values_TNP: what was known of each item then; the last
+    `num_factors` columns are `collaborative_factors`, whose axes turn from month to month: only products within a month mean
+    anything."""
 
     start_T: Int64
     values_TNP: Float32
+    num_factors: int = 0
 
     @property
     def num_statistics(self) -> int:
@@ -45,14 +52,17 @@ class ItemStatistics:
         return np.clip(np.searchsorted(self.start_T, time_ms, side="right") - 1, 0, len(self.start_T) - 1)
 
     @classmethod
-    def of(cls, log: Dataset, end_ms: int, window_days: tuple[int, ...]) -> ItemStatistics:
+    def of(cls, log: Dataset, end_ms: int, window_days: tuple[int, ...], num_factors: int = 0) -> ItemStatistics:
         """Statistics of every month from the log's first to the one that starts at or before `end_ms`, plus `end_ms` itself.
 
-        No window, no statistics: P = 0, for data whose clock says nothing.
+        No window and no factor, no statistics: P = 0, for data whose clock says nothing.
         """
         starts = _month_starts(log, end_ms)
-        values = [_at(log.before(start), start, window_days) for start in starts]
-        return cls(np.asarray(starts, np.int64), np.stack(values))
+        values = []
+        for start in starts:
+            known = log.before(start)
+            values.append(np.c_[_at(known, start, window_days), collaborative_factors(known, start, num_factors)])
+        return cls(np.asarray(starts, np.int64), np.stack(values), num_factors)
 
 
 def _month_starts(log: Dataset, end_ms: int) -> list[int]:
@@ -89,3 +99,25 @@ def _at(log: Dataset, now_ms: int, window_days: tuple[int, ...]) -> Float32:
         log_interval_N / (repeats_N + 3.0) / 4,
     ]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def collaborative_factors(log: Dataset, now_ms: int, num_factors: int) -> Float32:
+    """[N, K] factors c, so that Σ w_i c_i · c_j is what buyers of the items i, each with a weight w_i, are expected to have of
+    the item j: ridge regression of the users' decayed log counts on themselves, in closed form, cut to its largest K singular
+    values (PureSVD, Cremonesi et al. 2010, doi:10.1145/1864708.1864721, shrunk like EASE, Steck 2019, arXiv:1905.03375).
+
+    Zeros where the log is too small to have so many.
+    """
+    factors_NK = np.zeros((len(log.catalog), num_factors), np.float32)
+    ordered = log.order_E >= 0
+    age_days_E = (now_ms - log.time_E[ordered]) / DAY_MS
+    shape = (len(log.user_ids), len(log.catalog))
+    lines = (np.exp(-age_days_E / FACTOR_DECAY_DAYS), (log.user_E[ordered], log.item_E[ordered]))
+    counts_UN = sparse.csr_matrix(lines, shape=shape).log1p()
+    rank = min(num_factors, min(shape) - 1)
+    if rank < 1 or counts_UN.nnz == 0:
+        return factors_NK
+    _, size_K, items_KN = svds(counts_UN, k=rank, v0=np.ones(min(shape)))
+    share_K = size_K**2 / (size_K**2 + FACTOR_REGULARISATION)
+    factors_NK[:, :rank] = (np.sqrt(share_K)[:, None] * items_KN).T[:, ::-1]
+    return factors_NK

@@ -31,6 +31,7 @@ from trainer.model import DualHeadModel, ModelConfig
 from trainer.recipes import Recipe
 from trainer.retrieval import sampled, score, whole_catalogue
 from trainer.samples import Batch, OrderSamples, Shelves, sample_targets
+from trainer.statistics import ItemStatistics
 
 Losses = dict[str, float]
 
@@ -52,13 +53,14 @@ class TrainingSet:
         return len(self.text_NT)
 
 
-def build_model(recipe: Recipe, table: SemanticIdTable, text_dim: int, num_statistics: int) -> DualHeadModel:
+def build_model(recipe: Recipe, table: SemanticIdTable, text_dim: int, statistics: ItemStatistics) -> DualHeadModel:
     """A fresh model of the recipe's sizes."""
     torch.manual_seed(recipe.seed)
     sizes = ("width", "num_heads", "encoder_layers", "decoder_layers", "feedforward", "vector_dim")
     rates = ("dropout", "id_dropout", "token_dropout")
     chosen = {name: getattr(recipe, name) for name in (*sizes, *rates)}
-    return DualHeadModel(ModelConfig(len(table), table.codebook_sizes, text_dim, num_statistics, **chosen))
+    described = (statistics.num_statistics, statistics.num_factors)
+    return DualHeadModel(ModelConfig(len(table), table.codebook_sizes, text_dim, *described, **chosen))
 
 
 def start_from_popularity(model: DualHeadModel, frequency_N: Tensor) -> None:

@@ -17,10 +17,15 @@ from baguni.catalog import Catalog, Item
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError
 from baguni.semantic_ids import SemanticIdTable
 from trainer.data.dataset import Dataset
-from trainer.forecasts import Forecaster, next_midnight_ms
-from trainer.outcomes import Outcome, auc, concordance
-from trainer.purchases import Pairs, Purchases
-from trainer.repurchase import (
+from trainer.run import Run
+from trainer.samples import Batch
+from trainer.segments.cli import segment
+from trainer.segments.evaluate import CategoryOrders, evaluate_segments
+from trainer.segments.forecasts import Forecaster, next_midnight_ms
+from trainer.segments.next_item import Categories, NextItem, PrefixTree, category_probabilities, item_log_likelihoods
+from trainer.segments.outcomes import Outcome, auc, concordance
+from trainer.segments.purchases import Pairs, Purchases
+from trainer.segments.repurchase import (
     Calibration,
     HazardParts,
     Rhythm,
@@ -30,11 +35,6 @@ from trainer.repurchase import (
     survival,
     within_days,
 )
-from trainer.run import Run
-from trainer.samples import Batch
-from trainer.segment_evaluation import CategoryOrders, evaluate_segments
-from trainer.segments import Categories, NextItem, PrefixTree, category_probabilities, item_log_likelihoods
-from trainer.segments_cli import segment
 
 DAY_MS = 86_400_000
 

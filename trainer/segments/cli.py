@@ -17,7 +17,7 @@ from baguni.errors import InvalidInputError
 from trainer.cli import DATA, RECIPE, RUN, SEED, progress_bars
 
 if TYPE_CHECKING:
-    from trainer.forecasts import Forecaster
+    from trainer.segments.forecasts import Forecaster
 
 TOP = click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Rows to print.")
 OUT = click.option("--out", type=click.Path(path_type=Path), default=None, help="Write every row to this CSV file.")
@@ -110,7 +110,7 @@ def repurchase(
 @click.option("--users", type=click.IntRange(min=1), default=300, show_default=True, help="So many, at random.")
 def evaluate(data: Path, run_path: Path, recipe: str, seed: int, users: int) -> None:
     """Both segments in the last month of the log, against what a shop could do without a model, as JSON."""
-    from trainer.segment_evaluation import evaluate_segments
+    from trainer.segments.evaluate import evaluate_segments
 
     run = _run(data, run_path, recipe, seed)
     with progress_bars() as progress:
@@ -127,7 +127,7 @@ def _run(data: Path, run_path: Path, recipe: str, seed: int) -> Any:
 
 @contextmanager
 def _forecaster(data: Path, run_path: Path, recipe: str, seed: int) -> Iterator[Forecaster]:
-    from trainer.forecasts import Forecaster
+    from trainer.segments.forecasts import Forecaster
 
     run = _run(data, run_path, recipe, seed)
     with progress_bars() as progress:

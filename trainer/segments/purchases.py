@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from baguni.sequences import DAY_MS
 from trainer.data.dataset import Dataset
-from trainer.segments import Categories
+from trainer.segments.next_item import Categories
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

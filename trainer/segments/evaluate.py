@@ -18,12 +18,12 @@ from baguni.sequences import DAY_MS
 from trainer.data.splits import evaluation_queries
 from trainer.metrics import mean_interval
 from trainer.model import DualHeadModel
-from trainer.outcomes import Outcome, auc
-from trainer.purchases import Habits, Purchases
-from trainer.repurchase import CALIBRATION_DAYS, Calibration, Rhythm, calibrate, hazard_parts
 from trainer.run import Progress, Run, silent
 from trainer.samples import expand
-from trainer.segments import NextItem, category_probabilities
+from trainer.segments.next_item import NextItem, category_probabilities
+from trainer.segments.outcomes import Outcome, auc
+from trainer.segments.purchases import Habits, Purchases
+from trainer.segments.repurchase import CALIBRATION_DAYS, Calibration, Rhythm, calibrate, hazard_parts
 
 SMOOTHING = tuple(2.0**power for power in range(-2, 9))
 Float64 = NDArray[np.float64]

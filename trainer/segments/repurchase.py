@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from baguni.sequences import DAY_MS
 from trainer.data.dataset import Orders
-from trainer.purchases import Habits, Pairs, Purchases
-from trainer.segments import NextItem, category_probabilities
+from trainer.segments.next_item import NextItem, category_probabilities
+from trainer.segments.purchases import Habits, Pairs, Purchases
 
 KNOT_DAYS = (0.5, 7.5, 28.5)  # noons, as "now" is a midnight: nobody orders at midnight, so no model knows midnights
 HORIZON_DAYS = 182

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.repurchase import expected_days, within_days
+from trainer.segments.repurchase import expected_days, within_days
 
 WITHIN_DAYS = (7, 14)
 MAX_COMPARED = 5_000  # pairs of which every two are compared: 25 million comparisons

@@ -16,10 +16,10 @@ from baguni.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.data.splits import local_ms
 from trainer.model import DualHeadModel
-from trainer.purchases import Purchases
-from trainer.repurchase import KNOT_DAYS, calibrate, expected_days, hazard_parts, within_days
 from trainer.run import Progress, Run, silent
-from trainer.segments import NextItem
+from trainer.segments.next_item import NextItem
+from trainer.segments.purchases import Purchases
+from trainer.segments.repurchase import KNOT_DAYS, calibrate, expected_days, hazard_parts, within_days
 
 CALIBRATION_USERS = 200
 Int64 = NDArray[np.int64]
