@@ -81,7 +81,7 @@ class History(NamedTuple):
 
 class Memory(NamedTuple):
     """What the encoder made of a history: states_BMD, one token per query first, an additive mask_B11M, the codes of the
-    tokens and what speaks for copying each, and per query a mean of the tokens' item vectors and a sum of their factors."""
+    tokens and what speaks for copying each, and per query a weighted sum of the tokens' item vectors and a sum of their factors."""
 
     states_BMD: Tensor
     mask_B11M: Tensor
@@ -230,6 +230,7 @@ class DualHeadModel(nn.Module):
         self.encoder_norm = nn.LayerNorm(width)
         self.input_dropout = LockedDropout(config.dropout)
         self.queries = Modules(FeedForward(width, 2 * width, config.vector_dim) for _ in range(NUM_QUERIES))
+        self.query_dropout = nn.Dropout(config.dropout)
         self.interest_share = nn.Linear(width, NUM_QUERIES)
         self.interest_projections = Modules(nn.Linear(config.vector_dim, config.vector_dim) for _ in range(NUM_QUERIES))
         self.statistics_weights = Modules(_linear(width, self.num_described) for _ in range(NUM_QUERIES))
@@ -249,7 +250,6 @@ class DualHeadModel(nn.Module):
         # A user's query starts as what they have: a path from item vectors to item vectors that need not be learned first.
         for projection in self.interest_projections:
             nn.init.eye_(projection.weight)
-            projection.weight.data *= 0.1
         nn.init.zeros_(self.factor_gain.weight)
         nn.init.constant_(self.factor_gain.bias, FACTOR_GAIN)
         for module in self.modules():
@@ -280,7 +280,8 @@ class DualHeadModel(nn.Module):
         states_BMD = self.encoder_norm(x_BMD)
         copy_bias_BS = self.copy_bias(self._known(states_BMD, history)).squeeze(-1)
         share_BSq = (self.interest_share(states_BMD[:, NUM_QUERIES:]) + mask_BM[:, NUM_QUERIES:, None]).softmax(1)
-        interest_BqV = share_BSq.transpose(1, 2) @ item_BSV
+        # Of about the length of one item vector however many there are: a mean of a hundred would hardly be heard.
+        interest_BqV = F.normalize(share_BSq, dim=1).transpose(1, 2) @ item_BSV
         weight_BSq = F.softplus(self.factor_weight(described_BSF)) * visible_BS.unsqueeze(-1)
         factors_BqK = weight_BSq.transpose(1, 2) @ history.statistics_BSP[:, :, self.num_described :]
         return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS, interest_BqV, factors_BqK)
@@ -307,7 +308,8 @@ class DualHeadModel(nn.Module):
         parts, gain_Bqq = [], self.factor_gain(memory.states_BMD[:, :NUM_QUERIES]).clamp(max=MAX_GAIN).exp()
         for number, (query, weights) in enumerate(zip(self.queries, self.statistics_weights, strict=True)):
             state_BD, interest_BV = memory.states_BMD[:, number], memory.interest_BqV[:, number]
-            wanted_BV = SCORE_SCALE * (query(state_BD) + self.interest_projections[number](interest_BV))
+            wanted_BV = SCORE_SCALE * query(state_BD) + self.interest_projections[number](interest_BV)
+            wanted_BV = self.query_dropout(wanted_BV)
             expected_BK = gain_Bqq[:, number, number, None] * memory.factors_BqK[:, number]
             parts.append(torch.cat([wanted_BV, weights(state_BD), expected_BK], dim=-1))
         return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
