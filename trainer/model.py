@@ -81,7 +81,8 @@ class History(NamedTuple):
 
 class Memory(NamedTuple):
     """What the encoder made of a history: states_BMD, one token per query first, an additive mask_B11M, the codes of the
-    tokens and what speaks for copying each, and per query a weighted sum of the tokens' item vectors and a sum of their factors."""
+    tokens and what speaks for copying each, and per query a weighted sum of the tokens' item vectors and one of their
+    factors."""
 
     states_BMD: Tensor
     mask_B11M: Tensor

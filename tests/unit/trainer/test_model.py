@@ -118,3 +118,20 @@ def test_statistics_stand_in_a_served_vector_as_in_training(trained: Run) -> Non
     newest = torch.full_like(batch.month_B, len(data.values_TNP) - 1)
     served = user @ model.served_vectors(data.text_NT, data.values_TNP[-1]).T
     torch.testing.assert_close(score_items(user, vectors, data.values_TNP, newest), served, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_axes_of_the_factors_mean_nothing(trained: Run) -> None:
+    """Factors of another month are turned: a score may depend on their products only."""
+    model, batch, data = trained.model(), some_batch(trained), trained.training_set
+    num_factors = model.config.num_factors
+    turn_KK = torch.linalg.qr(torch.randn(num_factors, num_factors, generator=torch.Generator().manual_seed(0)))[0]
+    turn_PP = torch.block_diag(torch.eye(model.num_described), turn_KK)
+    history = batch.history._replace(statistics_BSP=batch.history.statistics_BSP @ turn_PP)
+    scores = []
+    for read, values_TNP in ((batch.history, data.values_TNP), (history, data.values_TNP @ turn_PP)):
+        memory = encode(trained, model, read)
+        user = model.user_embedding(memory)[:, 1]
+        assert memory.factors_BqK.abs().sum() > 0
+        scores.append(score_items(user, frozen_items(trained, model).vectors_NX, values_TNP, batch.month_B))
+    torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)

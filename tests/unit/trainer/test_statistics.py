@@ -8,12 +8,17 @@ import numpy as np
 
 from baguni.sequences import DAY_MS
 from trainer.run import Run
-from trainer.statistics import ItemStatistics
+from trainer.statistics import (
+    FACTOR_DECAY_DAYS,
+    FACTOR_REGULARISATION,
+    ItemStatistics,
+    collaborative_factors,
+)
 
 
 def test_deleting_the_future_changes_no_statistic(trained: Run) -> None:
     log, end = trained.dataset, trained.test_start_ms
-    whole, cut = ItemStatistics.of(log, end, (14, 28)), ItemStatistics.of(log.before(end), end, (14, 28))
+    whole, cut = ItemStatistics.of(log, end, (14, 28), 4), ItemStatistics.of(log.before(end), end, (14, 28), 4)
     np.testing.assert_array_equal(whole.start_T, cut.start_T)
     np.testing.assert_array_equal(whole.values_TNP, cut.values_TNP)
 
@@ -41,6 +46,28 @@ def test_counts_and_shares_by_hand(trained: Run) -> None:
     assert math.isclose(values[0], math.log1p(recent.sum()) / 4, rel_tol=1e-5)
     assert math.isclose(values[1], math.log1p(mine.sum()) / 4, rel_tol=1e-5)
     assert math.isclose(values[2], (mine.sum() - buyers) / (mine.sum() + 10), rel_tol=1e-5)
+
+
+def test_factors_are_ridge_regression_cut_to_its_largest_parts(trained: Run) -> None:
+    log, end = trained.training_log, trained.test_start_ms
+    ordered = log.order_E >= 0
+    counts_UN = np.zeros((len(log.user_ids), len(log.catalog)))
+    decay = np.exp(-(end - log.time_E[ordered]) / DAY_MS / FACTOR_DECAY_DAYS)
+    np.add.at(counts_UN, (log.user_E[ordered], log.item_E[ordered]), decay)
+    gram_NN = np.log1p(counts_UN).T @ np.log1p(counts_UN)
+    share_N, vector_NN = np.linalg.eigh(gram_NN @ np.linalg.inv(gram_NN + FACTOR_REGULARISATION * np.eye(len(gram_NN))))
+    kept = slice(-4, None)
+    expected = (vector_NN[:, kept] * share_N[kept]) @ vector_NN[:, kept].T
+    factors_NK = collaborative_factors(log, end, 4)
+    np.testing.assert_allclose(factors_NK @ factors_NK.T, expected, atol=1e-5)
+
+
+def test_a_log_too_small_for_the_factors_fills_them_with_zeros(trained: Run) -> None:
+    log = trained.training_log
+    many = collaborative_factors(log, trained.test_start_ms, len(log.catalog) + len(log.user_ids))
+    assert np.isfinite(many).all()
+    assert (many[:, min(len(log.catalog), len(log.user_ids)) :] == 0).all()
+    assert (collaborative_factors(log.before(int(log.time_E.min())), trained.test_start_ms, 4) == 0).all()
 
 
 def test_without_windows_there_are_no_statistics(trained: Run) -> None:
