@@ -4,6 +4,7 @@ where the last one stopped.
     RUN/
       recipe.json                                  what was asked for
       embeddings.npy  rqvae.pt  semantic_ids.npz   items → text embeddings → codes
+      statistics.npz                               what was known of each item at the start of each month
       dual_head.pt                                 checkpoint of the dual-head training, with every loss so far
       distilled.pt                                 the model after distillation
       metrics.json  losses.json  losses.png        what came of it
@@ -128,8 +129,11 @@ class Run:
     @cached_property
     def statistics(self) -> ItemStatistics:
         """Item statistics of every month before the test month, and at its start."""
-        recipe = self.recipe
-        return ItemStatistics.of(self.training_log, self.test_start_ms, recipe.statistics_days, recipe.num_factors)
+        path, recipe = self.path / "statistics.npz", self.recipe
+        if not path.is_file():
+            days, num_factors = recipe.statistics_days, recipe.num_factors
+            ItemStatistics.of(self.training_log, self.test_start_ms, days, num_factors).save(path)
+        return ItemStatistics.load(path)
 
     @cached_property
     def training_set(self) -> TrainingSet:

@@ -8,8 +8,10 @@ past sees them as old as a served request sees those of its release, and never w
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -46,6 +48,19 @@ class ItemStatistics:
     def newest_NP(self) -> Float32:  # noqa: N802 - a shape suffix
         """What a release serves with."""
         return np.asarray(self.values_TNP[-1])
+
+    def save(self, path: Path) -> None:
+        """Write them; several processes of one training may do so at once."""
+        partial = path.with_suffix(f".{os.getpid()}")
+        with partial.open("wb") as file:
+            np.savez(file, start_T=self.start_T, values_TNP=self.values_TNP, num_factors=self.num_factors)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> ItemStatistics:
+        """Read what `save` wrote."""
+        with np.load(path) as file:
+            return cls(file["start_T"], file["values_TNP"], int(file["num_factors"]))
 
     def month(self, time_ms: Int64) -> Int64:
         """The month in force at each time; times before the first month get the first, and those after the last the last."""
