@@ -22,6 +22,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.profiler import record_function
 
 from baguni.errors import BaguniError
 from baguni.semantic_ids import SemanticIdTable
@@ -34,6 +35,17 @@ from trainer.samples import Batch, OrderSamples, Shelves, sample_targets
 from trainer.statistics import ItemStatistics
 
 Losses = dict[str, float]
+PHASES = (
+    "waiting for a batch",
+    "items",
+    "encoder",
+    "retrieval head",
+    "generative head",
+    "distillation",
+    "backward",
+    "optimiser",
+)
+"""Names of the parts of a step in a profile; benchmarks/training.py sums them."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +107,25 @@ class TrainingStep(nn.Module):
             candidates = whole_catalogue(len(self.text_NT), device)
         else:
             candidates = sampled(batch, shelves, self.frequency_N + 1, recipe.num_random_negatives, generator)
-        vectors_NX = model.item_vectors(self.text_NT)
-        memory = model.encode(batch.history, vectors_NX)
-        scores = score(model, memory, batch, candidates, vectors_NX, self.values_TNP)
-        losses = {"retrieval": scores.loss(candidates.log_q_M, recipe.everything_weight, recipe.novel_weight)}
+        with record_function("items"):
+            vectors_NX = model.item_vectors(self.text_NT)
+        with record_function("encoder"):
+            memory = model.encode(batch.history, vectors_NX)
+        with record_function("retrieval head"):
+            scores = score(model, memory, batch, candidates, vectors_NX, self.values_TNP)
+            losses = {"retrieval": scores.loss(candidates.log_q_M, recipe.everything_weight, recipe.novel_weight)}
         if recipe.generative_weight > 0:
-            weight_N = (self.frequency_N + 1).pow(-recipe.target_power)
-            item_BQ, present_BQ = sample_targets(batch, weight_N, recipe.num_targets, generator)
-            likelihood_BQL = model.code_log_likelihood(memory, self.codes_NL[item_BQ])
-            losses["generative"] = code_loss(likelihood_BQL, present_BQ.float())
+            with record_function("generative head"):
+                weight_N = (self.frequency_N + 1).pow(-recipe.target_power)
+                item_BQ, present_BQ = sample_targets(batch, weight_N, recipe.num_targets, generator)
+                likelihood_BQL = model.code_log_likelihood(memory, self.codes_NL[item_BQ])
+                losses["generative"] = code_loss(likelihood_BQL, present_BQ.float())
         for teacher in self._teacher:
-            item_BC, valid_BC = candidate_lists(batch, scores, shelves, recipe.distill, generator)
-            tables = (self.text_NT, self.codes_NL, self.values_TNP)
-            judgement = teacher_scores(teacher.to(device), batch, item_BC, *tables, recipe.distill.generative_share)
-            losses |= distillation_losses(scores, item_BC, valid_BC, judgement, recipe.distill)
+            with record_function("distillation"):
+                item_BC, valid_BC = candidate_lists(batch, scores, shelves, recipe.distill, generator)
+                tables = (self.text_NT, self.codes_NL, self.values_TNP)
+                judgement = teacher_scores(teacher.to(device), batch, item_BC, *tables, recipe.distill.generative_share)
+                losses |= distillation_losses(scores, item_BC, valid_BC, judgement, recipe.distill)
         return losses
 
 
@@ -147,10 +164,12 @@ def train(
         if not torch.isfinite(loss):
             raise BaguniError(f"the loss is {loss.item()} at step {step}: lower the learning rate or check the data")
         optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        fabric.clip_gradients(step_module, optimizer, max_norm=recipe.clip_norm)
-        optimizer.step()
-        _average(average, model, begin=step < recipe.ema_start * phase.steps)
+        with record_function("backward"):
+            fabric.backward(loss)
+        with record_function("optimiser"):
+            fabric.clip_gradients(step_module, optimizer, max_norm=recipe.clip_norm)
+            optimizer.step()
+            _average(average, model, begin=step < recipe.ema_start * phase.steps)
         shared = {name: cast("Tensor", fabric.all_reduce(value.detach())) for name, value in losses.items()}
         history.append({name: value.item() for name, value in shared.items()})
         on_step(step, history[-1])
@@ -194,7 +213,8 @@ def batches(
     with ThreadPoolExecutor(1) as maker:
         ahead = maker.submit(make, first_step)
         for step in range(first_step, num_steps):
-            batch = ahead.result()
+            with record_function("waiting for a batch"):
+                batch = ahead.result()
             if step + 1 < num_steps:
                 ahead = maker.submit(make, step + 1)
             yield step, batch
