@@ -40,21 +40,22 @@ def teacher_scores(
     text_NT: Tensor,
     codes_NL: Tensor,
     values_TNP: Tensor,
-    generative_share: float,
+    settings: DistillRecipe,
 ) -> TeacherScores:
     """Log-likelihoods of the candidates' Semantic IDs, ensembled with the teacher's own retrieval scores: both heads err, but
-    not on the same items. A `generative_share` of 1 is the generative head alone."""
+    not on the same items. A share of 1 is the generative head alone."""
     catalogue = whole_catalogue(len(text_NT), text_NT.device)
     vectors_NX = teacher.item_vectors(text_NT)
     memory = teacher.encode(batch.history, vectors_NX)
-    likelihood_BC = generative_share * teacher.log_likelihood(memory, codes_NL[item_BC])
-    if generative_share == 1:
-        return TeacherScores(likelihood_BC, likelihood_BC)
+    likelihood_BC = teacher.log_likelihood(memory, codes_NL[item_BC])
     own = score(teacher, memory, batch, catalogue, vectors_NX, values_TNP)
     return TeacherScores(
         *(
-            likelihood_BC + (1 - generative_share) * part.gather(1, item_BC)
-            for part in (own.everything_BM, own.novel_BM)
+            share * likelihood_BC + (1 - share) * part.gather(1, item_BC)
+            for share, part in (
+                (settings.generative_share, own.everything_BM),
+                (settings.novel_generative_share, own.novel_BM),
+            )
         )
     )
 

@@ -13,13 +13,14 @@ from trainer.text import BUNDLED
 @dataclass(frozen=True)
 class DistillRecipe:
     """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source.
-    `generative_share`: of the teacher's score; the rest is its own retrieval score. `gated`: only from users for whom the
-    teacher is right."""
+    `generative_share`: of the teacher's score of everything, `novel_generative_share` of what is new; the rest is its own
+    retrieval score. `gated`: only from users for whom the teacher is right."""
 
     steps: int = 120
     learning_rate: float = 3e-4
     warmup_steps: int = 20
     generative_share: float = 0.5
+    novel_generative_share: float = 0.0
     gated: bool = False
     num_true: int = 8
     num_known: int = 16

@@ -124,7 +124,7 @@ class TrainingStep(nn.Module):
             with record_function("distillation"):
                 item_BC, valid_BC = candidate_lists(batch, scores, shelves, recipe.distill, generator)
                 tables = (self.text_NT, self.codes_NL, self.values_TNP)
-                judgement = teacher_scores(teacher.to(device), batch, item_BC, *tables, recipe.distill.generative_share)
+                judgement = teacher_scores(teacher.to(device), batch, item_BC, *tables, recipe.distill)
                 losses |= distillation_losses(scores, item_BC, valid_BC, judgement, recipe.distill)
         return losses
 

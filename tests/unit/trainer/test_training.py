@@ -136,7 +136,9 @@ def test_training_with_sampled_negatives_learns_too(trained: Run) -> None:
 
 def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teacher(trained: Run) -> None:
     data, recipe = trained.training_set, trained.recipe
-    settings = replace(recipe.distill, steps=60, kl_weight=5.0, gated=False, generative_share=1.0)
+    settings = replace(
+        recipe.distill, steps=60, kl_weight=5.0, gated=False, generative_share=1.0, novel_generative_share=1.0
+    )
     batch = data.samples.batch(np.arange(200, 264))
     teacher = trained.model(distilled=False)
 
@@ -147,7 +149,7 @@ def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teach
                 batch, scores, data.samples.shelves, settings, torch.Generator().manual_seed(0)
             )
             tables = (data.text_NT, data.codes_NL, data.values_TNP)
-            judgement = teacher_scores(teacher, batch, items, *tables, generative_share=1.0)
+            judgement = teacher_scores(teacher, batch, items, *tables, settings)
             return float(distillation_losses(scores, items, valid, judgement, settings)["kl"])
 
     student = trained.model(distilled=False)
@@ -156,6 +158,18 @@ def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teach
     train(student, data, replace(recipe, distill=settings), teacher=teacher)
     assert divergence(student) < before
     assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
+
+
+@torch.no_grad()
+def test_each_query_has_the_share_of_each_head_that_the_recipe_says(trained: Run) -> None:
+    data, teacher = trained.training_set, trained.model(distilled=False)
+    batch = data.samples.batch(np.arange(200, 216))
+    scores, memory = scores_of(trained, teacher, batch)
+    items = torch.arange(8).expand(batch.size, -1)
+    settings = replace(trained.recipe.distill, generative_share=1.0, novel_generative_share=0.0)
+    judgement = teacher_scores(teacher, batch, items, data.text_NT, data.codes_NL, data.values_TNP, settings)
+    torch.testing.assert_close(judgement.everything_BC, teacher.log_likelihood(memory, data.codes_NL[items]))
+    torch.testing.assert_close(judgement.novel_BC, scores.novel_BM[:, :8])
 
 
 def test_a_candidate_counts_once() -> None:
