@@ -14,7 +14,8 @@ from trainer.text import BUNDLED
 class DistillRecipe:
     """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source.
     `generative_share`: of the teacher's score of everything, `novel_generative_share` of what is new; the rest is its own
-    retrieval score. `gated`: only from users for whom the teacher is right."""
+    retrieval score. `truth_weight`: of both heads' own losses meanwhile. `gated`: only from users for whom the
+    teacher is right."""
 
     steps: int = 120
     learning_rate: float = 3e-4
@@ -28,6 +29,7 @@ class DistillRecipe:
     num_same_category: int = 8
     num_random: int = 8
     temperature: float = 1.0
+    truth_weight: float = 1.0
     kl_weight: float = 1.0
     listwise_weight: float = 0.1
 

@@ -183,9 +183,10 @@ def train(
 
 def total_loss(losses: dict[str, Tensor], recipe: Recipe) -> Tensor:
     """The weighted sum that is minimised."""
+    truth = recipe.distill.truth_weight if "kl" in losses else 1.0
     weights = {
-        "retrieval": 1.0,
-        "generative": recipe.generative_weight,
+        "retrieval": truth,
+        "generative": truth * recipe.generative_weight,
         "kl": recipe.distill.kl_weight,
         "listwise": recipe.distill.listwise_weight,
     }
