@@ -102,7 +102,7 @@ RECIPES = {
             novel_weight=1.0,
             generative_weight=0.2,
             click_rate=0.0,
-            distill=DistillRecipe(steps=400, learning_rate=5e-4, truth_weight=0.1, kl_weight=2.0),
+            distill=DistillRecipe(steps=500, learning_rate=8e-4, truth_weight=0.0, kl_weight=4.0),
         ),
         *(
             Recipe(
