@@ -62,6 +62,11 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory), "gpu": None}
 
 
+def in_words(where: dict[str, Any]) -> str:
+    """A machine as the pages name it."""
+    return f"{where['cores']} cores of {where['cpu']}, {where['memory_gb']} GB, {where['gpu'] or 'no GPU'}"
+
+
 def render(results: Sequence[dict[str, Any]]) -> str:
     """All results as one Markdown page."""
     lines = [
@@ -71,12 +76,11 @@ def render(results: Sequence[dict[str, Any]]) -> str:
         "",
     ]
     for result in results:
-        where = result["machine"]
         lines += [
             f"## {result['name']}",
             "",
             f"`{result['command']}`, {result['date'][:10]}, commit {result['commit'][:12]}, "
-            f"{where['cores']} cores of {where['cpu']}, {where['memory_gb']} GB, {where['gpu'] or 'no GPU'}.",
+            f"{in_words(result['machine'])}.",
             "",
             "| what | measured | beside it | bar | holds |",
             "| --- | --- | --- | --- | --- |",

@@ -26,6 +26,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
+from baguni.catalog import CATEGORY_SEPARATOR
 from baguni.errors import InvalidInputError, NotFoundError
 from baguni.semantic_ids import SemanticIdTable, unique_suffixes
 from baguni.sequences import DAY_MS
@@ -163,7 +164,9 @@ class Run:
             return
         embeddings, recipe = self.embeddings(), self.recipe.rqvae
         shelf = [item.category_path[:2] for item in self.dataset.catalog.items]
-        category_N = np.unique([" > ".join(path) for path in shelf], return_inverse=True)[1].astype(np.int64)
+        category_N = np.unique([CATEGORY_SEPARATOR.join(path) for path in shelf], return_inverse=True)[1].astype(
+            np.int64
+        )
         rqvae = fit_rqvae(
             embeddings,
             category_N,

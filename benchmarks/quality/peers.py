@@ -18,22 +18,16 @@ from typing import Literal, Protocol
 import numpy as np
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender
 from implicit.utils import ParameterWarning
-from numpy.typing import NDArray
 from scipy import linalg, sparse
 
+from benchmarks.quality.measure import SETTINGS, Float64, Int64, K, Lists, Setting
 from benchmarks.quality.queries import OrderQueries, Purchases, log_purchases
 from trainer.data.dataset import Dataset
 from trainer.metrics import top_k
 
-Float64 = NDArray[np.float64]
-Int64 = NDArray[np.int64]
-Setting = Literal["all", "novel"]
-Lists = dict[Setting, Int64]
-"""Item indexes [Q, k] by setting, best first, -1 where fewer than k items may be recommended."""
 Scores = Callable[[Purchases], Float64]
 """What the users of a slice had ordered → a score for every item, [B, N]."""
 
-K = 10
 SLICE = 500  # queries scored at once: 500 rows of 18,357 items are 73 MB
 
 
@@ -288,12 +282,12 @@ PEERS = {"complete-journey": COMPLETE_JOURNEY, "amazon-beauty": AMAZON, "amazon-
 
 
 def peer_lists(
-    dataset: Dataset, queries: OrderQueries, peer: Tuned, settings: Iterable[Setting] = ("all", "novel"), seed: int = 0
+    dataset: Dataset, queries: OrderQueries, peer: Tuned, settings: Iterable[Setting] = SETTINGS, seed: int = 0
 ) -> Lists:
     """Fit a peer on the log before the queries' window and rank all items for every query."""
     log = log_purchases(dataset, queries.start_ms)
     scores: dict[str, Scores] = {}
-    lists: Lists = {}
+    lists: dict[Setting, Int64] = {}
     for setting in settings:
         model: Peer = getattr(peer, setting)
         if repr(model) not in scores:

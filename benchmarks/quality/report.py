@@ -14,7 +14,7 @@ from benchmarks.quality.published import METRICS as PUBLISHED_METRICS
 from benchmarks.quality.published import PUBLISHED
 from benchmarks.quality.report_slices import breadth, cold_items, cold_users, health, slices
 from benchmarks.quality.tables import cell, number, picture, signed, spread, table
-from benchmarks.result import Row
+from benchmarks.result import Row, in_words
 
 MODES = {
     "rolling": "Every order of the month (rolling)",
@@ -115,9 +115,7 @@ def contenders(summary: dict[str, Any]) -> Iterator[str]:
     rows: list[tuple[object, ...]] = []
     machines: dict[str, list[str]] = {}
     for name, about in summary["contenders"].items():
-        machine = about["machine"]
-        where = f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, {machine['gpu'] or 'no GPU'}"
-        machines.setdefault(where, []).append(name)
+        machines.setdefault(in_words(about["machine"]), []).append(name)
         minutes = max(about["training_s"]) / 60
         rows.append(
             (

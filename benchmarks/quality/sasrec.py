@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError
-from benchmarks.quality.peers import Lists
+from benchmarks.quality.measure import Lists
 from benchmarks.quality.queries import OrderQueries, Purchases, log_purchases
 from benchmarks.result import REPOSITORY
 from trainer.data.dataset import Dataset

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ class Shop:
             raise InvalidInputError(f"{path} has no order to predict in its last month")
         return cls(name, path, folder / name, dataset, queries)
 
-    @property
+    @cached_property
     def frequency_N(self) -> Float64:  # noqa: N802 - a shape suffix
         """Orders of each item before the test month, [N]."""
         before = self.dataset.before(self.queries.start_ms).orders()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.catalog import Catalog
+from baguni.catalog import CATEGORY_SEPARATOR, Catalog
 from baguni.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import Estimate, Float64, Int64, estimate
 from benchmarks.quality.queries import OrderQueries
@@ -124,7 +124,7 @@ def semantic_id_health(table: SemanticIdTable, catalog: Catalog) -> dict[str, An
         "largest collision": int(size.max()),
     }
     for depth in (1, 2):
-        names = np.asarray([" > ".join(item.category_path[:depth]) for item in catalog.items])
+        names = np.asarray([CATEGORY_SEPARATOR.join(item.category_path[:depth]) for item in catalog.items])
         purity, largest = _purity(codes[:, 0], np.unique(names, return_inverse=True)[1])
         health[f"purity of the first code, {_ORDINAL[depth]} category level"] = purity
         health[f"largest category, {_ORDINAL[depth]} category level"] = largest

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from baguni.catalog import CATEGORY_SEPARATOR
 from baguni.errors import InvalidInputError, NotFoundError
 
 TEST_DAY = pd.Timestamp("2014-03-15", tz="UTC")
@@ -55,7 +56,7 @@ def _item(row: dict[str, Any]) -> dict[str, str]:
     return {
         "item_id": str(row["item_id"]),
         "title": row.get("title") or row.get("keyphrase") or " ".join(categories) or UNKNOWN,
-        "category": " > ".join(categories) or UNKNOWN,
+        "category": CATEGORY_SEPARATOR.join(categories) or UNKNOWN,
         "brand": brand,
     }
 

@@ -118,9 +118,8 @@ class CategoryOrders:
         bought = events.action_E == Action.ORDERED
 
         def count(row: Int64, item: Int64) -> Float64:
-            category = (
-                next_item.categories.item_ND[item, depth - 1] - columns[0]
-            )  # categories of one depth are neighbours
+            # Categories of one depth are neighbours.
+            category = next_item.categories.item_ND[item, depth - 1] - columns[0]
             key = (row * len(columns) + category)[category >= 0]
             return np.bincount(key, minlength=len(order_Q) * len(columns)).reshape(len(order_Q), -1).astype(np.float64)
 
