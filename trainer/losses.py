@@ -1,4 +1,4 @@
-"""The losses. Each takes what it scores and what is true; none knows a model. The tests hold each to a slow reference."""
+"""The losses. Each takes what it scores and what is true; none is told of a model. The tests hold each to a slow reference."""
 
 # B = batch, N = items scored, C = candidates of one user, Q = target items, L = code levels, K = codebook size
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
-MASKED = -1e4
+from trainer.model import MASKED
 
 
 def multi_positive_infonce(scores_BN: Tensor, positive_BN: Tensor, log_q_N: Tensor | None = None) -> Tensor:

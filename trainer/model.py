@@ -306,13 +306,15 @@ class DualHeadModel(nn.Module):
     def user_embedding(self, memory: Memory) -> Tensor:
         """[B, queries, V + P + 1]: the query, the user's weight on each item statistic, the sum of the factors of
         what they have, and a 1 that meets the item's bias."""
-        parts, gain_Bqq = [], self.factor_gain(memory.states_BMD[:, :NUM_QUERIES]).clamp(max=MAX_GAIN).exp()
+        state_BqD = memory.states_BMD[:, :NUM_QUERIES]
+        gain_Bq = (state_BqD * self.factor_gain.weight).sum(-1) + self.factor_gain.bias
+        expected_BqK = gain_Bq.clamp(max=MAX_GAIN).exp().unsqueeze(-1) * memory.factors_BqK
+        parts = []
         for number, (query, weights) in enumerate(zip(self.queries, self.statistics_weights, strict=True)):
-            state_BD, interest_BV = memory.states_BMD[:, number], memory.interest_BqV[:, number]
+            state_BD, interest_BV = state_BqD[:, number], memory.interest_BqV[:, number]
             wanted_BV = SCORE_SCALE * query(state_BD) + self.interest_projections[number](interest_BV)
             wanted_BV = self.query_dropout(wanted_BV)
-            expected_BK = gain_Bqq[:, number, number, None] * memory.factors_BqK[:, number]
-            parts.append(torch.cat([wanted_BV, weights(state_BD), expected_BK], dim=-1))
+            parts.append(torch.cat([wanted_BV, weights(state_BD), expected_BqK[:, number]], dim=-1))
         return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
 
     def repeat_score(self, memory: Memory, history: History) -> Tensor:

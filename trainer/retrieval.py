@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from baguni.signature import EVERYTHING, NOVEL
-from trainer.losses import MASKED, multi_positive_infonce
-from trainer.model import DualHeadModel, History, Memory
+from trainer.losses import multi_positive_infonce
+from trainer.model import MASKED, DualHeadModel, History, Memory
 from trainer.samples import Batch, Shelves
 
 

@@ -15,7 +15,6 @@ where the last one stopped.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +33,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
 from trainer.devices import launch
+from trainer.files import written_whole
 from trainer.model import DualHeadModel
 from trainer.recipes import Recipe
 from trainer.rqvae import RqVae, fit_rqvae
@@ -207,9 +207,8 @@ class Run:
         path = self.path / "recipe.json"
         asked = json.loads(json.dumps({"dataset": str(self.dataset_path.resolve()), **self.recipe.as_dict()}))
         if not path.is_file():
-            partial = path.with_suffix(f".{os.getpid()}")  # several processes of one training may claim it at once
-            partial.write_text(json.dumps(asked, indent=2) + "\n")
-            partial.replace(path)
+            with written_whole(path) as file:  # several processes of one training may claim it at once
+                file.write((json.dumps(asked, indent=2) + "\n").encode())
             return
         found = json.loads(path.read_text())
         changed = sorted(key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key))

@@ -8,7 +8,6 @@ past sees them as old as a served request sees those of its release, and never w
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from scipy.sparse.linalg import svds
 from baguni.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.data.splits import local_ms
+from trainer.files import written_whole
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -51,10 +51,8 @@ class ItemStatistics:
 
     def save(self, path: Path) -> None:
         """Write them; several processes of one training may do so at once."""
-        partial = path.with_suffix(f".{os.getpid()}")
-        with partial.open("wb") as file:
+        with written_whole(path) as file:
             np.savez(file, start_T=self.start_T, values_TNP=self.values_TNP, num_factors=self.num_factors)
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> ItemStatistics:

@@ -27,6 +27,7 @@ from torch.profiler import record_function
 from baguni.errors import BaguniError
 from baguni.semantic_ids import SemanticIdTable
 from trainer.distill import candidate_lists, distillation_losses, teacher_scores
+from trainer.files import written_whole
 from trainer.losses import code_loss
 from trainer.model import DualHeadModel, ModelConfig
 from trainer.recipes import Recipe
@@ -263,9 +264,8 @@ def _save(path: Path, model: nn.Module, average: AveragedModel, optimizer: Any, 
         "losses": history,
         "random_state": torch.get_rng_state(),
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with written_whole(path) as file:
+        torch.save(state, file)
 
 
 def _resume(path: Path, model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer) -> list[Losses]:

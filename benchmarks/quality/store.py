@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from baguni.errors import NotFoundError
 from benchmarks.quality.measure import SETTINGS, Int64, Lists, Setting
+from trainer.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class ListStore:
         """Write the record beside its lists."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(record.contender, record.seed).with_name(f"{slug(record.contender)}-seed{record.seed}.json")
-        path.write_text(json.dumps(asdict(record), indent=2) + "\n")
+        with written_whole(path) as file:
+            file.write((json.dumps(asdict(record), indent=2) + "\n").encode())
 
     def records(self) -> list[Record]:
         """All records whose lists are there, by contender and seed."""
@@ -95,9 +97,8 @@ class ListStore:
 
     def _write(self, path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished.npz")
-        np.savez_compressed(unfinished, **arrays)  # type: ignore[arg-type]
-        unfinished.rename(path)
+        with written_whole(path) as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     @staticmethod
     def _there(path: Path) -> Path:
