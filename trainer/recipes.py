@@ -114,7 +114,7 @@ RECIPES = {
                 num_heads=2,
                 feedforward=128,
                 vector_dim=64,
-                steps=steps,
+                steps=2400,
                 batch_size=512,
                 learning_rate=2e-3,
                 dropout=0.2,
@@ -127,7 +127,7 @@ RECIPES = {
                 click_rate=0.0,
                 min_test_orders=1,
             )
-            for name, steps in (("amazon-beauty", 2400), ("amazon-sports", 3600))
+            for name in ("amazon-beauty", "amazon-sports")
         ),
         Recipe(
             name="tiny",
