@@ -12,6 +12,7 @@ that recommending is a vector search. It knows tensors, not data sets, losses or
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -391,10 +392,9 @@ class DualHeadModel(nn.Module):
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer that may have no output: torch would warn that there is nothing to initialise."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    if outputs > 0:
-        layer.reset_parameters()
-    return layer
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        return nn.Linear(inputs, outputs)
 
 
 def mix_copied(gate: Tensor, copied: Tensor, written: Tensor) -> Tensor:
