@@ -7,27 +7,40 @@ release's id. Then one atomic write of the pointer switches every gateway.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import redis
 
+from baguni.errors import ReleaseMismatchError
 from baguni.inference import SyncInferenceClient
 from baguni.item_index import IndexedItem, ItemIndex
 from baguni.live_items import LiveItemWriter
 from baguni.release import Release, ReleaseStore, link_or_copy
 from baguni.settings import Endpoints
+from baguni.signature import model_specs
 
 REDIS_TIMEOUT_S = 5.0
+GOLDEN_TIMEOUT_S = 30.0
+MAX_GOLDEN_DISTANCE = 0.02  # of the length of the expected vector: half precision stays within 0.005
 RESTORE_ROWS = 500
 
 OnStage = Callable[[str], None]
 
 
 def activate(
-    store: ReleaseStore, release_id: str, endpoints: Endpoints, on_stage: OnStage = lambda stage: None
+    store: ReleaseStore,
+    release_id: str,
+    endpoints: Endpoints,
+    on_stage: OnStage = lambda stage: None,
+    drain_s: float | None = None,
 ) -> Release:
     """Make a release the one that is served. Repeating it for the active release restores what a server lost.
+
+    The models of other releases stay in Triton, ready for a rollback, unless `drain_s` says after how many seconds they
+    are unloaded: longer than a gateway takes to follow the pointer and to finish what it has begun.
 
     Raises ReleaseMismatchError if a part is damaged or a server holds another release's, UnavailableError if one does
     not answer; the pointer has not moved then.
@@ -37,7 +50,20 @@ def activate(
     publish(release, endpoints, on_stage)
     if store.active_id() != release_id:
         store.point_to(release_id)
+    if drain_s is not None:
+        on_stage("drain")
+        time.sleep(drain_s)
+        unload_others(release, endpoints)
     return release
+
+
+def unload_others(release: Release, endpoints: Endpoints) -> list[str]:
+    """Unload the models of every other release from Triton, and return their names."""
+    inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
+    try:
+        return inference.unload_others()
+    finally:
+        inference.close()
 
 
 def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda stage: None) -> None:
@@ -47,6 +73,8 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
     inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
     try:
         inference.load()
+        on_stage("ask the golden queries")
+        check_golden_queries(release, inference)
     finally:
         inference.close()
     on_stage("fill Milvus")
@@ -57,6 +85,21 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
         index.check()
     finally:
         index.close()
+
+
+def check_golden_queries(release: Release, inference: SyncInferenceClient) -> None:
+    """Raise ReleaseMismatchError unless Triton encodes the release's known users as its training did: what is loaded, built
+    and run there is what was evaluated."""
+    expected = release.golden_queries["user_embedding"]
+    spec = model_specs(release.signature)["user_encoder"]
+    inputs = {tensor.name: release.golden_queries[tensor.name] for tensor in spec.inputs}
+    served = inference.infer("user_encoder", inputs, GOLDEN_TIMEOUT_S)["user_embedding"]
+    distance = np.linalg.norm(served - expected, axis=-1) / np.maximum(np.linalg.norm(expected, axis=-1), 1e-6)
+    if not (distance <= MAX_GOLDEN_DISTANCE).all():
+        raise ReleaseMismatchError(
+            f"Triton's user_encoder of {release.release_id} does not encode known users as they were in training: "
+            f"{np.nanmax(distance):.3f} of a vector's length away, expected at most {MAX_GOLDEN_DISTANCE}"
+        )
 
 
 def restore_live_items(index: ItemIndex, release: Release, redis_url: str) -> None:

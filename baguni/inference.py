@@ -6,6 +6,7 @@ in seconds, after which nobody waits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,19 +25,21 @@ KEEPALIVE = triton.KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_
 LOAD_TIMEOUT_S = 120.0  # a big engine on a busy machine
 
 
-def triton_inputs(inputs: ModelInputs, codes_NL: NDArray[np.int32], num_trained_items: int) -> Arrays:
-    """The history inputs of `user_encoder` and `generator`.
+def triton_inputs(inputs: ModelInputs, codes_NL: NDArray[np.int32], signature: ModelSignature) -> Arrays:
+    """The history inputs of `user_encoder`, `generator` and `scorer`, as long as the shortest bucket that holds all rows.
 
-    `codes_NL` has a row for every item index in `inputs`; items beyond `num_trained_items` are known by their codes only.
+    `codes_NL` has a row for every item index in `inputs`; items beyond the signature's are known by their codes only.
     Padding has item_index 0 and codes -1.
     """
-    item_BS = inputs.item_BS
+    longest = int((inputs.item_BS >= 0).sum(axis=1).max(initial=0))
+    length = next(size for size in signature.buckets if size >= longest)
+    item_BS = inputs.item_BS[:, :length]
     return {
-        "item_index": np.where((item_BS >= 0) & (item_BS < num_trained_items), item_BS + 1, 0).astype(np.int32),
+        "item_index": np.where((item_BS >= 0) & (item_BS < signature.num_items), item_BS + 1, 0).astype(np.int32),
         "codes": np.where(item_BS[:, :, None] >= 0, codes_NL[item_BS], -1).astype(np.int32),
-        "position": inputs.position_BS,
-        "actions": inputs.actions_BS,
-        "features": inputs.features_BSF,
+        "position": inputs.position_BS[:, :length],
+        "actions": inputs.actions_BS[:, :length],
+        "features": inputs.features_BSF[:, :length],
         "context": inputs.context_BC,
     }
 
@@ -88,7 +91,8 @@ class SyncInferenceClient:
         return _outputs(spec, result)
 
     def load(self) -> None:
-        """Load every model of the release from Triton's repository, and check that it is this release's."""
+        """Load every model of the release from Triton's repository, and check that it is this release's. A model is ready
+        once its warm-up requests have run."""
         try:
             for name in self._specs:
                 model = triton_model_name(name, self._release_id)
@@ -106,16 +110,29 @@ class SyncInferenceClient:
         except InferenceServerException as error:
             raise _unavailable(error) from error
 
+    def unload_others(self) -> list[str]:
+        """Unload the models of every other release, and return their names. Models of no release stay."""
+        unloaded = []
+        try:
+            for entry in self._client.get_model_repository_index(as_json=True, client_timeout=10.0).get("models", []):
+                model = re.fullmatch(rf"({'|'.join(self._specs)})_(.+)", entry["name"])
+                if model and model[2] != self._release_id and entry.get("state") == "READY":
+                    self._client.unload_model(entry["name"], client_timeout=LOAD_TIMEOUT_S)
+                    unloaded.append(entry["name"])
+        except InferenceServerException as error:
+            raise _unavailable(error) from error
+        return unloaded
+
     def close(self) -> None:
         """Close the channel."""
         self._client.close()
 
 
 def _request(spec: ModelSpec, release_id: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, Any]:
+    spec.check(inputs)
     tensors = []
     for tensor in spec.inputs:
         array = inputs[tensor.name]
-        assert array.shape[1:] == tensor.shape, f"{spec.name}.{tensor.name} is {array.shape[1:]}, not {tensor.shape}"
         dtype = "BYTES" if tensor.dtype == "STRING" else tensor.dtype
         infer_input = triton.InferInput(tensor.name, array.shape, dtype)
         infer_input.set_data_from_numpy(np.ascontiguousarray(array))

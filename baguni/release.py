@@ -76,6 +76,12 @@ class Release:
         """[N] orders lately, for cold starts."""
         return np.asarray(np.load(self.path / "popularity.npy", mmap_mode="r"))
 
+    @cached_property
+    def golden_queries(self) -> dict[str, NDArray[Any]]:
+        """Inputs of the user encoder for some known users, and the `user_embedding` that training gave them."""
+        with np.load(self.path / "golden_queries.npz") as arrays:
+            return dict(arrays)
+
     @property
     def triton_dir(self) -> Path:
         """Its part of a Triton model repository."""

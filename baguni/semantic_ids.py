@@ -4,7 +4,7 @@ An item's Semantic ID is a tuple of codes, one per level. The levels but the las
 Rajput et al. 2023, arXiv:2305.05065); the last is a suffix that makes the ID unique. Published IDs never move.
 """
 
-# N = items, L = levels, K = the largest codebook
+# N = items, L = levels, V = nodes of the trie, M = its inner nodes and node 0, R = its leaves
 
 from __future__ import annotations
 
@@ -60,57 +60,78 @@ class SemanticIdTable:
     @cached_property
     def trie(self) -> Trie:
         """The trie over all IDs."""
-        return Trie.build(self.codes_NL, max(self.codebook_sizes))
+        return Trie.build(self.codes_NL)
 
 
 @dataclass(frozen=True)
 class Trie:
-    """A dense child table. Nodes: 0 = none, 1 = root, then inner nodes level by level, then one leaf per item.
+    """The prefix tree of all Semantic IDs, in two numbers a node: 8 bytes, so that a million items take some 20 MB.
 
-    child_MK:      [inner nodes, K] the child under each code, 0 where there is none
-    parent_V:      [nodes] each node's parent, 0 for none and root
-    first_leaf:    the leaf of item i is node `first_leaf + i`
+    Nodes: 0 = none, 1 = root, then level by level in the order of their codes, leaves last. The children of a node
+    therefore have consecutive numbers, and so have the leaves below it.
+
+    first_child_M:   [inner nodes + 1] the children of node n are first_child_M[n] up to, not with, first_child_M[n + 1]
+    code_V:          [nodes] the code that leads to each node; 0 for none and root
+    level_starts:    the first node of each level, the root's first, and the number of nodes last
+    item_R:          [N] the item of each leaf
     """
 
-    child_MK: NDArray[np.int32]
-    parent_V: NDArray[np.int32]
-    first_leaf: int
+    first_child_M: NDArray[np.int32]
+    code_V: NDArray[np.int32]
+    level_starts: tuple[int, ...]
+    item_R: NDArray[np.int32]
 
     @property
     def num_nodes(self) -> int:
         """How many nodes there are, node 0 included."""
-        return len(self.parent_V)
+        return len(self.code_V)
+
+    @property
+    def first_leaf(self) -> int:
+        """Leaf r, that of item `item_R[r]`, is node `first_leaf + r`."""
+        return self.level_starts[-2]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self.first_child_M.nbytes + self.code_V.nbytes + self.item_R.nbytes
+
+    @cached_property
+    def max_children(self) -> tuple[int, ...]:
+        """The most children that a node has, for each level but the leaves'."""
+        levels = zip(self.level_starts[:-2], self.level_starts[1:-1], strict=True)
+        return tuple(int(np.diff(self.first_child_M[start : stop + 1]).max(initial=0)) for start, stop in levels)
 
     @classmethod
-    def build(cls, codes_NL: NDArray[np.int32], codebook_size: int) -> Trie:
-        """The trie of unique IDs. Time and memory grow with N · L and inner nodes · K."""
+    def build(cls, codes_NL: NDArray[np.int32]) -> Trie:
+        """The trie of unique IDs. Time grows with N · L, memory with the number of nodes."""
         num_items, levels = codes_NL.shape
-        node_N = np.full(num_items, ROOT, np.int64)
-        edges: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
-        next_node = ROOT + 1
-        for level in range(levels - 1):
-            key_N = node_N * codebook_size + codes_NL[:, level]
-            keys, inverse = np.unique(key_N, return_inverse=True)
-            children = next_node + np.arange(len(keys))
-            edges.append((keys // codebook_size, keys % codebook_size, children))
-            node_N, next_node = children[inverse], next_node + len(keys)
-        leaves = next_node + np.arange(num_items)
-        edges.append((node_N, codes_NL[:, -1].astype(np.int64), leaves))
-        child = np.zeros((next_node, codebook_size), np.int32)
-        parent = np.zeros(next_node + num_items, np.int32)
-        for parents, codes, children in edges:
-            child[parents, codes] = children
-            parent[children] = parents
-        return cls(child, parent, next_node)
+        item_R = np.lexsort(codes_NL.T[::-1])
+        sorted_RL = codes_NL[item_R]
+        code_parts: list[NDArray[np.int32]] = [np.zeros(2, np.int32)]
+        child_parts: list[NDArray[np.int64]] = [np.full(2, ROOT + 1)]
+        level_starts = [ROOT, ROOT + 1]
+        differs_R, first_row = np.zeros(num_items, bool), np.zeros(1, np.int64)
+        for level in range(levels):
+            differs_R[1:] |= sorted_RL[1:, level] != sorted_RL[:-1, level]
+            differs_R[:1] = True
+            next_first_row = np.flatnonzero(differs_R)
+            if level > 0:
+                child_parts.append(level_starts[-1] + np.searchsorted(next_first_row, first_row))
+            code_parts.append(sorted_RL[next_first_row, level])
+            level_starts.append(level_starts[-1] + len(next_first_row))
+            first_row = next_first_row
+        first_child_M = np.concatenate([*child_parts, [level_starts[-1]]]).astype(np.int32)
+        return cls(first_child_M, np.concatenate(code_parts), tuple(level_starts), item_R.astype(np.int32))
 
     def node_mask(self, allowed_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which nodes have an allowed item below them, [nodes]: a filter, in the form in which the search uses it."""
         mask = np.zeros(self.num_nodes, bool)
-        nodes = self.first_leaf + np.flatnonzero(allowed_N)
-        while len(nodes):
-            mask[nodes] = True
-            nodes = np.unique(self.parent_V[nodes])
-            nodes = nodes[nodes > 0]
+        mask[self.first_leaf :] = allowed_N[self.item_R]
+        for start, stop in zip(self.level_starts[-3::-1], self.level_starts[-2:0:-1], strict=True):
+            if len(self.item_R):
+                first_child = self.first_child_M[start : stop + 1]
+                mask[start:stop] = np.logical_or.reduceat(mask[: first_child[-1]], first_child[:-1])
         return mask
 
 

@@ -42,7 +42,7 @@ async def _generate(
 ) -> list[UserRanking]:
     inputs = summarise(serving, histories, query.now_ms)
     known_B = inputs.item_BS[:, 0] >= 0
-    arrays = triton_inputs(inputs, serving.items.codes_NL, serving.items.num_trained)
+    arrays = triton_inputs(inputs, serving.items.codes_NL, serving.release.signature)
     arrays["node_mask"] = _node_masks(serving, histories, query.rules)
     try:
         outputs = await serving.inference.infer("generator", arrays, deadline.limit(deadline.remaining_s()))
@@ -56,14 +56,15 @@ async def _generate(
 
 
 def _node_masks(serving: Serving, histories: Sequence[History], rules: Rules) -> NDArray[np.uint8]:
-    """[B, V] which nodes have an item below them that the user may be given. New items have no leaf until a release."""
+    """[B, V] which nodes have an item below them that the user may be given; one column of ones where nothing is excluded.
+    New items have no leaf until a release."""
     table = serving.items
     trie = serving.release.semantic_ids.trie
     allowed = table.allowed(rules.filters)[: table.num_trained].copy()
     excluded = table.indexes(rules.exclude_item_ids)
     allowed[excluded[excluded < table.num_trained]] = False
     if not rules.exclude_purchased:
-        shared = trie.node_mask(allowed) if not allowed.all() else np.ones(trie.num_nodes, bool)
+        shared = trie.node_mask(allowed) if not allowed.all() else np.ones(1, bool)
         return np.tile(shared.astype(np.uint8), (len(histories), 1))
     masks = []
     for history in histories:

@@ -110,12 +110,12 @@ async def _embed(
     item_S = inputs.item_BS[0]
     if item_S[0] < 0:
         return None
-    arrays = triton_inputs(inputs, serving.items.codes_NL, serving.items.num_trained)
+    arrays = triton_inputs(inputs, serving.items.codes_NL, serving.release.signature)
     outputs = await serving.inference.infer("user_encoder", arrays, deadline.limit(settings.encode_timeout_s))
     if query.rules.exclude_purchased:
         return Embedded(outputs["user_embedding"][0, NOVEL], {})
-    known = item_S >= 0
-    repeat = dict(zip(item_S[known].tolist(), outputs["repeat_score"][0][known].tolist(), strict=True))
+    known_S = item_S[item_S >= 0]  # tokens come first, padding after them
+    repeat = dict(zip(known_S.tolist(), outputs["repeat_score"][0, : len(known_S)].tolist(), strict=True))
     return Embedded(outputs["user_embedding"][0, EVERYTHING], repeat)
 
 

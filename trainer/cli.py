@@ -109,8 +109,8 @@ def export(data: Path, run_path: Path, recipe: str, seed: int, releases: Path | 
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=store.root))
     try:
         with progress_bars() as progress:
-            parts = iter(range(1, 6))
-            build_release(run, building / "release", lambda part: progress("export", next(parts), 5, part))
+            parts = iter(range(1, 7))
+            build_release(run, building / "release", lambda part: progress("export", next(parts), 6, part))
         release = store.add(building / "release")
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -1,12 +1,12 @@
 """Beam search over the trie of Semantic IDs, unrolled into one static graph: encode once, share the history's keys and
-values among all beams, then per level one decoder step, log-softmax, copies, trie mask, two-stage top-k, parent gather.
-A beam carries the sum of its codes' embeddings and which tokens began like it; there is no cache.
+values among all beams, then per level one decoder step, log-softmax, copies, the children of each beam's node, two-stage
+top-k, parent gather. A beam carries the sum of its codes' embeddings and which tokens began like it; there is no cache.
 
 No loop over beams, no data-dependent shape: the graph exports to ONNX and builds into one TensorRT engine. Scores are
 fp32; illegal codes have a large finite negative; top-k resolves ties by the lower index, so results are deterministic.
 """
 
-# B = batch, W = beams, S = tokens, K = codebook size, D = width, V = trie nodes
+# B = batch, W = beams, S = tokens, K = codebook size, D = width, V = trie nodes, or 1, C = children of a node, R = leaves
 
 from __future__ import annotations
 
@@ -24,22 +24,26 @@ NO_ITEM = -1
 class BeamSearch(nn.Module):
     """An encoded history and a node mask → the `num_beams` most likely items and their log-likelihoods."""
 
-    child_MK: Tensor
+    first_child_M: Tensor
+    code_V: Tensor
+    item_R: Tensor
 
     def __init__(self, model: DualHeadModel, trie: Trie, num_beams: int) -> None:
         super().__init__()
         self.model = model
         self.num_beams = num_beams
-        self.first_leaf = trie.first_leaf
-        self.register_buffer("child_MK", torch.from_numpy(trie.child_MK).int(), persistent=False)
+        self.first_leaf, self.max_children = trie.first_leaf, trie.max_children
+        for name in ("first_child_M", "code_V", "item_R"):
+            self.register_buffer(name, torch.from_numpy(getattr(trie, name)).int(), persistent=False)
 
     def forward(self, memory: Memory, node_mask_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns item_BW (index, -1 where fewer than W items are allowed) and log_likelihood_BW, best first."""
+        """Returns item_BW (index, -1 where fewer than W items are allowed) and log_likelihood_BW, best first. A mask of one
+        column, all ones, allows everything."""
         model = self.model
         cross = model.cross_keys_values(memory)
         prefix_BWD = model.first_input(memory)
-        score_BW = torch.zeros_like(prefix_BWD[:, :, 0])
-        node_BW = torch.full_like(score_BW, ROOT, dtype=torch.int64)
+        score_BW = torch.zeros_like(prefix_BWD[:, :, 0]).float()
+        node_BW = torch.full_like(score_BW, ROOT, dtype=torch.int32)
         match_BWS = torch.ones_like(memory.codes_BSL[:, None, :, 0], dtype=torch.bool)
         for level, head in enumerate(model.code_heads):
             state_BWD = model.decode(prefix_BWD + model.level_embedding.weight[level], cross, memory)
@@ -47,37 +51,59 @@ class BeamSearch(nn.Module):
             gate_BW, weight_BWS = model.copy_weights(state_BWD, memory, match_BWS)
             copied_BWK = weight_BWS @ one_hot(memory.codes_BSL[:, :, level], written_BWK.shape[-1])
             log_prob_BWK = mix_copied(gate_BW.unsqueeze(-1), copied_BWK, written_BWK)
-            child_BWK = self.child_MK[node_BW][:, :, : log_prob_BWK.shape[-1]]
-            legal = node_mask_BV.gather(1, child_BWK.flatten(1).long()).reshape(child_BWK.shape) > 0
-            legal = legal & (child_BWK > 0)
-            total_BWK = torch.where(legal, score_BW.unsqueeze(-1) + log_prob_BWK, ILLEGAL)
-            score_BW, beam_BW, code_BW = self._best(total_BWK)
-            node_BW = child_BWK.flatten(1).gather(1, beam_BW * child_BWK.shape[-1] + code_BW).long()
-            node_BW = torch.where(score_BW > ILLEGAL / 2, node_BW, 0)
+            child_BWC = self._children(node_BW, level)
+            allowed_BWC = (
+                node_mask_BV.gather(1, self._column(child_BWC, node_mask_BV).flatten(1)).view_as(child_BWC) > 0
+            )
+            code_BWC = _look_up(self.code_V, child_BWC)
+            total_BWC = score_BW.unsqueeze(-1) + log_prob_BWK.gather(-1, code_BWC.long())
+            total_BWC = torch.where((child_BWC > 0) & allowed_BWC, total_BWC, ILLEGAL)
+            score_BW, beam_BW, place_BW = self._best(total_BWC)
+            chosen_BW = beam_BW * child_BWC.shape[-1] + place_BW
+            node_BW = torch.where(score_BW > ILLEGAL / 2, child_BWC.flatten(1).gather(1, chosen_BW), 0)
             if level + 1 < len(model.code_heads):
-                prefix_BWD = _take(prefix_BWD, beam_BW) + model.code_embeddings[level](code_BW + 1)
+                code_BW = code_BWC.flatten(1).gather(1, chosen_BW)
+                prefix_BWD = _take(prefix_BWD, beam_BW) + model.code_embeddings[level](code_BW.long() + 1)
                 match_BWS = _take(match_BWS, beam_BW) & (code_BW.unsqueeze(-1) == memory.codes_BSL[:, None, :, level])
-        item_BW = torch.where(node_BW > 0, node_BW - self.first_leaf, NO_ITEM)
-        return item_BW.int(), score_BW
+        item_BW = _look_up(self.item_R, (node_BW - self.first_leaf).clamp(min=0))
+        return torch.where(node_BW > 0, item_BW, NO_ITEM).int(), score_BW
 
-    def _best(self, total_BWK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Top-k per beam, then over beams: score, parent beam and code of each new beam."""
-        num_codes = total_BWK.shape[-1]
-        per_beam, code_BWk = total_BWK.topk(min(self.num_beams, num_codes), dim=-1)
+    def _children(self, node_BW: Tensor, level: int) -> Tensor:
+        """[B, W, C] each beam's possible next nodes in the order of their codes, as many as any node of the level has; 0
+        where this one has fewer."""
+        first_BW, stop_BW = _look_up(self.first_child_M, node_BW), _look_up(self.first_child_M, node_BW + 1)
+        child_BWC = first_BW.unsqueeze(-1) + torch.arange(
+            self.max_children[level], dtype=torch.int32, device=node_BW.device
+        )
+        return torch.where(child_BWC < stop_BW.unsqueeze(-1), child_BWC, 0)
+
+    @staticmethod
+    def _column(child_BWC: Tensor, node_mask_BV: Tensor) -> Tensor:
+        """Where in the mask each node stands."""
+        return child_BWC.long().clamp(max=node_mask_BV.shape[1] - 1)
+
+    def _best(self, total_BWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Top-k per beam, then over beams: score, parent beam and place among its children of each new beam."""
+        per_beam, place_BWk = total_BWC.topk(min(self.num_beams, total_BWC.shape[-1]), dim=-1)
         kept = per_beam.shape[-1]
         candidates = per_beam.flatten(1)
-        if candidates.shape[1] < self.num_beams:
-            candidates = F.pad(candidates, (0, self.num_beams - candidates.shape[1]), value=ILLEGAL)
-            code_BWk = F.pad(code_BWk, (0, self.num_beams - kept))  # only the first level can be this narrow
-            kept = code_BWk.shape[-1]
+        missing = self.num_beams - candidates.shape[1]
+        if missing > 0:
+            candidates = F.pad(candidates, (0, missing), value=ILLEGAL)
         score_BW, flat_BW = candidates.topk(self.num_beams, dim=-1)
+        flat_BW = flat_BW.clamp(max=place_BWk.shape[1] * kept - 1)  # what was padded points nowhere, and is illegal
         beam_BW = torch.div(flat_BW, kept, rounding_mode="floor")
-        return score_BW, beam_BW, code_BWk.flatten(1).gather(1, flat_BW)
+        return score_BW, beam_BW, place_BWk.flatten(1).gather(1, flat_BW)
 
 
 def one_hot(code_BS: Tensor, num_codes: int) -> Tensor:
     """[B, S, K] floats; a row of zeros for code -1."""
     return (code_BS.unsqueeze(-1) == torch.arange(num_codes, device=code_BS.device)).float()
+
+
+def _look_up(table_V: Tensor, index: Tensor) -> Tensor:
+    """`table_V[index]`, as the Gather that ONNX Runtime and TensorRT run on int32."""
+    return table_V.index_select(0, index.flatten()).view_as(index)
 
 
 def _take(rows_BWX: Tensor, beam_BW: Tensor) -> Tensor:

@@ -23,15 +23,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
+from baguni.inference import triton_inputs
 from baguni.release import Release, sha256_of, write_manifest
 from baguni.semantic_ids import SemanticIdTable
-from baguni.signature import ModelSignature, ModelSpec, model_specs, render_config, triton_model_name
-from trainer.decoding import BeamSearch
+from baguni.sequences import event_batch, model_inputs
+from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
+from trainer.decoding import ILLEGAL, BeamSearch
 from trainer.model import DualHeadModel, History, with_statistics
 from trainer.rqvae import RqVae
 from trainer.run import Run
+from trainer.triton_config import render_config
 
 OPSET = 20
+MAX_BATCH = 1024
+NUM_GOLDEN = 16
 BACKEND_DIR = Path(__file__).resolve().parent.parent / "model_repository"
 
 
@@ -50,7 +55,9 @@ class FrozenItems(nn.Module):
         self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
     ) -> History:
         """The inputs of `baguni.signature`, and each token's item statistics."""
-        return History(item_index, codes, position, actions, features, context, self.statistics_NP[item_index.long()])
+        return History(
+            item_index, codes, position, actions, features, context, F.embedding(item_index, self.statistics_NP)
+        )
 
 
 class UserEncoderGraph(nn.Module):
@@ -91,6 +98,29 @@ class GeneratorGraph(nn.Module):
         return result
 
 
+class ScorerGraph(nn.Module):
+    """History and Semantic IDs → their log-likelihoods: the generative head's judgement of items that others found."""
+
+    def __init__(self, model: DualHeadModel, items: FrozenItems) -> None:
+        super().__init__()
+        self.model, self.items = model, items
+
+    def forward(
+        self,
+        item_index: Tensor,
+        codes: Tensor,
+        position: Tensor,
+        actions: Tensor,
+        features: Tensor,
+        context: Tensor,
+        candidate_codes: Tensor,
+    ) -> Tensor:
+        history = self.items.history(item_index, codes, position, actions, features, context)
+        memory = self.model.encode(history, self.items.vectors_NX)
+        scores_BC = self.model.log_likelihood(memory, candidate_codes)
+        return torch.where(candidate_codes[:, :, 0] >= 0, scores_BC, ILLEGAL)
+
+
 class ItemEncoderGraph(nn.Module):
     """Text embedding → codes, content vector, item vector: what a new item gets within seconds."""
 
@@ -118,10 +148,12 @@ def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambd
     _save_vectors(run, model, rqvae, folder)
     torch.save({"model": model.state_dict(), "rqvae": rqvae.state_dict()}, folder / "weights.pt")
     (folder / "recipe.json").write_text(json.dumps(run.recipe.as_dict(), indent=2) + "\n")
+    _save_golden_queries(run, UserEncoderGraph(model, items), signature, folder)
     release_id = _release_id(folder)
     modules: dict[str, nn.Module] = {
         "user_encoder": UserEncoderGraph(model, items),
         "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items),
+        "scorer": ScorerGraph(model, items),
         "item_encoder": ItemEncoderGraph(rqvae, model),
     }
     for name, spec in model_specs(signature).items():
@@ -167,9 +199,15 @@ def release_signature(run: Run, model: DualHeadModel, table: SemanticIdTable) ->
 
 
 def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
-    """Export with the tensor names of `spec` and a free batch dimension, weights inside the file."""
-    example = tuple(_example(tensor.dtype, (2, *tensor.shape)) for tensor in spec.inputs)
-    batch = torch.export.Dim("batch", min=1, max=1024)
+    """Export with the tensor names of `spec`, a free batch dimension and free named axes, weights inside the file."""
+    shapes = spec.shapes()[-1]
+    example = tuple(_example(tensor.dtype, (2, *shapes[tensor.name])) for tensor in spec.inputs)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    axes = {name: torch.export.Dim(name, min=1, max=max(sizes)) for name, sizes in spec.axes.items() if len(sizes) > 1}
+    free = tuple(
+        {0: batch} | {1 + place: axes[axis] for place, axis in enumerate(tensor.shape) if axis in axes}
+        for tensor in spec.inputs
+    )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
@@ -179,7 +217,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
             str(path),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=tuple({0: batch} for _ in spec.inputs),
+            dynamic_shapes=free,
             dynamo=True,
             opset_version=OPSET,
             external_data=False,
@@ -200,6 +238,19 @@ def _save_vectors(run: Run, model: DualHeadModel, rqvae: RqVae, folder: Path) ->
     np.save(folder / "content_vectors.npy", content.numpy())
     np.save(folder / "item_vectors.npy", vectors.numpy())
     np.save(folder / "popularity.npy", run.recent_popularity())
+
+
+@torch.no_grad()
+def _save_golden_queries(run: Run, encoder: UserEncoderGraph, signature: ModelSignature, folder: Path) -> None:
+    """Some users of the training log on the day after it, and what the trained model makes of them."""
+    log = run.training_log
+    users = np.linspace(0, len(log.user_ids) - 1, min(NUM_GOLDEN, len(log.user_ids))).astype(int).tolist()
+    events = event_batch([log.history(user) for user in users], log.catalog.index)
+    now = np.full(len(users), run.test_start_ms, np.int64)
+    inputs = model_inputs(events, now, signature.max_tokens, signature.store_timezone)
+    arrays = triton_inputs(inputs, run.semantic_ids().codes_NL, signature)
+    embedding, _ = encoder(*(torch.from_numpy(array) for array in arrays.values()))
+    np.savez(folder / "golden_queries.npz", user_embedding=embedding.numpy(), **arrays)  # type: ignore[arg-type]
 
 
 def _release_id(folder: Path) -> str:

@@ -359,31 +359,26 @@ class DualHeadModel(nn.Module):
 
     def code_log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
         """[B, Q, L] log-likelihood of every code of Semantic IDs, given the codes before it, in nats, in one pass."""
-        levels, num_queries = codes_BQL.shape[2], codes_BQL.shape[1]
-        code_inputs = [e(codes_BQL[:, :, level].long() + 1) for level, e in enumerate(self.code_embeddings)]
-        prefix, inputs = self.first_input(memory).expand(-1, num_queries, -1), []
-        matches, match_BQS = (
-            [],
-            torch.ones_like(memory.codes_BSL[:, None, :, 0].expand(-1, num_queries, -1), dtype=torch.bool),
+        prefix_BWD, match_BWS = (
+            self.first_input(memory),
+            torch.ones_like(memory.codes_BSL[:, None, :, 0], dtype=torch.bool),
         )
-        for level in range(levels):
-            inputs.append(prefix + self.level_embedding.weight[level])
-            matches.append(match_BQS)
-            prefix = prefix + code_inputs[level]
-            match_BQS = match_BQS & (codes_BQL[:, :, None, level] == memory.codes_BSL[:, None, :, level])
+        inputs, matches = [], []
+        for level, embedding in enumerate(self.code_embeddings):  # all sequences share the first state: it has W = 1
+            inputs.append(prefix_BWD + self.level_embedding.weight[level])
+            matches.append(match_BWS)
+            prefix_BWD = prefix_BWD + embedding(codes_BQL[:, :, level].long() + 1)
+            match_BWS = match_BWS & (codes_BQL[:, :, None, level] == memory.codes_BSL[:, None, :, level])
         states = self.decode(torch.cat(inputs, dim=1), self.cross_keys_values(memory), memory)
         gate, weight = self.copy_weights(states, memory, torch.cat(matches, dim=1))
-        hits = torch.cat([*matches[1:], match_BQS], dim=1)
-        copied = (weight * hits).sum(-1)
-        written = torch.cat(
-            [
-                F.log_softmax(head(state).float(), -1).gather(-1, codes_BQL[:, :, level, None].long().clamp(min=0))
-                for level, (head, state) in enumerate(zip(self.code_heads, states.chunk(levels, dim=1), strict=True))
-            ],
-            dim=1,
-        ).squeeze(-1)
-        mixed = mix_copied(gate, copied, written)
-        return mixed.unflatten(1, (levels, num_queries)).transpose(1, 2)
+        widths, mixed = [x.shape[1] for x in inputs], []
+        parts = zip(self.code_heads, *(x.split(widths, dim=1) for x in (states, gate, weight)), strict=True)
+        for level, (head, state_BWD, gate_BW, weight_BWS) in enumerate(parts):
+            copied_BQ = (weight_BWS * [*matches[1:], match_BWS][level]).sum(-1)
+            written_BQK = F.log_softmax(head(state_BWD).float(), -1).expand(-1, codes_BQL.shape[1], -1)
+            written_BQ = written_BQK.gather(-1, codes_BQL[:, :, level, None].long().clamp(min=0)).squeeze(-1)
+            mixed.append(mix_copied(gate_BW, copied_BQ, written_BQ))
+        return torch.stack(mixed, dim=-1)
 
     def log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
         """[B, Q] log-likelihood of Semantic IDs, in nats: the sum over levels (the teacher's score)."""

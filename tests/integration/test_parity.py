@@ -53,7 +53,7 @@ def triton(active_release: Release, stack: Endpoints) -> Iterator[SyncInferenceC
 @torch.no_grad()
 def test_the_user_encoder_in_triton_is_the_trained_one(run: Run, inputs: ModelInputs, triton, active_release) -> None:
     codes = active_release.semantic_ids.codes_NL
-    served = triton.infer("user_encoder", triton_inputs(inputs, codes, len(codes)), 10.0)
+    served = triton.infer("user_encoder", triton_inputs(inputs, codes, active_release.signature), 10.0)
     model = run.model()
     embedding, repeat = UserEncoderGraph(model, frozen_items(run, model))(*newest(run, inputs)[:6])
     np.testing.assert_allclose(served["user_embedding"], embedding.numpy(), atol=1e-4)
@@ -66,7 +66,7 @@ def test_the_generator_in_triton_finds_the_items_that_torch_finds(
 ) -> None:
     table, signature = active_release.semantic_ids, active_release.signature
     mask = np.ones((NUM_USERS, signature.num_nodes), np.uint8)
-    arrays = {**triton_inputs(inputs, table.codes_NL, len(table)), "node_mask": mask}
+    arrays = {**triton_inputs(inputs, table.codes_NL, signature), "node_mask": mask}
     served = triton.infer("generator", arrays, 20.0)
     model = run.model()
     memory = model.encode(newest(run, inputs), frozen_items(run, model).vectors_NX)
@@ -80,7 +80,7 @@ def test_the_generator_in_triton_finds_the_items_that_torch_finds(
 @torch.no_grad()
 def test_a_batch_and_its_users_one_by_one_give_the_same(inputs: ModelInputs, triton, active_release) -> None:
     codes = active_release.semantic_ids.codes_NL
-    arrays = triton_inputs(inputs, codes, len(codes))
+    arrays = triton_inputs(inputs, codes, active_release.signature)
     together = triton.infer("user_encoder", arrays, 10.0)["user_embedding"]
     for user in (0, 7, NUM_USERS - 1):
         alone = triton.infer("user_encoder", {k: v[user : user + 1] for k, v in arrays.items()}, 10.0)

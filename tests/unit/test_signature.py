@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+import pytest
+
+from baguni.errors import InvalidInputError
 from baguni.inference import triton_inputs
 from baguni.sequences import ModelInputs
-from baguni.signature import ModelSignature, model_specs, render_config
+from baguni.signature import ModelSignature, ModelSpec, model_specs
+from trainer.triton_config import render_config
 
 SIGNATURE = ModelSignature(
     num_items=100,
@@ -18,39 +23,104 @@ SIGNATURE = ModelSignature(
     num_nodes=150,
     num_beams=16,
 )
-USER_ENCODER = """# Rendered from baguni/signature.py: edit that, then `baguni export`.
-name: "user_encoder_r1"
+ITEM_ENCODER = """# Rendered by trainer/triton_config.py from baguni/signature.py: edit these, then `baguni export`.
+name: "item_encoder_r1"
 backend: "python"
 max_batch_size: 32
 input [
-  { name: "item_index" data_type: TYPE_INT32 dims: [ 4 ] },
-  { name: "codes" data_type: TYPE_INT32 dims: [ 4, 3 ] },
-  { name: "position" data_type: TYPE_INT32 dims: [ 4 ] },
-  { name: "actions" data_type: TYPE_INT32 dims: [ 4 ] },
-  { name: "features" data_type: TYPE_FP32 dims: [ 4, 16 ] },
-  { name: "context" data_type: TYPE_FP32 dims: [ 10 ] }
+  { name: "text_embedding" data_type: TYPE_FP32 dims: [ 16 ] }
 ]
 output [
-  { name: "user_embedding" data_type: TYPE_FP32 dims: [ 2, 9 ] },
-  { name: "repeat_score" data_type: TYPE_FP32 dims: [ 4 ] }
+  { name: "codes" data_type: TYPE_INT32 dims: [ 2 ] },
+  { name: "content_vector" data_type: TYPE_FP32 dims: [ 8 ] },
+  { name: "item_vector" data_type: TYPE_FP32 dims: [ 9 ] }
 ]
 dynamic_batching {
-  preferred_batch_size: [ 8, 32 ]
-  max_queue_delay_microseconds: 500
+  preferred_batch_size: [ 32 ]
+  max_queue_delay_microseconds: 1000
   default_queue_policy {
     timeout_action: REJECT
-    default_timeout_microseconds: 100000
+    default_timeout_microseconds: 1000000
     allow_timeout_override: true
-    max_queue_size: 512
+    max_queue_size: 1024
   }
 }
 instance_group [ { count: 1 kind: KIND_CPU } ]
+model_warmup {
+  name: "batch 1"
+  batch_size: 1
+  inputs { key: "text_embedding" value { data_type: TYPE_FP32 dims: [ 16 ] zero_data: true } }
+}
+model_warmup {
+  name: "batch 32"
+  batch_size: 32
+  inputs { key: "text_embedding" value { data_type: TYPE_FP32 dims: [ 16 ] zero_data: true } }
+}
 parameters { key: "release_id" value { string_value: "r1" } }
+parameters { key: "limits" value { string_value: "LIMITS" } }
 """
+LIMITS = r"{\"text_embedding\": {\"shape\": [16], \"low\": null, \"high\": null}}"
 
 
-def test_the_user_encoders_configuration() -> None:
-    assert render_config(model_specs(SIGNATURE)["user_encoder"], "r1", SIGNATURE.max_batch_size) == USER_ENCODER
+def test_the_item_encoders_configuration() -> None:
+    assert render_config(
+        model_specs(SIGNATURE)["item_encoder"], "r1", SIGNATURE.max_batch_size
+    ) == ITEM_ENCODER.replace("LIMITS", LIMITS)
+
+
+def test_a_choice_of_lengths_is_a_free_axis_with_a_warm_up_for_each_length_and_batch() -> None:
+    signature = replace(SIGNATURE, max_tokens=50)
+    config = render_config(model_specs(signature)["user_encoder"], "r1", 32)
+    assert '{ name: "codes" data_type: TYPE_INT32 dims: [ -1, 3 ] }' in config
+    names = [f'name: "tokens {tokens}, batch {batch}"' for tokens in (16, 32, 50) for batch in (1, 8, 32)]
+    assert [name for name in names if name not in config] == []
+    assert config.count("model_warmup") == len(names)
+
+
+def test_an_engine_has_a_profile_for_each_choice_of_shapes() -> None:
+    signature = replace(SIGNATURE, max_tokens=50)
+    config = render_config(model_specs(signature)["generator"], "r1", 32, "tensorrt")
+    assert 'backend: "tensorrt"' in config
+    assert 'kind: KIND_GPU profile: [ "0", "1", "2", "3", "4", "5" ]' in config
+
+
+@pytest.fixture
+def request_of_two() -> dict[str, np.ndarray]:
+    """Two rows of the user encoder's inputs."""
+    (shapes,) = model_specs(SIGNATURE)["user_encoder"].shapes()
+    specs = {tensor.name: tensor for tensor in model_specs(SIGNATURE)["user_encoder"].inputs}
+    kinds = {"INT32": np.int32, "FP32": np.float32}
+    return {name: np.zeros((2, *shape), kinds[specs[name].dtype]) for name, shape in shapes.items()}
+
+
+def encoder() -> ModelSpec:
+    return model_specs(SIGNATURE)["user_encoder"]
+
+
+def test_what_the_models_take_passes(request_of_two) -> None:
+    encoder().check(request_of_two)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("codes", lambda x: x.astype(np.int64), "codes is int64, expected int32"),
+        ("codes", lambda x: x + 8, r"codes has 8, expected at most \(7, 7, 3\)"),
+        ("codes", lambda x: x + 4, r"codes has 4, expected at most \(7, 7, 3\)"),
+        ("codes", lambda x: x - 2, "codes has -2, expected at least -1"),
+        ("codes", lambda x: x[:, :, :2], r"codes is \(4, 2\) a row, expected 4 × 3"),
+        ("item_index", lambda x: x[:, :3], r"item_index is \(3,\) a row, expected 4"),
+        ("item_index", lambda x: np.tile(x, 3), r"item_index is \(12,\) a row, expected 4"),
+        ("features", lambda x: x * np.nan, "features has a value that is not finite"),
+        ("context", lambda x: None, "user_encoder has no context"),
+    ],
+)
+def test_what_they_do_not_take_is_named(request_of_two, name, change, message) -> None:
+    changed = change(request_of_two[name])
+    arrays = {key: value for key, value in {**request_of_two, name: changed}.items() if value is not None}
+    with pytest.raises(InvalidInputError, match=message) as error:
+        encoder().check(arrays)
+    assert error.value.field == name
 
 
 def test_every_queue_is_bounded_and_rejects_what_is_late() -> None:
@@ -63,7 +133,7 @@ def test_every_queue_is_bounded_and_rejects_what_is_late() -> None:
 def test_the_generator_reads_what_the_encoder_reads_and_a_mask() -> None:
     specs = model_specs(SIGNATURE)
     assert specs["generator"].inputs[:-1] == specs["user_encoder"].inputs
-    assert specs["generator"].inputs[-1].shape == (150,)
+    assert specs["generator"].axes["nodes"] == (1, 150)
 
 
 def test_a_signature_survives_its_file(tmp_path) -> None:
@@ -81,6 +151,6 @@ def test_padding_and_items_training_never_saw_reach_the_models_as_such() -> None
         context_BC=np.zeros((1, 10), np.float32),
     )
     codes_NL = np.array([[0, 0, 0], [5, 6, 1], [7, 7, 2]], np.int32)
-    arrays = triton_inputs(inputs, codes_NL, num_trained_items=2)
+    arrays = triton_inputs(inputs, codes_NL, replace(SIGNATURE, num_items=2, max_tokens=3))
     assert arrays["item_index"].tolist() == [[2, 0, 0]]
     assert arrays["codes"].tolist() == [[[5, 6, 1], [7, 7, 2], [-1, -1, -1]]]

@@ -60,16 +60,14 @@ class PrefixTree:
     @classmethod
     def of(cls, table: SemanticIdTable) -> PrefixTree:
         """All prefixes of all IDs."""
-        levels = []
-        prefix, place_N = np.zeros((1, 0), np.int64), np.zeros(len(table), np.int64)
-        for depth in range(table.codes_NL.shape[1]):
-            children, first, child_N = np.unique(
-                table.codes_NL[:, : depth + 1].astype(np.int64), axis=0, return_index=True, return_inverse=True
-            )
-            parts = (prefix, place_N[first], children[:, -1])
-            levels.append(PrefixLevel(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)))
-            prefix, place_N = children, child_N.reshape(-1)
-        return cls(tuple(levels), torch.from_numpy(place_N))
+        trie, levels, prefix_WL = table.trie, [], np.zeros((1, 0), np.int64)
+        starts = trie.level_starts
+        for start, stop, below in zip(starts[:-2], starts[1:-1], starts[2:], strict=True):
+            node = np.repeat(np.arange(stop - start), np.diff(trie.first_child_M[start : stop + 1]))
+            code = trie.code_V[stop:below].astype(np.int64)
+            levels.append(PrefixLevel(*(torch.from_numpy(part) for part in (prefix_WL, node, code))))
+            prefix_WL = np.c_[prefix_WL[node], code]
+        return cls(tuple(levels), torch.from_numpy(np.argsort(trie.item_R)))
 
 
 @torch.no_grad()

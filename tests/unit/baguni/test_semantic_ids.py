@@ -21,28 +21,44 @@ def table(codes: list[tuple[int, ...]]) -> SemanticIdTable:
     return SemanticIdTable(np.asarray(codes, np.int32), SIZES)
 
 
+def child(trie: Trie, node: int, code: int) -> int:
+    """The child of a node under a code, 0 where there is none."""
+    children = range(trie.first_child_M[node], trie.first_child_M[node + 1])
+    return next((c for c in children if trie.code_V[c] == code), 0)
+
+
 def path_of(trie: Trie, codes: tuple[int, ...]) -> list[int]:
     """The nodes that spell the codes, from the root's child to the leaf."""
     nodes = [ROOT]
     for code in codes:
-        nodes.append(int(trie.child_MK[nodes[-1], code]))
+        nodes.append(child(trie, nodes[-1], code))
     return nodes[1:]
 
 
 @given(CODES)
 def test_walking_an_items_codes_ends_at_its_leaf(codes: list[tuple[int, ...]]) -> None:
     trie = table(codes).trie
-    assert [path_of(trie, item)[-1] for item in codes] == [trie.first_leaf + i for i in range(len(codes))]
+    leaves = [path_of(trie, item)[-1] for item in codes]
+    assert trie.item_R[np.asarray(leaves) - trie.first_leaf].tolist() == list(range(len(codes)))
 
 
 @given(CODES)
-def test_children_and_parents_agree(codes: list[tuple[int, ...]]) -> None:
+def test_every_node_but_the_root_is_the_child_of_one(codes: list[tuple[int, ...]]) -> None:
     trie = table(codes).trie
-    parents, _ = np.nonzero(trie.child_MK)
-    assert trie.parent_V[trie.child_MK[trie.child_MK > 0]].tolist() == parents.tolist()
-    assert trie.parent_V[[0, ROOT]].tolist() == [0, 0]
-    assert (trie.parent_V[ROOT + 1 :] >= ROOT).all()
-    assert len(trie.child_MK) == trie.first_leaf
+    assert len(trie.first_child_M) == trie.first_leaf + 1
+    assert trie.first_child_M[[0, ROOT]].tolist() == [ROOT + 1, ROOT + 1]  # node 0 has no child
+    assert (np.diff(trie.first_child_M[ROOT:]) > 0).all()
+    assert trie.first_child_M[-1] == trie.num_nodes
+
+
+@given(CODES)
+def test_children_stand_in_the_order_of_their_codes_and_are_counted(codes: list[tuple[int, ...]]) -> None:
+    trie = table(codes).trie
+    for level, most in enumerate(trie.max_children):
+        nodes = range(trie.level_starts[level], trie.level_starts[level + 1])
+        below = [trie.code_V[trie.first_child_M[n] : trie.first_child_M[n + 1]].tolist() for n in nodes]
+        assert all(row == sorted(set(row)) for row in below)
+        assert max(map(len, below)) == most
 
 
 @given(CODES, st.data())
@@ -51,7 +67,7 @@ def test_only_ids_of_items_lead_anywhere(codes: list[tuple[int, ...]], data: st.
     walked = data.draw(st.tuples(*(st.integers(0, size - 1) for size in SIZES)))
     node = ROOT
     for code in walked:
-        node = int(trie.child_MK[node, code]) if node else 0
+        node = child(trie, node, code)
     assert (node > 0) == (walked in codes)
 
 
@@ -68,8 +84,17 @@ def test_node_mask_equals_brute_force(codes: list[tuple[int, ...]], data: st.Dat
 
 def test_a_trie_of_two_items_that_share_a_code() -> None:
     trie = SemanticIdTable(np.asarray([[0, 1], [0, 0]], np.int32), (1, 2)).trie
-    assert trie.child_MK.tolist() == [[0, 0], [2, 0], [4, 3]]
-    assert trie.parent_V.tolist() == [0, 0, 1, 2, 2]
+    assert trie.first_child_M.tolist() == [2, 2, 3, 5]
+    assert trie.code_V.tolist() == [0, 0, 0, 0, 1]
+    assert trie.item_R.tolist() == [1, 0]
+    assert (trie.first_leaf, trie.num_nodes, trie.max_children) == (3, 5, (1, 2))
+
+
+def test_the_trie_of_a_million_items_takes_less_than_20_megabytes() -> None:
+    codes_NL = np.random.default_rng(0).integers(0, 256, (1_000_000, 3))
+    suffix_N = np.arange(len(codes_NL)) % 64
+    codes = np.unique(np.c_[codes_NL, suffix_N], axis=0).astype(np.int32)
+    assert Trie.build(codes).nbytes < 20e6
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20), CODES)

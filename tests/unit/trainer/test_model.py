@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from baguni.semantic_ids import ROOT
 from trainer.decoding import BeamSearch
 from trainer.export import UserEncoderGraph, frozen_items
 from trainer.model import DualHeadModel, History, Memory, mix_copied
@@ -80,13 +79,14 @@ def test_beams_return_only_allowed_items_and_say_when_there_are_no_more(trained:
     assert (scores[:, 0] < 0).all()
 
 
-def test_the_trie_walks_to_every_item(trained: Run) -> None:
-    table = trained.semantic_ids()
-    for item, codes in enumerate(table.codes_NL.tolist()):
-        node = ROOT
-        for code in codes:
-            node = int(table.trie.child_MK[node, code])
-        assert node == table.trie.first_leaf + item
+@torch.no_grad()
+def test_a_mask_of_one_column_allows_everything(trained: Run) -> None:
+    model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
+    search, memory = BeamSearch(model, table.trie, num_beams=16).eval(), encode(trained, model, history)
+    free = search(memory, torch.ones(len(history.item_BS), 1, dtype=torch.uint8))
+    full = search(memory, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.uint8))
+    assert torch.equal(free[0], full[0])
+    assert torch.equal(free[1], full[1])
 
 
 def test_a_mixture_of_copied_and_written_codes_by_hand() -> None:
