@@ -37,7 +37,8 @@ TOKENS, NODES, CANDIDATES = "tokens", "nodes", "candidates"  # the axes whose si
 
 @dataclass(frozen=True)
 class ModelSignature:
-    """The sizes that fix every tensor of a release."""
+    """The sizes that fix every tensor of a release, and how its heads are mixed: `rescored_share` is what the generative
+    head's log-likelihood counts in the order of the first NUM_CANDIDATES items, the retrieval head's score the rest."""
 
     num_items: int
     max_tokens: int
@@ -49,6 +50,7 @@ class ModelSignature:
     num_beams: int
     store_timezone: str = "UTC"
     max_batch_size: int = 32
+    rescored_share: float = 0.0
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -130,7 +132,7 @@ class ModelSpec:
 
 def problem_with(tensor: TensorSpec, array: NDArray[Any]) -> str:
     """What is wrong with the values of an array, "" if nothing is."""
-    kind = {"INT32": np.int32, "FP32": np.float32, "UINT8": np.uint8, "STRING": np.object_}[tensor.dtype]
+    kind = {"INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "STRING": np.object_}[tensor.dtype]
     if array.dtype != kind:
         return f"is {array.dtype}, expected {np.dtype(kind)}"
     if tensor.dtype == "FP32" and not np.isfinite(array).all():
@@ -172,7 +174,7 @@ def model_specs(signature: ModelSignature) -> dict[str, ModelSpec]:
         ),
         ModelSpec(
             "generator",
-            (*history, TensorSpec("node_mask", "UINT8", (NODES,), 0, 1)),
+            (*history, TensorSpec("node_mask", "BOOL", (NODES,))),
             (
                 TensorSpec("generated_item", "INT32", (signature.num_beams,)),
                 TensorSpec("log_likelihood", "FP32", (signature.num_beams,)),

@@ -55,7 +55,7 @@ async def _generate(
     ]
 
 
-def _node_masks(serving: Serving, histories: Sequence[History], rules: Rules) -> NDArray[np.uint8]:
+def _node_masks(serving: Serving, histories: Sequence[History], rules: Rules) -> NDArray[np.bool_]:
     """[B, V] which nodes have an item below them that the user may be given; one column of ones where nothing is excluded.
     New items have no leaf until a release."""
     table = serving.items
@@ -65,14 +65,14 @@ def _node_masks(serving: Serving, histories: Sequence[History], rules: Rules) ->
     allowed[excluded[excluded < table.num_trained]] = False
     if not rules.exclude_purchased:
         shared = trie.node_mask(allowed) if not allowed.all() else np.ones(1, bool)
-        return np.tile(shared.astype(np.uint8), (len(histories), 1))
+        return np.tile(shared, (len(histories), 1))
     masks = []
     for history in histories:
         own = allowed.copy()
         bought = table.indexes(purchased_items(history))
         own[bought[bought < table.num_trained]] = False
         masks.append(trie.node_mask(own))
-    return np.stack(masks).astype(np.uint8)
+    return np.stack(masks)
 
 
 def _ranking(serving: Serving, items: NDArray[np.int32], scores: NDArray[np.float32], k: int) -> UserRanking:

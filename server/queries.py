@@ -28,6 +28,7 @@ class Tier(IntEnum):
     CACHED_EMBEDDING = 2
     CACHED_LIST = 3
     POPULAR = 4
+    RETRIEVAL_ORDER = 5
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""`Recommend`, top to bottom: history → embedding → candidates → rules → page.
+"""`Recommend`, top to bottom: history → embedding → candidates → rules → the generative head's opinion → page.
 
 Candidates are the nearest items in the collaborative space and what the user already knows, under one scoring function:
-score(user, item) = u · v + what the item gains because the user knows it.
+score(user, item) = u · v + what the item gains because the user knows it. Where everything counts, a release may give the
+generative head's log-likelihood a share in the order of the best of them.
 """
 
 # S = tokens of the history, I = items scored, V = vector dim
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import numpy as np
@@ -20,9 +21,9 @@ from baguni import filters
 from baguni.errors import UnavailableError
 from baguni.history import Action, History
 from baguni.history_store import HistoryReader
-from baguni.inference import triton_inputs
+from baguni.inference import Arrays, triton_inputs
 from baguni.sequences import ModelInputs, event_batch, model_inputs
-from baguni.signature import EVERYTHING, NOVEL
+from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.active_release import Serving
 from server.deadline import Deadline
 from server.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier
@@ -31,10 +32,12 @@ from server.settings import ServerSettings
 
 @dataclass(frozen=True)
 class Embedded:
-    """The user as the retrieval head sees them: embedding_V, and the repeat score of each item they know, by index."""
+    """The user as the retrieval head sees them: embedding_V, and the repeat score of each item they know, by index; and the
+    models' inputs it was made of."""
 
     embedding_V: NDArray[np.float32]
     repeat_score: Mapping[int, float]
+    inputs: Arrays
 
 
 Scored = dict[int, tuple[float, set[Source]]]
@@ -47,7 +50,7 @@ async def recommend(
     """One page of a list. A part that does not answer makes the list worse and marks it, and nothing else."""
     tier = Tier.FULL
     scored: Scored = {}
-    history = History()
+    history, embedded = History(), None
     purchased: frozenset[str] = frozenset()
     try:
         history = await _history(histories, settings, query, deadline)
@@ -58,6 +61,8 @@ async def recommend(
     except UnavailableError:
         tier = Tier.POPULAR
     ranked = _ranked(serving, scored, query, purchased)
+    if tier is Tier.FULL and embedded is not None and ranked and not query.rules.exclude_purchased:
+        ranked, tier = await _rescored(serving, embedded, ranked, settings, deadline)
     if not query.candidate_item_ids:
         ranked += _popular(
             serving, query, purchased, {item.item_id for item in ranked}, settings.max_list - len(ranked)
@@ -113,10 +118,10 @@ async def _embed(
     arrays = triton_inputs(inputs, serving.items.codes_NL, serving.release.signature)
     outputs = await serving.inference.infer("user_encoder", arrays, deadline.limit(settings.encode_timeout_s))
     if query.rules.exclude_purchased:
-        return Embedded(outputs["user_embedding"][0, NOVEL], {})
+        return Embedded(outputs["user_embedding"][0, NOVEL], {}, arrays)
     known_S = item_S[item_S >= 0]  # tokens come first, padding after them
     repeat = dict(zip(known_S.tolist(), outputs["repeat_score"][0, : len(known_S)].tolist(), strict=True))
-    return Embedded(outputs["user_embedding"][0, EVERYTHING], repeat)
+    return Embedded(outputs["user_embedding"][0, EVERYTHING], repeat, arrays)
 
 
 async def _candidates(
@@ -164,7 +169,38 @@ def _ranked(serving: Serving, scored: Scored, query: RecommendQuery, purchased: 
         for index, (score, sources) in scored.items()
         if may_return(serving, index, query.rules, purchased)
     ]
-    return sorted(allowed, key=lambda item: (-item.score, crc32(item.item_id.encode())))
+    return _best_first(allowed)
+
+
+def _best_first(items: list[RankedItem]) -> list[RankedItem]:
+    return sorted(items, key=lambda item: (-item.score, crc32(item.item_id.encode())))
+
+
+async def _rescored(
+    serving: Serving, embedded: Embedded, ranked: list[RankedItem], settings: ServerSettings, deadline: Deadline
+) -> tuple[list[RankedItem], Tier]:
+    """The first NUM_CANDIDATES ordered anew with the release's share of the generative head; the others follow as they were."""
+    share = serving.release.signature.rescored_share
+    if share == 0:
+        return ranked, Tier.FULL
+    first, rest = ranked[:NUM_CANDIDATES], ranked[NUM_CANDIDATES:]
+    codes_NL = serving.items.codes_NL
+    codes_CL = np.full((NUM_CANDIDATES, codes_NL.shape[1]), -1, np.int32)
+    codes_CL[: len(first)] = codes_NL[serving.items.indexes(item.item_id for item in first)]
+    try:
+        timeout_s = deadline.limit(settings.score_timeout_s)
+        outputs = await serving.inference.infer(
+            "scorer", {**embedded.inputs, "candidate_codes": codes_CL[np.newaxis]}, timeout_s
+        )
+    except UnavailableError:
+        return ranked, Tier.RETRIEVAL_ORDER
+    generative_C = outputs["candidate_log_likelihood"][0, : len(first)].tolist()
+    mixed = [
+        replace(item, score=(1 - share) * item.score + share * generative)
+        for item, generative in zip(first, generative_C, strict=True)
+    ]
+    drop = first[-1].score - min(item.score for item in mixed)
+    return _best_first(mixed) + [replace(item, score=item.score - drop) for item in rest], Tier.FULL
 
 
 def _popular(

@@ -15,6 +15,7 @@ class ServerSettings(Endpoints):
     history_timeout_s: float = Field(default=0.3, gt=0)
     encode_timeout_s: float = Field(default=1.0, gt=0)
     search_timeout_s: float = Field(default=0.5, gt=0)
+    score_timeout_s: float = Field(default=0.5, gt=0)
     num_retrieved: int = Field(default=200, ge=1, le=16_384)  # candidates from the vector search, before rules
     max_list: int = Field(default=1_000, ge=1)  # items that paging can reach
     pointer_check_s: float = Field(default=1.0, gt=0)

@@ -52,9 +52,7 @@ class BeamSearch(nn.Module):
             copied_BWK = weight_BWS @ one_hot(memory.codes_BSL[:, :, level], written_BWK.shape[-1])
             log_prob_BWK = mix_copied(gate_BW.unsqueeze(-1), copied_BWK, written_BWK)
             child_BWC = self._children(node_BW, level)
-            allowed_BWC = (
-                node_mask_BV.gather(1, self._column(child_BWC, node_mask_BV).flatten(1)).view_as(child_BWC) > 0
-            )
+            allowed_BWC = node_mask_BV.gather(1, self._column(child_BWC, node_mask_BV).flatten(1)).view_as(child_BWC)
             code_BWC = _look_up(self.code_V, child_BWC)
             total_BWC = score_BW.unsqueeze(-1) + log_prob_BWK.gather(-1, code_BWC.long())
             total_BWC = torch.where((child_BWC > 0) & allowed_BWC, total_BWC, ILLEGAL)

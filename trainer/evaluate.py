@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from baguni.signature import EVERYTHING, NOVEL
+from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from trainer.data.splits import evaluation_queries
 from trainer.decoding import BeamSearch
 from trainer.metrics import coverage, gini, mean_interval, per_order, popularity_lift, top_k
@@ -71,6 +71,8 @@ def evaluate(
         "retrieval, distilled": retrieval_ranker(run.model(), run),
         "generative": generative_ranker(run.model(), run),
     }
+    if run.recipe.rescored_share > 0:
+        rankers["retrieval, rescored"] = retrieval_ranker(run.model(), run, run.recipe.rescored_share)
     results = {}
     for number, (name, ranker) in enumerate(rankers.items()):
         results[name] = _measure(test, ranker, frequency_N)
@@ -88,9 +90,10 @@ def popularity_ranker(popularity_N: NDArray[np.float32]) -> Ranker:
     return rank
 
 
-def retrieval_ranker(model: DualHeadModel, run: Run) -> Ranker:
-    """The retrieval head as it is served: one dot product per item, and the repeat score where everything counts."""
-    catalogue = whole_catalogue(len(run.semantic_ids()))
+def retrieval_ranker(model: DualHeadModel, run: Run, rescored_share: float = 0.0) -> Ranker:
+    """The retrieval head as it is served: one dot product per item, and the repeat score where everything counts; there the
+    generative head's log-likelihood may have a share in the order of the first NUM_CANDIDATES."""
+    catalogue, codes_NL = whole_catalogue(len(run.semantic_ids())), run.training_set.codes_NL
     with torch.no_grad():
         vectors_NX = model.served_vectors(run.training_set.text_NT, torch.from_numpy(run.statistics.newest_NP))
 
@@ -101,7 +104,13 @@ def retrieval_ranker(model: DualHeadModel, run: Run) -> Ranker:
         if novel:
             return _top(_without_owned(user_BQX[:, NOVEL] @ vectors_NX.T, batch))
         repeat_BS = model.repeat_score(memory, batch.history)
-        return _top(with_repeat_score(user_BQX[:, EVERYTHING] @ vectors_NX.T, repeat_BS, batch.history, catalogue))
+        score_BN = with_repeat_score(user_BQX[:, EVERYTHING] @ vectors_NX.T, repeat_BS, batch.history, catalogue)
+        if rescored_share > 0:
+            first = score_BN.topk(min(NUM_CANDIDATES, score_BN.shape[1]), dim=-1)
+            generative_BC = model.log_likelihood(memory, codes_NL[first.indices])
+            mixed_BC = (1 - rescored_share) * first.values + rescored_share * generative_BC
+            score_BN = torch.full_like(score_BN, -torch.inf).scatter(1, first.indices, mixed_BC)
+        return _top(score_BN)
 
     return rank
 
@@ -116,11 +125,11 @@ def generative_ranker(model: DualHeadModel, run: Run, num_beams: int = 32) -> Ra
 
     @torch.no_grad()
     def rank(batch: Batch, novel: bool) -> Lists:
-        mask = np.ones((batch.size, trie.num_nodes), np.uint8)
+        mask = np.ones((batch.size, trie.num_nodes), np.bool_)
         if novel:
             allowed = np.ones((batch.size, len(table)), bool)
             allowed[batch.owned_row.numpy(), batch.owned_item.numpy()] = False
-            mask = np.stack([trie.node_mask(row) for row in allowed]).astype(np.uint8)
+            mask = np.stack([trie.node_mask(row) for row in allowed])
         items, _ = search(model.encode(batch.history, vectors_NX), torch.from_numpy(mask))
         return np.asarray(items[:, :K].numpy(), np.int64)
 

@@ -195,6 +195,7 @@ def release_signature(run: Run, model: DualHeadModel, table: SemanticIdTable) ->
         num_nodes=table.trie.num_nodes,
         num_beams=run.recipe.num_beams,
         store_timezone=run.dataset.store_timezone,
+        rescored_share=run.recipe.rescored_share,
     )
 
 
@@ -226,7 +227,7 @@ def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
 
 
 def _example(dtype: str, shape: tuple[int, ...]) -> Tensor:
-    kinds = {"INT32": torch.int32, "FP32": torch.float32, "UINT8": torch.uint8}
+    kinds = {"INT32": torch.int32, "FP32": torch.float32, "BOOL": torch.bool}
     return torch.ones(shape, dtype=kinds[dtype])
 
 

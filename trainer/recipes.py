@@ -37,7 +37,9 @@ class DistillRecipe:
 @dataclass(frozen=True)
 class Recipe:
     """One run. `negatives`: "catalogue" scores every item at every step, which is exact and affordable up to about 50,000
-    items; "sampled" scores the batch's own items, hard negatives and `num_random_negatives` others, with logQ correction."""
+    items; "sampled" scores the batch's own items, hard negatives and `num_random_negatives` others, with logQ correction.
+    `rescored_share`: what share the generative head's log-likelihood has in the order of the first 200 items that are served
+    where everything counts; 0 saves asking it."""
 
     name: str
     text_encoder: str = BUNDLED
@@ -75,6 +77,7 @@ class Recipe:
     generative_weight: float = 0.5
     click_rate: float = 0.2
     num_beams: int = 64
+    rescored_share: float = 0.0
     checkpoint_every: int = 50
     min_test_orders: int = 5
 
@@ -102,6 +105,7 @@ RECIPES = {
             novel_weight=1.0,
             generative_weight=0.2,
             click_rate=0.0,
+            rescored_share=0.25,
             distill=DistillRecipe(steps=500, learning_rate=8e-4, truth_weight=0.0, kl_weight=4.0),
         ),
         *(

@@ -39,6 +39,8 @@ class _DegradationTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degra
     """The vector search did not answer: the last list shown to the user."""
     DEGRADATION_TIER_POPULAR: _DegradationTier.ValueType  # 4
     """Nothing personal answered: popular items."""
+    DEGRADATION_TIER_RETRIEVAL_ORDER: _DegradationTier.ValueType  # 5
+    """The generative head did not answer: candidates stand in the order of the retrieval head."""
 
 class DegradationTier(_DegradationTier, metaclass=_DegradationTierEnumTypeWrapper):
     """How much of the pipeline answered a request. Anything but FULL is counted and worth an alert."""
@@ -53,6 +55,8 @@ DEGRADATION_TIER_CACHED_LIST: DegradationTier.ValueType  # 3
 """The vector search did not answer: the last list shown to the user."""
 DEGRADATION_TIER_POPULAR: DegradationTier.ValueType  # 4
 """Nothing personal answered: popular items."""
+DEGRADATION_TIER_RETRIEVAL_ORDER: DegradationTier.ValueType  # 5
+"""The generative head did not answer: candidates stand in the order of the retrieval head."""
 Global___DegradationTier: _TypeAlias = DegradationTier  # noqa: Y015
 
 class _Source:

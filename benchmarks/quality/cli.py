@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DATASETS = ("complete-journey", "amazon-beauty", "amazon-sports")
 COLD_ITEMS = "cold-items"
-OURS = ("A", "B", "C", "teacher", COLD_ITEMS)
+OURS = ("A", "B", "C", "served", "teacher", COLD_ITEMS)
 
 
 @click.group()

@@ -34,7 +34,7 @@ from benchmarks.quality.slices import (
 )
 from benchmarks.quality.store import Record
 
-OURS = ("A", "B", "C", "teacher")
+OURS = ("A", "B", "C", "served", "teacher")
 COMPARED = ("HR", "Recall", "NDCG")
 SCORE = f"NDCG@{K}"
 
@@ -119,7 +119,8 @@ class Measured:
             ("B", "A"),
             ("C", "B"),
             ("C", "teacher"),
-            *(("C", peer) for peer in peers),
+            ("served", "C"),
+            *((ours, peer) for ours in ("C", "served") for peer in peers),
         ]
         wanted += [(head, peer) for peer in (*peers, "SASRec")]
         there = [(a, b) for a, b in wanted if a in self.records and b in self.records]

@@ -2,7 +2,8 @@
 
 A        the retrieval head alone: the same recipe without the generative head, on the Semantic IDs of the dual run
 B        both heads, before distillation; its retrieval head makes the list
-C        after distillation: what is served
+C        after distillation
+served   C, the first of its items rescored by the generative head
 teacher  the generative head of B, by beam search
 """
 
@@ -35,11 +36,18 @@ from trainer.samples import Batch, OrderSamples
 BATCH_SIZE = 128
 ITEM_STAGES = ("embed_items", "fit_semantic_ids")
 HEAD_STAGES = (*ITEM_STAGES, "train_dual_head")
-STAGES = {"A": HEAD_STAGES, "B": HEAD_STAGES, "C": (*HEAD_STAGES, "distil"), "teacher": HEAD_STAGES}
+STAGES = {
+    "A": HEAD_STAGES,
+    "B": HEAD_STAGES,
+    "C": (*HEAD_STAGES, "distil"),
+    "served": (*HEAD_STAGES, "distil"),
+    "teacher": HEAD_STAGES,
+}
 DESCRIPTIONS = {
     "A": "The retrieval head alone: no generative head in training.",
     "B": "The retrieval head, trained together with the generative head.",
-    "C": "The retrieval head after distillation: what is served.",
+    "C": "The retrieval head after distillation.",
+    "served": "The list of C, the first 200 of everything ordered anew with a share of the generative head's log-likelihood.",
     "teacher": "The generative head of B, by beam search.",
 }
 SHARED_FILES = ("embeddings.npy", "rqvae.pt", "semantic_ids.npz")
@@ -79,7 +87,8 @@ class TrainedModel:
         """The head of this variant."""
         if self.variant == "teacher":
             return generative_ranker(self.run.model(distilled=False), self.run)
-        return retrieval_ranker(self.run.model(distilled=self.variant == "C"), self.run)
+        share = self.run.recipe.rescored_share if self.variant == "served" else 0.0
+        return retrieval_ranker(self.run.model(distilled=self.variant in ("C", "served")), self.run, share)
 
 
 def train(variant: str, folder: Path, data: Path, recipe: Recipe, progress: Progress) -> TrainedModel:

@@ -18,7 +18,7 @@ from benchmarks.quality.published import METRICS as PUBLISHED_METRICS
 from benchmarks.quality.published import PUBLISHED
 
 INK = "#123456"  # stands for the page's own text colour, see _svg
-COLOURS = {"peer": "#8a93a3", "A": "#d9902f", "B": "#2f9e8f", "C": "#3b7dd8", "teacher": "#b0579e"}
+COLOURS = {"peer": "#8a93a3", "A": "#d9902f", "B": "#2f9e8f", "C": "#3b7dd8", "served": "#1f4e96", "teacher": "#b0579e"}
 FALLBACK = "#7a6fd0"
 STYLE = {
     "font.size": 10,

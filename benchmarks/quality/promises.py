@@ -41,17 +41,18 @@ def comparison(
 
 
 def _served(summary: dict[str, Any]) -> Iterator[Row]:
-    """The served list against fixed bars and against the best peer."""
+    """The served list against fixed bars and against the best peer; where no list was rescored, C is what is served."""
+    served = "served" if "served" in summary["metrics"] else "C"
     for setting, (hit_rate, ndcg, gain) in COMPLETE_JOURNEY.items():
         peer = summary["best_peer"][setting]
-        if "C" not in summary["metrics"] or peer is None:
+        if served not in summary["metrics"] or peer is None:
             continue
         what = f"{DATASETS[summary['dataset']]}, rolling, {WORDS[setting]}"
         for metric, bar in (("HR@10", hit_rate), ("NDCG@10", ndcg)):
-            value = mean(summary, "C", setting, metric)
+            value = mean(summary, served, setting, metric)
             beside = mean(summary, peer, setting, metric)
-            yield Row(f"{what}: {metric} of C", value, "", f"≥ {bar}", value >= bar, peer, beside)
-        paired = comparison(summary, "C", peer, setting, "NDCG@10")
+            yield Row(f"{what}: {metric} of {served}", value, "", f"≥ {bar}", value >= bar, peer, beside)
+        paired = comparison(summary, served, peer, setting, "NDCG@10")
         assert paired is not None
         yield Row(
             f"{what}: gain in NDCG@10 over the best peer",
@@ -60,7 +61,7 @@ def _served(summary: dict[str, Any]) -> Iterator[Row]:
             f"≥ {100 * gain:.0f} %",
             paired["relative"] >= gain,
         )
-        yield _lower_end(f"{what}: NDCG@10, C − {peer}", paired)
+        yield _lower_end(f"{what}: NDCG@10, {served} − {peer}", paired)
 
 
 def _ablation(summary: dict[str, Any]) -> Iterator[Row]:

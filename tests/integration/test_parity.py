@@ -65,7 +65,7 @@ def test_the_generator_in_triton_finds_the_items_that_torch_finds(
     run: Run, inputs: ModelInputs, triton, active_release
 ) -> None:
     table, signature = active_release.semantic_ids, active_release.signature
-    mask = np.ones((NUM_USERS, signature.num_nodes), np.uint8)
+    mask = np.ones((NUM_USERS, signature.num_nodes), np.bool_)
     arrays = {**triton_inputs(inputs, table.codes_NL, signature), "node_mask": mask}
     served = triton.infer("generator", arrays, 20.0)
     model = run.model()

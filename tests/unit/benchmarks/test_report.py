@@ -146,6 +146,14 @@ def test_each_promise_is_a_row_with_its_bar_and_whether_it_holds() -> None:
     assert rows[every + "HR@10, C − A, lower end of the paired interval"].holds
 
 
+def test_where_a_list_was_rescored_it_is_the_one_that_is_promised() -> None:
+    summary = a_summary()
+    summary["metrics"]["served"] = summary["metrics"]["A"]
+    summary["comparisons"] += [row | {"first": "served"} for row in summary["comparisons"] if row["second"] == "EASE"]
+    rows = {row.what: row.value for row in promised_rows(summary)}
+    assert rows["Complete Journey, rolling, all items: HR@10 of served"] == 0.50
+
+
 def test_ratios_stand_beside_those_of_the_source() -> None:
     rows = {row.what: row for row in promised_rows(a_summary())}
     over_alone = rows["Complete Journey, rolling, never bought: HR@10, C over A"]

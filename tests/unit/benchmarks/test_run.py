@@ -33,7 +33,7 @@ def quiet() -> Iterator[Progress]:
 def recipe_and_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Shop]:
     """The tiny shop after a benchmark of A, C and the teacher, one seed, and cold items."""
     folder = tmp_path_factory.mktemp("quality")
-    recipe = replace(tiny_run(folder).recipe, steps=6)
+    recipe = replace(tiny_run(folder).recipe, steps=6, rescored_share=0.5)
     shop = Shop.open("complete-journey", folder / "shop", folder / "work", min_orders=1)
     benchmark(shop, recipe, quiet)
     run_cold_items(shop, recipe, silent)
@@ -47,13 +47,20 @@ def benchmark(shop: Shop, recipe: Recipe, bars: Bars) -> None:
 
 def test_every_variant_answers_every_order_by_the_protocol(recipe_and_shop: tuple[Recipe, Shop]) -> None:
     _, shop = recipe_and_shop
-    assert [record.contender for record in shop.store.records()] == ["A", "C", "teacher"]
+    assert [record.contender for record in shop.store.records()] == ["A", "C", "served", "teacher"]
     for record in shop.store.records():
         check_lists(shop.store.load(record.contender, 0), Truth(shop.queries))
         assert record.training_s > 0
         assert record.samples_per_s > 0
     assert shop.store.has("C", 0, "orders1")
     assert not shop.store.has("teacher", 0, "orders1")
+
+
+def test_what_is_served_is_the_list_of_c_in_another_order(recipe_and_shop: tuple[Recipe, Shop]) -> None:
+    _, shop = recipe_and_shop
+    retrieved, served = shop.store.load("C", 0), shop.store.load("served", 0)
+    assert (retrieved["novel"] == served["novel"]).all()
+    assert (retrieved["all"] != served["all"]).any()
 
 
 def test_what_is_there_is_not_made_again(recipe_and_shop: tuple[Recipe, Shop]) -> None:

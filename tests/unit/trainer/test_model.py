@@ -60,7 +60,7 @@ def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(trained: Run
     model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
     search = BeamSearch(model, table.trie, num_beams=len(table)).eval()
     memory = encode(trained, model, history)
-    items, scores = search(memory, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.uint8))
+    items, scores = search(memory, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.bool))
     codes = torch.from_numpy(table.codes_NL).long().expand(len(history.item_BS), -1, -1)
     exact = model.log_likelihood(memory, codes)
     torch.testing.assert_close(scores, exact.gather(1, items.long()), atol=1e-4, rtol=1e-4)
@@ -72,7 +72,7 @@ def test_beams_return_only_allowed_items_and_say_when_there_are_no_more(trained:
     model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
     allowed = np.zeros(len(table), bool)
     allowed[[3, 17, 41, 59]] = True
-    mask = torch.from_numpy(table.trie.node_mask(allowed).astype(np.uint8)).expand(len(history.item_BS), -1)
+    mask = torch.from_numpy(table.trie.node_mask(allowed)).expand(len(history.item_BS), -1)
     items, scores = BeamSearch(model, table.trie, num_beams=16).eval()(encode(trained, model, history), mask)
     assert {frozenset(row[row >= 0].tolist()) for row in items} == {frozenset({3, 17, 41, 59})}
     assert (items[:, 4:] == -1).all()
@@ -83,8 +83,8 @@ def test_beams_return_only_allowed_items_and_say_when_there_are_no_more(trained:
 def test_a_mask_of_one_column_allows_everything(trained: Run) -> None:
     model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
     search, memory = BeamSearch(model, table.trie, num_beams=16).eval(), encode(trained, model, history)
-    free = search(memory, torch.ones(len(history.item_BS), 1, dtype=torch.uint8))
-    full = search(memory, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.uint8))
+    free = search(memory, torch.ones(len(history.item_BS), 1, dtype=torch.bool))
+    full = search(memory, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.bool))
     assert torch.equal(free[0], full[0])
     assert torch.equal(free[1], full[1])
 
