@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-demo bench-quality bench-training bench-page peers lint types contracts proto check format clean
+.PHONY: help setup demo test bench-demo bench-quality bench-training bench-page check-tensorrt peers lint types contracts proto check format clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.done $(SERVERS)/.done ## Install everything into .venv and .venv-stack, without root
 
@@ -27,6 +27,9 @@ bench-quality: setup peers ## How good the lists are, beside the peers → bench
 	$(BIN)/baguni benchmark quality --dataset $(or $(DATASET),complete-journey)
 
 peers: .venv-peers/.done ## The environment of the SASRec peer
+
+check-tensorrt: setup ## Compile every graph with NVIDIA's compiler, no GPU needed (RELEASE=directory for one of yours)
+	$(if $(RELEASE),$(BIN)/python -m trainer.tensorrt $(RELEASE),$(BIN)/python -m pytest tests/unit/trainer/test_tensorrt.py)
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json
 	$(BIN)/python -m benchmarks.training $(or $(DATASET),complete-journey)

@@ -7,6 +7,7 @@ release's id. Then one atomic write of the pointer switches every gateway.
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import redis
 
-from baguni.errors import ReleaseMismatchError
+from baguni.errors import EngineError, ReleaseMismatchError
 from baguni.inference import SyncInferenceClient
 from baguni.item_index import IndexedItem, ItemIndex
 from baguni.live_items import LiveItemWriter
@@ -68,6 +69,7 @@ def unload_others(release: Release, endpoints: Endpoints) -> list[str]:
 
 def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda stage: None) -> None:
     """Load a release into Triton and Milvus, beside those that are there, and check that it arrived whole."""
+    check_device(release, endpoints)
     on_stage("load models into Triton")
     copy_models(release, endpoints.triton_repository)
     inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
@@ -85,6 +87,29 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
         index.check()
     finally:
         index.close()
+
+
+def check_device(release: Release, endpoints: Endpoints) -> None:
+    """Raise EngineError if the release's engines were built for another GPU than Triton's: that of this machine, unless
+    BAGUNI_COMPUTE_CAPABILITY says what it is."""
+    engine = release.manifest.get("engine")
+    if engine is None:
+        return
+    built, found = engine["compute_capability"], endpoints.compute_capability or compute_capability()
+    if built != found:
+        raise EngineError(
+            f"the engines of {release.release_id} were built for compute capability {built} with TensorRT "
+            f"{engine['tensorrt']}, Triton's GPU has {found}: export the release again on that machine"
+        )
+
+
+def compute_capability() -> str:
+    """Of the first GPU of this machine, such as "8.9". EngineError where there is none."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise EngineError("there is no NVIDIA GPU here: TensorRT engines are built and run on one") from error
 
 
 def check_golden_queries(release: Release, inference: SyncInferenceClient) -> None:

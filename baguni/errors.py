@@ -4,6 +4,7 @@ BaguniError
 ├── InvalidInputError      what the caller gave is wrong; the message names the value and what was expected
 ├── NotFoundError          what the caller named does not exist
 ├── ReleaseMismatchError   two parts do not belong to one release, or a part is not what its manifest says
+├── EngineError            a model cannot be compiled, or cannot run on this device
 └── UnavailableError       a server that is needed did not answer
 """
 
@@ -28,6 +29,10 @@ class NotFoundError(BaguniError):
 
 class ReleaseMismatchError(BaguniError):
     """Parts of two releases, or a part that its manifest does not describe."""
+
+
+class EngineError(BaguniError):
+    """A compiler refuses a model, is not installed, or built it for another device."""
 
 
 class UnavailableError(BaguniError):

@@ -60,10 +60,12 @@ def show(store: ReleaseStore, release_id: str) -> None:
 
 @release.command()
 @click.argument("release_id")
+@click.option("--drain", "drain_s", type=float, default=None, help="Unload the other releases after so many seconds.")
 @click.pass_obj
-def activate(store: ReleaseStore, release_id: str) -> None:
-    """Load RELEASE_ID into Triton and Milvus, check it, and serve it."""
-    _activate(store, release_id)
+def activate(store: ReleaseStore, release_id: str, drain_s: float | None) -> None:
+    """Load RELEASE_ID into Triton and Milvus, check it, and serve it. The others stay loaded, ready for a rollback, unless
+    --drain is given: gateways hold on to the old release for 30 seconds."""
+    _activate(store, release_id, drain_s)
 
 
 @release.command()
@@ -73,10 +75,10 @@ def rollback(store: ReleaseStore) -> None:
     _activate(store, store.previous_id())
 
 
-def _activate(store: ReleaseStore, release_id: str) -> None:
+def _activate(store: ReleaseStore, release_id: str, drain_s: float | None = None) -> None:
     from baguni.activation import activate as activate_release
 
     console = Console(stderr=True)
     with console.status("") as status:
-        activate_release(store, release_id, Endpoints(), lambda stage: status.update(f"{release_id}: {stage}"))
+        activate_release(store, release_id, Endpoints(), lambda stage: status.update(f"{release_id}: {stage}"), drain_s)
     click.echo(f"{release_id} is active.")

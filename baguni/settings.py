@@ -19,3 +19,4 @@ class Endpoints(BaseSettings):
     redis_url: str = "redis://127.0.0.1:7454/0"
     releases: Path = Path(".baguni/releases")
     triton_repository: Path = Path(".baguni/triton")
+    compute_capability: str = ""  # of the GPU that Triton has, if it is not on this machine: "8.9"

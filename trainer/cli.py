@@ -96,7 +96,21 @@ def evaluate(
 @RECIPE
 @SEED
 @click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
-def export(data: Path, run_path: Path, recipe: str, seed: int, releases: Path | None) -> None:
+@click.option(
+    "--target",
+    type=click.Choice(["python", "onnxruntime", "tensorrt"]),
+    default="python",
+    show_default=True,
+    help="What runs the models in Triton; tensorrt builds engines for this machine's GPU.",
+)
+def export(
+    data: Path,
+    run_path: Path,
+    recipe: str,
+    seed: int,
+    releases: Path | None,
+    target: Literal["python", "onnxruntime", "tensorrt"],
+) -> None:
     """Make a release of a finished run and add it to the release store. Activate it with `baguni release activate`."""
     from baguni.release import ReleaseStore
     from trainer.export import build_release
@@ -110,7 +124,13 @@ def export(data: Path, run_path: Path, recipe: str, seed: int, releases: Path | 
     try:
         with progress_bars() as progress:
             parts = iter(range(1, 7))
-            build_release(run, building / "release", lambda part: progress("export", next(parts), 6, part))
+            build_release(
+                run,
+                building / "release",
+                lambda part: progress("export", next(parts), 6, part),
+                target,
+                store.root / ".tensorrt-timing",
+            )
         release = store.add(building / "release")
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -32,7 +32,8 @@ from trainer.decoding import ILLEGAL, BeamSearch
 from trainer.model import DualHeadModel, History, with_statistics
 from trainer.rqvae import RqVae
 from trainer.run import Run
-from trainer.triton_config import render_config
+from trainer.tensorrt import build_plan, engine_facts, half_precision
+from trainer.triton_config import Target, render_config
 
 OPSET = 20
 MAX_BATCH = 1024
@@ -135,8 +136,19 @@ class ItemEncoderGraph(nn.Module):
         return codes_BL.int(), content_BZ, with_statistics(learned_BX, never_sold_BP)
 
 
-def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambda part: None) -> Release:
-    """Write the release of a finished run into the new directory `folder`. `on_part` hears of each part before it."""
+def build_release(
+    run: Run,
+    folder: Path,
+    on_part: Callable[[str], None] = lambda part: None,
+    target: Target = "python",
+    timing_cache: Path | None = None,
+) -> Release:
+    """Write the release of a finished run into the new directory `folder`. `on_part` hears of each part before it.
+
+    `target` says what runs its models in Triton: "python" ONNX Runtime in the Python backend, "onnxruntime" Triton's own
+    backend, "tensorrt" engines, which are built here, for this machine's GPU (EngineError where there is none).
+    """
+    engine = engine_facts() if target == "tensorrt" else None
     folder.mkdir(parents=True)
     model, rqvae, table = run.model(), run.rqvae(), run.semantic_ids()
     signature = release_signature(run, model, table)
@@ -149,7 +161,7 @@ def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambd
     torch.save({"model": model.state_dict(), "rqvae": rqvae.state_dict()}, folder / "weights.pt")
     (folder / "recipe.json").write_text(json.dumps(run.recipe.as_dict(), indent=2) + "\n")
     _save_golden_queries(run, UserEncoderGraph(model, items), signature, folder)
-    release_id = _release_id(folder)
+    release_id = _release_id(folder, target)
     modules: dict[str, nn.Module] = {
         "user_encoder": UserEncoderGraph(model, items),
         "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items),
@@ -158,19 +170,28 @@ def build_release(run: Run, folder: Path, on_part: Callable[[str], None] = lambd
     }
     for name, spec in model_specs(signature).items():
         on_part(name)
-        version = _model_folder(folder, spec, release_id, signature.max_batch_size)
-        if name == "text_encoder":
+        if name == "text_encoder":  # it begins with a tokenizer, which only the Python backend can run
+            version = _model_folder(folder, spec, release_id, signature.max_batch_size, "python")
             run.text_encoder().export(version)
             shutil.copyfile(BACKEND_DIR / "text_encoder_model.py", version / "model.py")
-        else:
-            export_onnx(modules[name].eval(), spec, version / "model.onnx")
+            continue
+        version = _model_folder(folder, spec, release_id, signature.max_batch_size, target)
+        export_onnx(modules[name].eval(), spec, version / "model.onnx")
+        if target == "python":
             shutil.copyfile(BACKEND_DIR / "onnx_model.py", version / "model.py")
+        elif target == "tensorrt":
+            half_precision(version / "model.onnx", version / "model.onnx")
+            plan = build_plan(version / "model.onnx", spec, signature.max_batch_size, timing_cache=timing_cache)
+            (version / "model.plan").write_bytes(plan)
+            (version / "model.onnx").unlink()
     fields: Mapping[str, Any] = {
         "release_id": release_id,
         "dataset": run.dataset.name,
         "metrics": run.metrics(),
         "semantic_ids_sha256": table.sha256,
         "text_encoder": run.recipe.text_encoder,
+        "target": target,
+        **({"engine": engine} if engine else {}),
     }
     return write_manifest(folder, fields)
 
@@ -254,13 +275,14 @@ def _save_golden_queries(run: Run, encoder: UserEncoderGraph, signature: ModelSi
     np.savez(folder / "golden_queries.npz", user_embedding=embedding.numpy(), **arrays)  # type: ignore[arg-type]
 
 
-def _release_id(folder: Path) -> str:
-    digest = hashlib.sha256("".join(sha256_of(path) for path in sorted(folder.iterdir())).encode()).hexdigest()
+def _release_id(folder: Path, target: Target) -> str:
+    parts = "".join(sha256_of(path) for path in sorted(folder.iterdir()))
+    digest = hashlib.sha256((parts + target).encode()).hexdigest()
     return f"r{datetime.now(UTC):%Y%m%d}_{digest[:8]}"
 
 
-def _model_folder(folder: Path, spec: ModelSpec, release_id: str, max_batch_size: int) -> Path:
+def _model_folder(folder: Path, spec: ModelSpec, release_id: str, max_batch_size: int, target: Target) -> Path:
     model_folder = folder / "triton" / triton_model_name(spec.name, release_id)
     (model_folder / "1").mkdir(parents=True)
-    (model_folder / "config.pbtxt").write_text(render_config(spec, release_id, max_batch_size))
+    (model_folder / "config.pbtxt").write_text(render_config(spec, release_id, max_batch_size, target))
     return model_folder / "1"
