@@ -139,7 +139,7 @@ RECIPES = {
             distill=DistillRecipe(
                 steps=5, warmup_steps=1, num_true=4, num_known=4, num_student=4, num_same_category=2, num_random=2
             ),
-            max_tokens=16,
+            max_tokens=40,
             num_factors=4,
             width=16,
             num_heads=2,

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 
 from baguni.activation import activate
 from baguni.errors import ReleaseMismatchError
 from baguni.release import Release, ReleaseStore, load_release, write_manifest
 from baguni.settings import Endpoints
+from baguni.signature import model_specs
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 
@@ -115,6 +118,58 @@ def test_models_that_carry_another_releases_id_are_refused_and_the_pointer_stays
     with pytest.raises(ReleaseMismatchError, match="user_encoder"):
         activate(store, mixed.release_id, running)
     assert store.active_id() == active_release.release_id
+
+
+def test_a_model_that_encodes_known_users_otherwise_is_refused_and_the_pointer_stays(
+    running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    """Weights of another training under this release's name: every file is as its manifest says, and still wrong."""
+    other = renamed(active_release, tmp_path / "wrong", "r20990104_0000feed")
+    golden = dict(other.golden_queries)
+    golden["user_embedding"] = golden["user_embedding"] * 1.1
+    np.savez(other.path / "golden_queries.npz", **golden)
+    (other.path / "manifest.json").unlink()
+    write_manifest(other.path, {"release_id": other.release_id, "dataset": "tiny-shop", "metrics": {}})
+    store = ReleaseStore(running.releases)
+    store.add(other.path)
+    with pytest.raises(ReleaseMismatchError, match=r"does not encode known users as they were in training: 0\.091"):
+        activate(store, other.release_id, running)
+    assert store.active_id() == active_release.release_id
+
+
+def test_the_old_models_are_unloaded_after_the_drain_and_no_request_fails(
+    stub, running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    store = ReleaseStore(running.releases)
+    other = store.add(renamed(active_release, tmp_path / "drained", "r20990105_0000f00d").path)
+    stopping, served = threading.Event(), []
+
+    def traffic() -> None:
+        while not stopping.is_set():
+            served.append(stub.Recommend(pb.RecommendRequest(user_id="u001", page_size=3), timeout=5).release_id)
+
+    client = threading.Thread(target=traffic)
+    client.start()
+    try:
+        activate(store, other.release_id, running, drain_s=4.0)
+        assert served[-1] == other.release_id
+        loaded = loaded_models(running)
+        assert {name for name in loaded if active_release.release_id in name} == set()
+        assert len({name for name in loaded if other.release_id in name}) == len(model_specs(other.signature))
+    finally:
+        stopping.set()
+        client.join(timeout=10)
+        activate(store, active_release.release_id, running)
+    wait_until(lambda: stub.Recommend(pb.RecommendRequest(user_id="u001")).release_id == active_release.release_id)
+
+
+def loaded_models(endpoints: Endpoints) -> set[str]:
+    client = triton.InferenceServerClient(endpoints.triton_url)
+    try:
+        index = client.get_model_repository_index(as_json=True)["models"]
+    finally:
+        client.close()
+    return {model["name"] for model in index if model.get("state") == "READY"}
 
 
 def test_a_part_that_was_altered_is_named(active_release: Release, tmp_path: Path) -> None:

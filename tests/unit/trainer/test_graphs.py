@@ -1,0 +1,212 @@
+"""The exported graphs in ONNX Runtime, beside torch and beside themselves: for every choice of shapes, in any batch, with any
+padding, at half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from google.protobuf import text_format
+from numpy.typing import NDArray
+from tritonclient.grpc import model_config_pb2
+
+from baguni.release import Release
+from baguni.signature import NUM_CANDIDATES, ModelSpec, model_specs, triton_model_name
+from tests.tiny_release import tiny_run
+from trainer.decoding import ILLEGAL, BeamSearch
+from trainer.export import GeneratorGraph, ScorerGraph, UserEncoderGraph, frozen_items
+from trainer.run import Run
+from trainer.tensorrt import half_precision
+from trainer.triton_config import Target, render_config
+
+Arrays = dict[str, NDArray[np.generic]]
+NUM_RANDOM_HISTORIES = 100_000
+
+
+@pytest.fixture(scope="module")
+def run(tiny_release: Release) -> Run:
+    return tiny_run(tiny_release.path.parent)
+
+
+@pytest.fixture(scope="module")
+def specs(tiny_release: Release) -> dict[str, ModelSpec]:
+    return model_specs(tiny_release.signature)
+
+
+def graph_file(release: Release, name: str) -> Path:
+    return release.triton_dir / triton_model_name(name, release.release_id) / "1" / "model.onnx"
+
+
+def session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def random_histories(release: Release, batch: int, tokens: int, rng: np.random.Generator) -> Arrays:
+    """Histories of random items and features, of random lengths up to `tokens`; the first is empty."""
+    signature = release.signature
+    lengths = rng.integers(0, tokens + 1, batch)
+    lengths[0] = 0
+    there = np.arange(tokens) < lengths[:, None]
+    item = rng.integers(0, signature.num_items, (batch, tokens))
+    spec = {tensor.name: tensor for tensor in model_specs(signature)["user_encoder"].inputs}
+    drawn = {
+        name: rng.integers(0, int(np.max(spec[name].high)) + 1, (batch, tokens)) for name in ("position", "actions")
+    }
+    features = rng.random((batch, tokens, spec["features"].shape[1])) * there[:, :, None]
+    return {
+        "item_index": np.where(there, item + 1, 0).astype(np.int32),
+        "codes": np.where(there[:, :, None], release.semantic_ids.codes_NL[item], -1).astype(np.int32),
+        **{name: np.where(there, values, 0).astype(np.int32) for name, values in drawn.items()},
+        "features": features.astype(np.float32),
+        "context": rng.random((batch, spec["context"].shape[0])).astype(np.float32),
+    }
+
+
+def padded(histories: Arrays, tokens: int) -> Arrays:
+    """The same histories with more padding."""
+    empty = {"codes": -1}
+    return {
+        name: array
+        if name == "context"
+        else np.pad(
+            array,
+            [(0, 0), (0, tokens - array.shape[1]), *[(0, 0)] * (array.ndim - 2)],
+            constant_values=empty.get(name, 0),
+        )
+        for name, array in histories.items()
+    }
+
+
+def tensors(arrays: Arrays) -> Iterator[torch.Tensor]:
+    return (torch.from_numpy(array) for array in arrays.values())
+
+
+def candidates(release: Release, batch: int, rng: np.random.Generator) -> NDArray[np.int32]:
+    codes = release.semantic_ids.codes_NL[rng.integers(0, len(release.semantic_ids), (batch, NUM_CANDIDATES))]
+    codes[:, -20:] = -1
+    return codes
+
+
+@torch.no_grad()
+def test_every_bucket_answers_as_torch_does(run: Run, tiny_release: Release) -> None:
+    signature, rng, model = tiny_release.signature, np.random.default_rng(0), run.model()
+    items = frozen_items(run, model)
+    assert len(signature.buckets) > 1
+    encoder, scorer = (session(graph_file(tiny_release, name)) for name in ("user_encoder", "scorer"))
+    for tokens in signature.buckets:
+        histories = random_histories(tiny_release, 5, tokens, rng)
+        embedding, repeat = encoder.run(None, histories)
+        wanted_embedding, wanted_repeat = UserEncoderGraph(model, items)(*tensors(histories))
+        error = np.linalg.norm(embedding - wanted_embedding.numpy()) / np.linalg.norm(embedding)
+        assert error <= 1e-4
+        np.testing.assert_allclose(repeat, wanted_repeat.numpy(), atol=1e-4)
+        asked = {**histories, "candidate_codes": candidates(tiny_release, 5, rng)}
+        (scores,) = scorer.run(None, asked)
+        np.testing.assert_allclose(scores, ScorerGraph(model, items)(*tensors(asked)).numpy(), rtol=1e-4, atol=1e-4)
+        assert (scores[:, -20:] == np.float32(ILLEGAL)).all()
+        assert (scores[:, :-20] > ILLEGAL / 2).all()
+
+
+@torch.no_grad()
+def test_the_generator_finds_the_beams_of_torch_with_and_without_a_filter(run: Run, tiny_release: Release) -> None:
+    signature, rng, model, table = tiny_release.signature, np.random.default_rng(1), run.model(), run.semantic_ids()
+    reference = GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), frozen_items(run, model)).eval()
+    generator = session(graph_file(tiny_release, "generator"))
+    filtered = table.trie.node_mask(rng.random(len(table)) < 0.5)
+    for tokens in signature.buckets:
+        histories = random_histories(tiny_release, 6, tokens, rng)
+        for mask in (np.ones((6, 1), bool), np.tile(filtered, (6, 1))):
+            asked = {**histories, "node_mask": mask}
+            item, score = generator.run(None, asked)
+            wanted_item, wanted_score = reference(*tensors(asked))
+            assert [set(row) for row in item.tolist()] == [set(row) for row in wanted_item.tolist()]
+            np.testing.assert_allclose(score, wanted_score.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_neither_padding_nor_the_other_users_of_a_batch_change_an_answer(tiny_release: Release) -> None:
+    signature, rng = tiny_release.signature, np.random.default_rng(2)
+    histories = random_histories(tiny_release, 7, signature.buckets[0], rng)
+    extra = {"user_encoder": {}, "generator": {"node_mask": np.ones((7, 1), bool)}}
+    extra["scorer"] = {"candidate_codes": candidates(tiny_release, 7, rng)}
+    for name, more in extra.items():
+        graph = session(graph_file(tiny_release, name))
+        whole = graph.run(None, histories | more)
+        longer = graph.run(None, padded(histories, signature.buckets[-1]) | more)
+        alone = [graph.run(None, {k: v[3:4] for k, v in (histories | more).items()})]
+        for place, output in enumerate(whole):
+            shape = tuple(slice(0, size) for size in output.shape)
+            np.testing.assert_allclose(longer[place][shape], output, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(alone[0][place][0], output[3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_no_random_history_brings_an_item_that_is_not_allowed(tiny_release: Release, tmp_path, half: bool) -> None:
+    """A hundred thousand histories, half of the items allowed."""
+    path, rng, table = graph_file(tiny_release, "generator"), np.random.default_rng(3), tiny_release.semantic_ids
+    if half:
+        half_precision(path, tmp_path / "half.onnx")
+        path = tmp_path / "half.onnx"
+    graph, allowed_N = session(path), rng.random(len(table)) < 0.5
+    batch, tokens = 1_000, tiny_release.signature.buckets[0]
+    num_batches = NUM_RANDOM_HISTORIES // batch if not half else 5
+    mask = np.tile(table.trie.node_mask(allowed_N), (batch, 1))
+    for _ in range(num_batches):
+        histories = random_histories(tiny_release, batch, tokens, rng)
+        item, score = graph.run(None, histories | {"node_mask": mask})
+        assert allowed_N[item[item >= 0]].all()
+        wanted = min(int(allowed_N.sum()), tiny_release.signature.num_beams)
+        assert ((item >= 0).sum(axis=1) == wanted).all()  # as many as are allowed, if there are beams for them
+        assert (np.diff(score, axis=1) <= 0).all()
+        assert all(len(set(row)) == wanted for row in item[:, :wanted].tolist())
+
+
+def test_an_empty_set_of_allowed_items_brings_nothing(tiny_release: Release) -> None:
+    trie = tiny_release.semantic_ids.trie
+    histories = random_histories(tiny_release, 2, tiny_release.signature.buckets[0], np.random.default_rng(4))
+    mask = np.tile(trie.node_mask(np.zeros(len(trie.item_R), bool)), (2, 1))
+    item, _ = session(graph_file(tiny_release, "generator")).run(None, histories | {"node_mask": mask})
+    assert (item == -1).all()
+
+
+@pytest.mark.parametrize("name", ["user_encoder", "scorer"])
+def test_half_precision_says_nearly_the_same(tiny_release: Release, tmp_path, name: str) -> None:
+    path, rng = graph_file(tiny_release, name), np.random.default_rng(5)
+    half_precision(path, tmp_path / "half.onnx")
+    arrays = random_histories(tiny_release, 64, tiny_release.signature.buckets[-1], rng)
+    if name == "scorer":
+        arrays["candidate_codes"] = candidates(tiny_release, 64, rng)
+    exact, half = (session(p).run(None, arrays)[0] for p in (path, tmp_path / "half.onnx"))
+    if name == "scorer":
+        exact, half = exact[:, :-20], half[:, :-20]  # the last ones are padding
+    exact, half = exact.reshape(64, -1), half.reshape(64, -1)
+    cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)
+    assert cosine.min() >= 0.99
+
+
+@pytest.mark.parametrize("target", ["python", "onnxruntime", "tensorrt"])
+def test_triton_would_read_every_configuration(specs: dict[str, ModelSpec], target: Target) -> None:
+    """By Triton's own schema, which refuses a field that it does not know."""
+    for name, spec in specs.items():
+        config = text_format.Parse(render_config(spec, "r1", 32, target), model_config_pb2.ModelConfig())
+        assert (config.name, config.backend) == (f"{name}_r1", target)
+        assert config.dynamic_batching.default_queue_policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+
+
+@pytest.mark.parametrize("name", ["user_encoder", "generator", "scorer", "item_encoder"])
+def test_the_graph_has_the_tensors_of_its_configuration(tiny_release: Release, specs, name: str) -> None:
+    """What Triton's own ONNX Runtime backend compares when it loads a model."""
+    graph, spec = session(graph_file(tiny_release, name)), specs[name]
+    kinds = {"INT32": "tensor(int32)", "FP32": "tensor(float)", "BOOL": "tensor(bool)"}
+    for found, expected in ((graph.get_inputs(), spec.inputs), (graph.get_outputs(), spec.outputs)):
+        assert [(t.name, t.type) for t in found] == [(t.name, kinds[t.dtype]) for t in expected]
+        for tensor, wanted in zip(found, expected, strict=True):
+            assert len(tensor.shape) == 1 + len(wanted.shape)
+            fixed = [(a, b) for a, b in zip(tensor.shape[1:], wanted.shape, strict=True) if isinstance(b, int)]
+            assert all(a == b or isinstance(a, str) for a, b in fixed)
