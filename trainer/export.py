@@ -30,9 +30,10 @@ from baguni.sequences import event_batch, model_inputs
 from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
 from trainer.decoding import ILLEGAL, BeamSearch
 from trainer.model import DualHeadModel, History, with_statistics
+from trainer.precision import half_precision
 from trainer.rqvae import RqVae
 from trainer.run import Run
-from trainer.tensorrt import build_plan, engine_facts, half_precision
+from trainer.tensorrt import build_plan, engine_facts
 from trainer.triton_config import Target, render_config
 
 OPSET = 20

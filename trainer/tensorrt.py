@@ -13,34 +13,18 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnxruntime.transformers.float16 import convert_float_to_float16
-
 from baguni.activation import compute_capability
 from baguni.errors import EngineError
 from baguni.signature import ModelSpec, model_specs, triton_model_name
+from trainer.precision import half_precision
 
-HALF_OPERATORS = {"MatMul", "Gemm"}  # nearly all of the time; sums, softmax and scores stay in fp32
 CAPABILITIES = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120"}
 AHEAD_OF_TIME = "tensorrt_rtx_bindings.tensorrt_rtx"
 COMPILED = ("user_encoder", "generator", "scorer", "item_encoder")  # the text encoder begins with a tokenizer
-
-
-def half_precision(source: Path, target: Path) -> None:
-    """Write the ONNX file with its matrix products in fp16: TensorRT takes precision from the graph alone. Inputs and outputs
-    keep their types."""
-    model = onnx.load(source)
-    kept = sorted({node.op_type for node in model.graph.node} - HALF_OPERATORS)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # it says of each weight that is too small for fp16 that it becomes the smallest
-        onnx.save(convert_float_to_float16(model, keep_io_types=True, op_block_list=kept), target)
 
 
 def build_plan(

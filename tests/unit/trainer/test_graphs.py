@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from google.protobuf import text_format
@@ -16,11 +15,13 @@ from tritonclient.grpc import model_config_pb2
 
 from baguni.release import Release
 from baguni.signature import NUM_CANDIDATES, ModelSpec, model_specs, triton_model_name
+from benchmarks.inference import subject
+from benchmarks.inference.subject import session
 from tests.tiny_release import tiny_run
 from trainer.decoding import ILLEGAL, BeamSearch
 from trainer.export import GeneratorGraph, ScorerGraph, UserEncoderGraph, frozen_items
+from trainer.precision import half_precision, int8
 from trainer.run import Run
-from trainer.tensorrt import half_precision
 from trainer.triton_config import Target, render_config
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -41,32 +42,9 @@ def graph_file(release: Release, name: str) -> Path:
     return release.triton_dir / triton_model_name(name, release.release_id) / "1" / "model.onnx"
 
 
-def session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def random_histories(release: Release, batch: int, tokens: int, rng: np.random.Generator) -> Arrays:
-    """Histories of random items and features, of random lengths up to `tokens`; the first is empty."""
-    signature = release.signature
-    lengths = rng.integers(0, tokens + 1, batch)
-    lengths[0] = 0
-    there = np.arange(tokens) < lengths[:, None]
-    item = rng.integers(0, signature.num_items, (batch, tokens))
-    spec = {tensor.name: tensor for tensor in model_specs(signature)["user_encoder"].inputs}
-    drawn = {
-        name: rng.integers(0, int(np.max(spec[name].high)) + 1, (batch, tokens)) for name in ("position", "actions")
-    }
-    features = rng.random((batch, tokens, spec["features"].shape[1])) * there[:, :, None]
-    return {
-        "item_index": np.where(there, item + 1, 0).astype(np.int32),
-        "codes": np.where(there[:, :, None], release.semantic_ids.codes_NL[item], -1).astype(np.int32),
-        **{name: np.where(there, values, 0).astype(np.int32) for name, values in drawn.items()},
-        "features": features.astype(np.float32),
-        "context": rng.random((batch, spec["context"].shape[0])).astype(np.float32),
-    }
+    """Histories of random lengths up to `tokens`; the first is empty."""
+    return subject.random_histories(release.signature, release.semantic_ids.codes_NL, batch, tokens, rng)
 
 
 def padded(histories: Arrays, tokens: int) -> Arrays:
@@ -175,18 +153,19 @@ def test_an_empty_set_of_allowed_items_brings_nothing(tiny_release: Release) -> 
     assert (item == -1).all()
 
 
+@pytest.mark.parametrize("coarser", [half_precision, int8])
 @pytest.mark.parametrize("name", ["user_encoder", "scorer"])
-def test_half_precision_says_nearly_the_same(tiny_release: Release, tmp_path, name: str) -> None:
+def test_fewer_bits_say_nearly_the_same(tiny_release: Release, tmp_path, name: str, coarser) -> None:
     path, rng = graph_file(tiny_release, name), np.random.default_rng(5)
-    half_precision(path, tmp_path / "half.onnx")
+    coarser(path, tmp_path / "coarser.onnx")
     arrays = random_histories(tiny_release, 64, tiny_release.signature.buckets[-1], rng)
     if name == "scorer":
         arrays["candidate_codes"] = candidates(tiny_release, 64, rng)
-    exact, half = (session(p).run(None, arrays)[0] for p in (path, tmp_path / "half.onnx"))
+    exact, coarse = (session(p).run(None, arrays)[0] for p in (path, tmp_path / "coarser.onnx"))
     if name == "scorer":
-        exact, half = exact[:, :-20], half[:, :-20]  # the last ones are padding
-    exact, half = exact.reshape(64, -1), half.reshape(64, -1)
-    cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)
+        exact, coarse = exact[:, :-20], coarse[:, :-20]  # the last ones are padding
+    exact, coarse = exact.reshape(64, -1), coarse.reshape(64, -1)
+    cosine = (exact * coarse).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(coarse, axis=1)
     assert cosine.min() >= 0.99
 
 

@@ -11,7 +11,8 @@ from baguni.errors import EngineError
 from baguni.release import Release
 from baguni.settings import Endpoints
 from baguni.signature import ModelSpec, TensorSpec, model_specs, triton_model_name
-from trainer.tensorrt import CAPABILITIES, COMPILED, build_plan, check_release, half_precision
+from trainer.precision import half_precision
+from trainer.tensorrt import CAPABILITIES, COMPILED, build_plan, check_release
 
 
 def test_every_graph_compiles_for_every_capability(tiny_release: Release) -> None:
