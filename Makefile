@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-demo bench-quality bench-training bench-page check-tensorrt peers lint types contracts proto check format clean
+.PHONY: help setup demo test bench-demo bench-quality bench-training bench-inference bench-page check-tensorrt peers lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ peers: .venv-peers/.done ## The environment of the SASRec peer
 
 check-tensorrt: setup ## Compile every graph with NVIDIA's compiler, no GPU needed (RELEASE=directory for one of yours)
 	$(if $(RELEASE),$(BIN)/python -m trainer.tensorrt $(RELEASE),$(BIN)/python -m pytest tests/unit/trainer/test_tensorrt.py)
+
+bench-inference: setup ## How quickly the models answer, beside floors and peers → benchmarks/results/inference.json
+	$(BIN)/python -m benchmarks.inference
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json
 	$(BIN)/python -m benchmarks.training $(or $(DATASET),complete-journey)

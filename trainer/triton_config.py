@@ -16,7 +16,8 @@ def render_config(spec: ModelSpec, release_id: str, max_batch_size: int, target:
     """The model's config.pbtxt.
 
     Queues are bounded and reject what comes too late: Triton's defaults are unlimited, and a request that nobody waits
-    for any more only delays the next one. Every shape that requests can have is run once before the model is ready.
+    for any more only delays the next one. Every shape that requests can have is run, alone and in a batch, before the model
+    is ready.
     """
     batch_sizes = [size for size in spec.preferred_batch_sizes if size <= max_batch_size]
     return f"""# Rendered by trainer/triton_config.py from baguni/signature.py: edit these, then `baguni export`.
@@ -36,7 +37,7 @@ dynamic_batching {{
   }}
 }}
 {_instances(spec, target)}
-{_warm_up(spec, [1, *batch_sizes])}parameters {{ key: "release_id" value {{ string_value: "{release_id}" }} }}
+{_warm_up(spec, [1, batch_sizes[0]])}parameters {{ key: "release_id" value {{ string_value: "{release_id}" }} }}
 parameters {{ key: "limits" value {{ string_value: "{_limits(spec)}" }} }}
 """
 

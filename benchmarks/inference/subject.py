@@ -97,7 +97,7 @@ class Subject:
 
     def export(self, name: str, folder: Path) -> Path:
         """One of its graphs as ONNX, in the folder."""
-        path = folder / f"{name}-{self.num_items}-{self.num_beams}-{self.width}.onnx"
+        path = folder / f"{name}-{self.num_items}-{self.num_beams}-{self.max_tokens}-{self.width}.onnx"
         if not path.is_file():
             export_onnx(self.graph(name), self.specs[name], path)
         return path

@@ -42,7 +42,7 @@ class TransformersSearch:
         self.next_tokens = {prefix: sorted(set(tokens)) for prefix, tokens in self.next_tokens.items()}
 
     @torch.no_grad()
-    def __call__(self, codes_BSL: NDArray[np.int32]) -> NDArray[np.int64]:
+    def __call__(self, codes_BSL: NDArray[np.generic]) -> NDArray[np.int64]:
         """Generated codes, [B · W, L], for histories of as many tokens as items."""
         tokens_BS = torch.from_numpy(codes_BSL[:, :, 0].astype(np.int64)) + FIRST
         generated = self.model.generate(
