@@ -56,21 +56,17 @@ async def _generate(
 
 
 def _node_masks(serving: Serving, histories: Sequence[History], rules: Rules) -> NDArray[np.bool_]:
-    """[B, V] which nodes have an item below them that the user may be given; one column of ones where nothing is excluded.
-    New items have no leaf until a release."""
+    """[B, V] which nodes have an item below them that the user may be given; one column of ones where that is every item."""
     table = serving.items
-    trie = serving.release.semantic_ids.trie
-    allowed = table.allowed(rules.filters)[: table.num_trained].copy()
-    excluded = table.indexes(rules.exclude_item_ids)
-    allowed[excluded[excluded < table.num_trained]] = False
-    if not rules.exclude_purchased:
-        shared = trie.node_mask(allowed) if not allowed.all() else np.ones(1, bool)
-        return np.tile(shared, (len(histories), 1))
+    if not rules.exclude_item_ids and not rules.exclude_purchased:
+        return np.tile(table.node_mask(rules.filters), (len(histories), 1))
+    trie, allowed = serving.release.semantic_ids.trie, table.allowed(rules.filters)[: table.num_trained]
     masks = []
     for history in histories:
         own = allowed.copy()
-        bought = table.indexes(purchased_items(history))
-        own[bought[bought < table.num_trained]] = False
+        bought = purchased_items(history) if rules.exclude_purchased else frozenset()
+        excluded = table.indexes(rules.exclude_item_ids | bought)
+        own[excluded[excluded < table.num_trained]] = False
         masks.append(trie.node_mask(own))
     return np.stack(masks)
 

@@ -4,7 +4,7 @@ Indexes below `num_trained` are the release's; live items that training never sa
 told of changes.
 """
 
-# N = items, live ones included, L = code levels, V = vector dim, I = items asked for
+# N = items, live ones included, L = code levels, V = vector dim or trie nodes, I = items asked for
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class ItemTable:
         self.removed: set[str] = set()
         self._by_popularity = np.argsort(-release.popularity, kind="stable")
         self.popularity = release.popularity
+        self._trie = release.semantic_ids.trie
         self.allowed = lru_cache(maxsize=256)(self._allowed)
+        self.node_mask = lru_cache(maxsize=256)(self._node_mask)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -53,6 +55,7 @@ class ItemTable:
             (self.removed.add if live.removed else self.removed.discard)(item_id)
         if changes:
             self.allowed.cache_clear()
+            self.node_mask.cache_clear()
 
     def item_vectors(self, index_I: NDArray[np.int64]) -> NDArray[np.float32]:
         """[I, V] in the collaborative space."""
@@ -80,6 +83,14 @@ class ItemTable:
         """[N] which items are there and satisfy the conditions; remembered until an item changes (as `allowed`)."""
         mask = filters.mask(conditions, self.items)
         mask[[self.index[item_id] for item_id in self.removed]] = False
+        mask.flags.writeable = False
+        return mask
+
+    def _node_mask(self, conditions: tuple[Filter, ...]) -> NDArray[np.bool_]:
+        """[V] the same as nodes of the trie, one column of ones where everything is allowed; remembered as `node_mask`. Items
+        that training never saw have no leaf until the next release."""
+        allowed = self.allowed(conditions)[: self.num_trained]
+        mask = np.ones(1, bool) if allowed.all() else self._trie.node_mask(allowed)
         mask.flags.writeable = False
         return mask
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,8 @@ def _server(subject: Subject, folder: Path) -> Iterator[str]:
     version.mkdir(parents=True)
     shutil.copyfile(subject.export(MODEL, folder), version / "model.onnx")
     shutil.copyfile(BACKEND_DIR / "onnx_model.py", version / "model.py")
-    (version.parent / "config.pbtxt").write_text(render_config(subject.specs[MODEL], RELEASE, BATCH))
+    patient = replace(subject.specs[MODEL], queue_timeout_us=10_000_000)  # a benchmark waits for its answers
+    (version.parent / "config.pbtxt").write_text(render_config(patient, RELEASE, BATCH))
     ports = [_free_port() for _ in range(3)]
     command = [StackSettings().servers_python, REPOSITORY / "deploy" / "local" / "triton_server.py"]
     arguments = [folder / "repository", folder / "work", *ports]
