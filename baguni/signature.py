@@ -167,7 +167,7 @@ def model_specs(signature: ModelSignature) -> dict[str, ModelSpec]:
                 TensorSpec("repeat_score", "FP32", (TOKENS,)),
             ),
             (8, 32),
-            500,
+            100,
             100_000,
             512,
             tokens,

@@ -81,7 +81,7 @@ def _server(subject: Subject, folder: Path) -> Iterator[str]:
     shutil.copyfile(subject.export(MODEL, folder), version / "model.onnx")
     shutil.copyfile(BACKEND_DIR / "onnx_model.py", version / "model.py")
     patient = replace(subject.specs[MODEL], queue_timeout_us=10_000_000)  # a benchmark waits for its answers
-    (version.parent / "config.pbtxt").write_text(render_config(patient, RELEASE, BATCH))
+    (version.parent / "config.pbtxt").write_text(render_config(patient, RELEASE, subject.signature.max_batch_size))
     ports = [_free_port() for _ in range(3)]
     command = [StackSettings().servers_python, REPOSITORY / "deploy" / "local" / "triton_server.py"]
     arguments = [folder / "repository", folder / "work", *ports]
