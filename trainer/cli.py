@@ -103,6 +103,7 @@ def evaluate(
     show_default=True,
     help="What runs the models in Triton; tensorrt builds engines for this machine's GPU.",
 )
+@click.option("--int8", "quantised", is_flag=True, help="Models that read histories in int8: twice as quick on a CPU.")
 def export(
     data: Path,
     run_path: Path,
@@ -110,6 +111,7 @@ def export(
     seed: int,
     releases: Path | None,
     target: Literal["python", "onnxruntime", "tensorrt"],
+    quantised: bool,
 ) -> None:
     """Make a release of a finished run and add it to the release store. Activate it with `baguni release activate`."""
     from baguni.release import ReleaseStore
@@ -130,6 +132,7 @@ def export(
                 lambda part: progress("export", next(parts), 6, part),
                 target,
                 store.root / ".tensorrt-timing",
+                quantised,
             )
         release = store.add(building / "release")
     finally:

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
+from baguni.errors import InvalidInputError
 from baguni.inference import triton_inputs
 from baguni.release import Release, sha256_of, write_manifest
 from baguni.semantic_ids import SemanticIdTable
@@ -30,7 +31,7 @@ from baguni.sequences import event_batch, model_inputs
 from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
 from trainer.decoding import ILLEGAL, BeamSearch
 from trainer.model import DualHeadModel, History, with_statistics
-from trainer.precision import half_precision
+from trainer.precision import half_precision, int8
 from trainer.rqvae import RqVae
 from trainer.run import Run
 from trainer.tensorrt import build_plan, engine_facts
@@ -39,6 +40,7 @@ from trainer.triton_config import Target, render_config
 OPSET = 20
 MAX_BATCH = 1024
 NUM_GOLDEN = 16
+OF_HISTORIES = ("user_encoder", "generator", "scorer")
 BACKEND_DIR = Path(__file__).resolve().parent.parent / "model_repository"
 
 
@@ -143,12 +145,16 @@ def build_release(
     on_part: Callable[[str], None] = lambda part: None,
     target: Target = "python",
     timing_cache: Path | None = None,
+    quantised: bool = False,
 ) -> Release:
     """Write the release of a finished run into the new directory `folder`. `on_part` hears of each part before it.
 
     `target` says what runs its models in Triton: "python" ONNX Runtime in the Python backend, "onnxruntime" Triton's own
-    backend, "tensorrt" engines, which are built here, for this machine's GPU (EngineError where there is none).
+    backend, "tensorrt" engines, which are built here, for this machine's GPU (EngineError where there is none). `quantised`:
+    the graphs that read histories in int8, for a CPU.
     """
+    if quantised and target == "tensorrt":
+        raise InvalidInputError("int8 is for CPUs: a tensorrt release is in half precision", "int8")
     engine = engine_facts() if target == "tensorrt" else None
     folder.mkdir(parents=True)
     model, rqvae, table = run.model(), run.rqvae(), run.semantic_ids()
@@ -162,7 +168,8 @@ def build_release(
     torch.save({"model": model.state_dict(), "rqvae": rqvae.state_dict()}, folder / "weights.pt")
     (folder / "recipe.json").write_text(json.dumps(run.recipe.as_dict(), indent=2) + "\n")
     _save_golden_queries(run, UserEncoderGraph(model, items), signature, folder)
-    release_id = _release_id(folder, target)
+    precision = "fp16" if target == "tensorrt" else "int8" if quantised else "fp32"
+    release_id = _release_id(folder, target, precision)
     modules: dict[str, nn.Module] = {
         "user_encoder": UserEncoderGraph(model, items),
         "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items),
@@ -178,6 +185,8 @@ def build_release(
             continue
         version = _model_folder(folder, spec, release_id, signature.max_batch_size, target)
         export_onnx(modules[name].eval(), spec, version / "model.onnx")
+        if quantised and name in OF_HISTORIES:
+            int8(version / "model.onnx", version / "model.onnx")
         if target == "python":
             shutil.copyfile(BACKEND_DIR / "onnx_model.py", version / "model.py")
         elif target == "tensorrt":
@@ -192,6 +201,7 @@ def build_release(
         "semantic_ids_sha256": table.sha256,
         "text_encoder": run.recipe.text_encoder,
         "target": target,
+        "precision": precision,
         **({"engine": engine} if engine else {}),
     }
     return write_manifest(folder, fields)
@@ -276,9 +286,9 @@ def _save_golden_queries(run: Run, encoder: UserEncoderGraph, signature: ModelSi
     np.savez(folder / "golden_queries.npz", user_embedding=embedding.numpy(), **arrays)  # type: ignore[arg-type]
 
 
-def _release_id(folder: Path, target: Target) -> str:
+def _release_id(folder: Path, target: Target, precision: str) -> str:
     parts = "".join(sha256_of(path) for path in sorted(folder.iterdir()))
-    digest = hashlib.sha256((parts + target).encode()).hexdigest()
+    digest = hashlib.sha256((parts + target + precision).encode()).hexdigest()
     return f"r{datetime.now(UTC):%Y%m%d}_{digest[:8]}"
 
 

@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
+from baguni.activation import MAX_GOLDEN_DISTANCE
+from baguni.errors import EngineError, InvalidInputError
 from baguni.release import Release
 from baguni.signature import NUM_CANDIDATES, ModelSpec, model_specs, triton_model_name
 from benchmarks.inference import subject
 from benchmarks.inference.subject import session
 from tests.tiny_release import tiny_run
 from trainer.decoding import ILLEGAL, BeamSearch
-from trainer.export import GeneratorGraph, ScorerGraph, UserEncoderGraph, frozen_items
+from trainer.export import GeneratorGraph, ScorerGraph, UserEncoderGraph, build_release, frozen_items
 from trainer.precision import half_precision, int8
 from trainer.run import Run
 from trainer.triton_config import Target, render_config
@@ -189,3 +192,29 @@ def test_the_graph_has_the_tensors_of_its_configuration(tiny_release: Release, s
             assert len(tensor.shape) == 1 + len(wanted.shape)
             fixed = [(a, b) for a, b in zip(tensor.shape[1:], wanted.shape, strict=True) if isinstance(b, int)]
             assert all(a == b or isinstance(a, str) for a, b in fixed)
+
+
+def test_an_int8_release_for_the_stock_image_says_what_it_is(run: Run, tmp_path, tiny_release: Release) -> None:
+    release = build_release(run, tmp_path / "release", target="onnxruntime", quantised=True)
+    assert (release.manifest["target"], release.manifest["precision"]) == ("onnxruntime", "int8")
+    assert release.release_id != tiny_release.release_id
+    for name in ("user_encoder", "generator", "scorer", "item_encoder"):
+        path = graph_file(release, name)
+        assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx"]
+        assert 'backend: "onnxruntime"' in (path.parent.parent / "config.pbtxt").read_text()
+        operators = {node.op_type for node in onnx.load(path).graph.node}
+        assert ("DynamicQuantizeLinear" in operators) == (name != "item_encoder")
+    golden = release.golden_queries
+    inputs = {key: value for key, value in golden.items() if key != "user_embedding"}
+    (served, _) = session(graph_file(release, "user_encoder")).run(None, inputs)
+    distance = np.linalg.norm(served - golden["user_embedding"], axis=-1) / np.linalg.norm(served, axis=-1)
+    assert 0 < distance.max() <= MAX_GOLDEN_DISTANCE
+
+
+def test_what_cannot_be_exported_says_why(run: Run, tmp_path, monkeypatch) -> None:
+    with pytest.raises(InvalidInputError, match="int8 is for CPUs"):
+        build_release(run, tmp_path / "release", target="tensorrt", quantised=True)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(EngineError, match=r"tensorrt cannot be imported|no NVIDIA GPU here"):
+        build_release(run, tmp_path / "release", target="tensorrt")
+    assert not (tmp_path / "release").exists()
