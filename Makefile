@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-demo bench-quality bench-training bench-inference bench-page check-tensorrt peers lint types contracts proto check format clean
+.PHONY: help setup demo test bench-demo bench-quality bench-training bench-inference bench-segments bench-page check-tensorrt peers lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ bench-inference: setup ## How quickly the models answer, beside floors and peers
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json
 	$(BIN)/python -m benchmarks.training $(or $(DATASET),complete-journey)
+
+bench-segments: setup ## Both segment forecasts against baselines → benchmarks/results/segments/ (after bench-quality)
+	$(BIN)/baguni segment evaluate .baguni/complete-journey --recipe complete-journey --users 300 \
+	  --run $(or $(RUN),.baguni/quality/complete-journey/runs/seed0) > benchmarks/results/segments/complete-journey.json
 
 bench-page: setup ## benchmarks/results/*.json → docs/benchmarks.md
 	$(BIN)/python -m benchmarks.result

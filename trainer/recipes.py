@@ -153,6 +153,7 @@ RECIPES = {
             warmup_steps=5,
             num_targets=2,
             num_beams=16,
+            rescored_share=0.25,
             checkpoint_every=10,
             min_test_orders=1,
         ),

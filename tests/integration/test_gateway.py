@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import redis
+import tritonclient.grpc as triton
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,8 +17,11 @@ from grpc_status import rpc_status
 
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
+from baguni.inference import SyncInferenceClient, triton_inputs
 from baguni.release import Release
+from baguni.sequences import event_batch, model_inputs
 from baguni.settings import Endpoints
+from baguni.signature import EVERYTHING, NUM_CANDIDATES, triton_model_name
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 
@@ -82,6 +86,52 @@ def test_recommend_scores_are_the_models_own(stub, shopper, active_release) -> N
     assert ids(approximate.items) == ids(exact.items)
     scores = [[item.score for item in response.items] for response in (approximate, exact)]
     np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+def test_the_generative_head_has_its_share_in_the_order(stub, shopper, running, active_release) -> None:
+    signature, table = active_release.signature, active_release.semantic_ids
+    events = event_batch([orders("bread-rye", "milk-fresh", "milk-white")], active_release.catalog.index)
+    inputs = model_inputs(events, np.array([NOW_MS]), signature.max_tokens, signature.store_timezone)
+    arrays = triton_inputs(inputs, table.codes_NL, signature)
+    codes_CL = np.full((1, NUM_CANDIDATES, signature.num_levels), -1, np.int32)
+    codes_CL[0, : len(table)] = table.codes_NL
+    client = SyncInferenceClient(running.triton_url, active_release.release_id, signature)
+    try:
+        encoded = client.infer("user_encoder", arrays, 10.0)
+        scored = client.infer("scorer", {**arrays, "candidate_codes": codes_CL}, 10.0)
+    finally:
+        client.close()
+    retrieval_N = active_release.item_vectors @ encoded["user_embedding"][0, EVERYTHING]
+    known_S = inputs.item_BS[0][inputs.item_BS[0] >= 0]
+    retrieval_N[known_S] += encoded["repeat_score"][0, : len(known_S)]
+    generative_N = scored["candidate_log_likelihood"][0, : len(table)]
+    share = signature.rescored_share
+    mixed_N = (1 - share) * retrieval_N + share * generative_N
+    best = np.argsort(-mixed_N)[:20]
+    response = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=20, now=now()))
+    assert share > 0
+    assert ids(response.items) == [active_release.catalog.items[index].item_id for index in best]
+    np.testing.assert_allclose([item.score for item in response.items], mixed_N[best], rtol=1e-4)
+    assert list(best) != list(np.argsort(-retrieval_N)[:20])
+
+
+def test_without_the_scorer_a_list_stands_in_the_order_of_retrieval_and_says_so(
+    stub, shopper, running, active_release
+) -> None:
+    client = triton.InferenceServerClient(running.triton_url)
+    scorer = triton_model_name("scorer", active_release.release_id)
+    try:
+        client.unload_model(scorer)
+        response = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=10, now=now()))
+        new_only = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=10, now=now(), exclude_purchased=True))
+    finally:
+        client.load_model(scorer)
+        client.close()
+    assert response.degradation_tier == pb.DEGRADATION_TIER_RETRIEVAL_ORDER
+    assert len(response.items) == 10
+    assert new_only.degradation_tier == pb.DEGRADATION_TIER_FULL  # nobody is asked about what is new
+    again = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=10, now=now()))
+    assert again.degradation_tier == pb.DEGRADATION_TIER_FULL
 
 
 def test_pages_have_no_gaps_and_no_repeats(stub, shopper) -> None:
