@@ -14,6 +14,7 @@ from benchmarks.inference.timing import Task, in_turn
 from benchmarks.result import Row
 
 BATCH, TOKENS, ROUNDS = 8, 64, 11
+MASKED_ITEMS = 100_000
 BEAMS, HISTORIES, CATALOGUES = (8, 16, 32, 64), (16, 32, 64, 128), (10_000, 100_000, 1_000_000)
 
 
@@ -47,8 +48,17 @@ def rows(found: list[Curve]) -> Iterator[Row]:
     catalogue = found[-1]
     ratio = catalogue.ms[-1] / catalogue.ms[0]
     yield Row("generator: time of a user from 10,000 to 1,000,000 items", ratio, "×", "≤ 1.3 ×", ratio <= 1.3)
+    yield from _mask()
     trie = catalogue.trie_mb[-1]
     yield Row("trie of 1,000,000 items", trie, "MB", "≤ 150 MB", trie <= 150)
+
+
+def _mask() -> Iterator[Row]:
+    """A filter's mask over the trie, from the set of allowed items."""
+    trie, rng = Subject(num_items=MASKED_ITEMS).table.trie, np.random.default_rng(0)
+    allowed_N = rng.random(MASKED_ITEMS) < 0.3
+    ms = 1e3 * in_turn({"mask": lambda: trie.node_mask(allowed_N)}, 10 * ROUNDS)["mask"].p50
+    yield Row(f"filter over {MASKED_ITEMS:,} items to a mask over the trie", ms, "ms", "≤ 2 ms", ms <= 2)
 
 
 def _curve(axis: str, sizes: tuple[int, ...], subjects: list[tuple[Subject, int]], folder: Path) -> Curve:
