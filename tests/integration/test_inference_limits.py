@@ -98,19 +98,28 @@ def test_our_client_refuses_the_same_before_it_asks(stack: Endpoints, good: Arra
 
 
 def test_a_bad_request_leaves_those_of_its_batch_alone(infer: Infer, active_release: Release, good: Arrays) -> None:
-    """Many at once, so that Triton batches good and bad ones together: every good one gets its own user's answer."""
+    """Several at once, so that Triton batches good and bad ones together: every good one gets its own user's answer. What waits
+    too long in the queue of a busy machine is rejected, and asked again."""
     golden = active_release.golden_queries
     users = [{name: golden[name][row : row + 1] for name in good} for row in range(len(golden["context"]))]
+
+    def patiently(arrays: Arrays) -> NDArray[np.float32]:
+        while True:
+            try:
+                return infer(arrays)
+            except InferenceServerException as error:
+                if "Request timeout expired" not in error.message():
+                    raise
 
     def ask(number: int) -> NDArray[np.float32] | None:
         arrays = users[number % len(users)]
         if number % 3:
-            return infer(arrays)
+            return patiently(arrays)
         with pytest.raises(InferenceServerException, match="codes has"):
-            infer({**arrays, "codes": arrays["codes"] + 100})
+            patiently({**arrays, "codes": arrays["codes"] + 100})
         return None
 
-    with ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(ask, range(240)))
     for number, answer in enumerate(answers):
         if answer is not None:
