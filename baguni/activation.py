@@ -21,11 +21,12 @@ from baguni.item_index import IndexedItem, ItemIndex
 from baguni.live_items import LiveItemWriter
 from baguni.release import Release, ReleaseStore, link_or_copy
 from baguni.settings import Endpoints
-from baguni.signature import model_specs
+from baguni.signature import GOLDEN_OUTPUTS, model_specs
 
 REDIS_TIMEOUT_S = 5.0
 GOLDEN_TIMEOUT_S = 30.0
 MAX_GOLDEN_DISTANCE = 0.05  # of the length of the expected vector: int8 stays within 0.02, fp16 within 0.001
+NO_ITEM = -1e8  # log-likelihoods of places without an item are below
 RESTORE_ROWS = 500
 
 OnStage = Callable[[str], None]
@@ -41,10 +42,12 @@ def activate(
     """Make a release the one that is served. Repeating it for the active release restores what a server lost.
 
     The models of other releases stay in Triton, ready for a rollback, unless `drain_s` says after how many seconds they
-    are unloaded: longer than a gateway takes to follow the pointer and to finish what it has begun.
+    are unloaded: longer than gateways take to follow the pointer, a few seconds, and to finish what they have begun, up to
+    their longest deadline.
 
-    Raises ReleaseMismatchError if a part is damaged or a server holds another release's, UnavailableError if one does
-    not answer; the pointer has not moved then.
+    Raises ReleaseMismatchError if a part is damaged or a server holds another release's, EngineError if the engines are for
+    another GPU, UnavailableError if a server does not answer; the pointer has not moved then. What fails while others are
+    unloaded is an UnavailableError too, and the release is active already.
     """
     on_stage("verify")
     release = store.get(release_id)
@@ -113,18 +116,21 @@ def compute_capability() -> str:
 
 
 def check_golden_queries(release: Release, inference: SyncInferenceClient) -> None:
-    """Raise ReleaseMismatchError unless Triton encodes the release's known users as its training did: what is loaded, built
+    """Raise ReleaseMismatchError unless Triton answers the release's known users as its training did: what is loaded, built
     and run there is what was evaluated."""
-    expected = release.golden_queries["user_embedding"]
-    spec = model_specs(release.signature)["user_encoder"]
-    inputs = {tensor.name: release.golden_queries[tensor.name] for tensor in spec.inputs}
-    served = inference.infer("user_encoder", inputs, GOLDEN_TIMEOUT_S)["user_embedding"]
-    distance = np.linalg.norm(served - expected, axis=-1) / np.maximum(np.linalg.norm(expected, axis=-1), 1e-6)
-    if not (distance <= MAX_GOLDEN_DISTANCE).all():
-        raise ReleaseMismatchError(
-            f"Triton's user_encoder of {release.release_id} does not encode known users as they were in training: "
-            f"{np.nanmax(distance):.3f} of a vector's length away, expected at most {MAX_GOLDEN_DISTANCE}"
-        )
+    for model, output in GOLDEN_OUTPUTS.items():
+        expected = release.golden_queries[output]
+        spec = model_specs(release.signature)[model]
+        inputs = {tensor.name: release.golden_queries[tensor.name] for tensor in spec.inputs}
+        served = inference.infer(model, inputs, GOLDEN_TIMEOUT_S)[output]
+        real = expected > NO_ITEM  # a small catalogue does not fill every place
+        missing = np.linalg.norm(np.where(real, served - expected, 0), axis=-1)
+        distance = missing / np.maximum(np.linalg.norm(np.where(real, expected, 0), axis=-1), 1e-6)
+        if not (distance <= MAX_GOLDEN_DISTANCE).all():
+            raise ReleaseMismatchError(
+                f"Triton's {model} of {release.release_id} does not answer known users as it did in training: "
+                f"{np.nanmax(distance):.3f} of a vector's length away, expected at most {MAX_GOLDEN_DISTANCE}"
+            )
 
 
 def restore_live_items(index: ItemIndex, release: Release, redis_url: str) -> None:

@@ -78,7 +78,8 @@ class Release:
 
     @cached_property
     def golden_queries(self) -> dict[str, NDArray[Any]]:
-        """Inputs of the user encoder for some known users, and the `user_embedding` that training gave them."""
+        """Inputs of the models that read histories for some known users, and what training answered: the outputs that
+        `GOLDEN_OUTPUTS` names."""
         with np.load(self.path / "golden_queries.npz") as arrays:
             return dict(arrays)
 

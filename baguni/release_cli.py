@@ -64,7 +64,7 @@ def show(store: ReleaseStore, release_id: str) -> None:
 @click.pass_obj
 def activate(store: ReleaseStore, release_id: str, drain_s: float | None) -> None:
     """Load RELEASE_ID into Triton and Milvus, check it, and serve it. The others stay loaded, ready for a rollback, unless
-    --drain is given: gateways hold on to the old release for 30 seconds."""
+    --drain is given: gateways follow within seconds and then finish what they have begun, by default within 60 seconds."""
     _activate(store, release_id, drain_s)
 
 

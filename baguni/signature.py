@@ -24,15 +24,16 @@ from baguni.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_FEATURES, NUM_POSITIO
 
 NUM_QUERIES = 2  # user embeddings: 0 = the next order, 1 = items never bought before
 EVERYTHING, NOVEL = 0, 1
-BUCKETS = (
-    16,
-    32,
-    64,
-    128,
-    256,
-)  # histories are padded to the next of these lengths: a short one does not pay for long ones
+# Histories are padded to the next of these lengths: a short one does not pay for long ones.
+BUCKETS = (16, 32, 64, 128, 256)
 NUM_CANDIDATES = 200  # items that the scorer takes at once
 TOKENS, NODES, CANDIDATES = "tokens", "nodes", "candidates"  # the axes whose size a request chooses
+GOLDEN_OUTPUTS = {
+    "user_encoder": "user_embedding",
+    "generator": "log_likelihood",
+    "scorer": "candidate_log_likelihood",
+}
+"""What a release's known users are asked of each model before it is served."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,14 @@ from baguni.inference import triton_inputs
 from baguni.release import Release, sha256_of, write_manifest
 from baguni.semantic_ids import SemanticIdTable
 from baguni.sequences import event_batch, model_inputs
-from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
+from baguni.signature import (
+    GOLDEN_OUTPUTS,
+    NUM_CANDIDATES,
+    ModelSignature,
+    ModelSpec,
+    model_specs,
+    triton_model_name,
+)
 from trainer.decoding import ILLEGAL, BeamSearch
 from trainer.model import DualHeadModel, History, with_statistics
 from trainer.precision import half_precision, int8
@@ -167,15 +174,16 @@ def build_release(
     _save_vectors(run, model, rqvae, folder)
     torch.save({"model": model.state_dict(), "rqvae": rqvae.state_dict()}, folder / "weights.pt")
     (folder / "recipe.json").write_text(json.dumps(run.recipe.as_dict(), indent=2) + "\n")
-    _save_golden_queries(run, UserEncoderGraph(model, items), signature, folder)
+    modules: dict[str, nn.Module] = {
+        "user_encoder": UserEncoderGraph(model, items).eval(),
+        "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items).eval(),
+        "scorer": ScorerGraph(model, items).eval(),
+        "item_encoder": ItemEncoderGraph(rqvae, model).eval(),
+    }
+    on_part("golden queries")
+    _save_golden_queries(run, modules, signature, folder)
     precision = "fp16" if target == "tensorrt" else "int8" if quantised else "fp32"
     release_id = _release_id(folder, target, precision)
-    modules: dict[str, nn.Module] = {
-        "user_encoder": UserEncoderGraph(model, items),
-        "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items),
-        "scorer": ScorerGraph(model, items),
-        "item_encoder": ItemEncoderGraph(rqvae, model),
-    }
     for name, spec in model_specs(signature).items():
         on_part(name)
         if name == "text_encoder":  # it begins with a tokenizer, which only the Python backend can run
@@ -184,7 +192,7 @@ def build_release(
             shutil.copyfile(BACKEND_DIR / "text_encoder_model.py", version / "model.py")
             continue
         version = _model_folder(folder, spec, release_id, signature.max_batch_size, target)
-        export_onnx(modules[name].eval(), spec, version / "model.onnx")
+        export_onnx(modules[name], spec, version / "model.onnx")
         if quantised and name in OF_HISTORIES:
             int8(version / "model.onnx", version / "model.onnx")
         if target == "python":
@@ -274,20 +282,33 @@ def _save_vectors(run: Run, model: DualHeadModel, rqvae: RqVae, folder: Path) ->
 
 
 @torch.no_grad()
-def _save_golden_queries(run: Run, encoder: UserEncoderGraph, signature: ModelSignature, folder: Path) -> None:
-    """Some users of the training log on the day after it, and what the trained model makes of them."""
+def _save_golden_queries(run: Run, modules: Mapping[str, nn.Module], signature: ModelSignature, folder: Path) -> None:
+    """Some users of the training log on the day after it, and what each trained model that reads histories makes of them."""
     log = run.training_log
     users = np.linspace(0, len(log.user_ids) - 1, min(NUM_GOLDEN, len(log.user_ids))).astype(int).tolist()
     events = event_batch([log.history(user) for user in users], log.catalog.index)
     now = np.full(len(users), run.test_start_ms, np.int64)
     inputs = model_inputs(events, now, signature.max_tokens, signature.store_timezone)
-    arrays = triton_inputs(inputs, run.semantic_ids().codes_NL, signature)
-    embedding, _ = encoder(*(torch.from_numpy(array) for array in arrays.values()))
-    np.savez(folder / "golden_queries.npz", user_embedding=embedding.numpy(), **arrays)  # type: ignore[arg-type]
+    codes_NL = run.semantic_ids().codes_NL
+    arrays = dict(triton_inputs(inputs, codes_NL, signature))
+    codes_CL = np.full((NUM_CANDIDATES, codes_NL.shape[1]), -1, np.int32)
+    asked = np.linspace(0, len(codes_NL) - 1, min(NUM_CANDIDATES, len(codes_NL))).astype(int)
+    codes_CL[: len(asked)] = codes_NL[asked]
+    arrays["candidate_codes"] = np.tile(codes_CL, (len(users), 1, 1))
+    arrays["node_mask"] = np.ones((len(users), 1), bool)
+    answers = {}
+    for name, output in GOLDEN_OUTPUTS.items():
+        spec = model_specs(signature)[name]
+        outputs = modules[name](*(torch.from_numpy(arrays[tensor.name]) for tensor in spec.inputs))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        answers[output] = outputs[[tensor.name for tensor in spec.outputs].index(output)].numpy()
+    np.savez(folder / "golden_queries.npz", **arrays, **answers)  # type: ignore[arg-type]
 
 
 def _release_id(folder: Path, target: Target, precision: str) -> str:
-    parts = "".join(sha256_of(path) for path in sorted(folder.iterdir()))
+    """The day, and the hash of the parts and of the code that makes Triton's models out of them."""
+    code = [path for room in (BACKEND_DIR, Path(__file__).resolve().parent) for path in sorted(room.glob("*.py"))]
+    parts = "".join(sha256_of(path) for path in [*sorted(folder.iterdir()), *code])
     digest = hashlib.sha256((parts + target + precision).encode()).hexdigest()
     return f"r{datetime.now(UTC):%Y%m%d}_{digest[:8]}"
 

@@ -8,15 +8,20 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+import redis
 import tritonclient.grpc as triton
 
 from baguni.activation import activate
 from baguni.errors import ReleaseMismatchError
+from baguni.history import Action, HistoryEvent
+from baguni.history_store import HistoryWriter
 from baguni.release import Release, ReleaseStore, load_release, write_manifest
 from baguni.settings import Endpoints
 from baguni.signature import model_specs
@@ -43,6 +48,39 @@ def renamed(release: Release, target: Path, release_id: str) -> Release:
     return write_manifest(target, {"release_id": release_id, "dataset": "tiny-shop", "metrics": {}})
 
 
+@pytest.fixture
+def shopper(running: Endpoints) -> str:
+    """A user whose lists need every model: two orders are known."""
+    day_ms, now_ms = 86_400_000, int(time.time() * 1000)
+    events = [
+        HistoryEvent(item_id, Action.ORDERED, now_ms - days * day_ms, f"order-{days}")
+        for days in (7, 14)
+        for item_id in ("bread-rye", "milk-fresh")
+    ]
+    with redis.Redis.from_url(running.redis_url) as client:
+        HistoryWriter(client).apply({"switch-shopper": events})
+    return "switch-shopper"
+
+
+@contextmanager
+def traffic(stub: pb_grpc.RecommendationServiceStub, user_id: str) -> Iterator[list[pb.RecommendResponse]]:
+    """Requests one after the other meanwhile; all of their answers. The first error is raised at the end."""
+    answers: list[pb.RecommendResponse] = []
+    stopping = threading.Event()
+
+    def ask() -> None:
+        while not stopping.is_set():
+            answers.append(stub.Recommend(pb.RecommendRequest(user_id=user_id, page_size=3), timeout=5))
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield answers
+        finally:
+            stopping.set()
+        asking.result(timeout=10)
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -51,32 +89,19 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
 
 
 def test_a_switch_under_traffic_fails_no_request_and_a_rollback_returns(
-    stub, running: Endpoints, active_release: Release, tmp_path: Path
+    stub, shopper, running: Endpoints, active_release: Release, tmp_path: Path
 ) -> None:
     store = ReleaseStore(running.releases)
     other = store.add(renamed(active_release, tmp_path / "other", "r20990101_0000beef").path)
-    served: list[str] = []
-    stopping = threading.Event()
-
-    def traffic() -> None:
-        while not stopping.is_set():
-            response = stub.Recommend(pb.RecommendRequest(user_id="nobody", page_size=3), timeout=5)
-            assert len(response.items) == 3
-            served.append(response.release_id)
-
-    client = threading.Thread(target=traffic)
-    client.start()
-    try:
+    with traffic(stub, shopper) as answers:
         activate(store, other.release_id, running)
-        wait_until(lambda: bool(served) and served[-1] == other.release_id)
+        wait_until(lambda: bool(answers) and answers[-1].release_id == other.release_id)
         assert store.previous_id() == active_release.release_id
         activate(store, store.previous_id(), running)
-        wait_until(lambda: served[-1] == active_release.release_id)
-    finally:
-        stopping.set()
-        client.join(timeout=10)
-    switches = sum(one != other for one, other in itertools.pairwise(served))
-    assert switches == 2
+        wait_until(lambda: answers[-1].release_id == active_release.release_id)
+    served = [answer.release_id for answer in answers]
+    assert sum(one != other for one, other in itertools.pairwise(served)) == 2
+    assert {(len(answer.items), answer.degradation_tier) for answer in answers} == {(3, pb.DEGRADATION_TIER_FULL)}
 
 
 def test_a_page_of_a_release_that_is_gone_is_refused_as_stale(stub, running, active_release) -> None:
@@ -132,34 +157,28 @@ def test_a_model_that_encodes_known_users_otherwise_is_refused_and_the_pointer_s
     write_manifest(other.path, {"release_id": other.release_id, "dataset": "tiny-shop", "metrics": {}})
     store = ReleaseStore(running.releases)
     store.add(other.path)
-    with pytest.raises(ReleaseMismatchError, match=r"does not encode known users as they were in training: 0\.091"):
+    with pytest.raises(
+        ReleaseMismatchError, match=r"user_encoder of .* does not answer known users as it did in training: 0\.091"
+    ):
         activate(store, other.release_id, running)
     assert store.active_id() == active_release.release_id
 
 
 def test_the_old_models_are_unloaded_after_the_drain_and_no_request_fails(
-    stub, running: Endpoints, active_release: Release, tmp_path: Path
+    stub, shopper, running: Endpoints, active_release: Release, tmp_path: Path
 ) -> None:
     store = ReleaseStore(running.releases)
     other = store.add(renamed(active_release, tmp_path / "drained", "r20990105_0000f00d").path)
-    stopping, served = threading.Event(), []
-
-    def traffic() -> None:
-        while not stopping.is_set():
-            served.append(stub.Recommend(pb.RecommendRequest(user_id="u001", page_size=3), timeout=5).release_id)
-
-    client = threading.Thread(target=traffic)
-    client.start()
     try:
-        activate(store, other.release_id, running, drain_s=4.0)
-        assert served[-1] == other.release_id
-        loaded = loaded_models(running)
-        assert {name for name in loaded if active_release.release_id in name} == set()
-        assert len({name for name in loaded if other.release_id in name}) == len(model_specs(other.signature))
+        with traffic(stub, shopper) as answers:
+            activate(store, other.release_id, running, drain_s=4.0)
+            assert answers[-1].release_id == other.release_id
+            loaded = loaded_models(running)
+            assert {name for name in loaded if active_release.release_id in name} == set()
+            assert len({name for name in loaded if other.release_id in name}) == len(model_specs(other.signature))
     finally:
-        stopping.set()
-        client.join(timeout=10)
         activate(store, active_release.release_id, running)
+    assert {(len(answer.items), answer.degradation_tier) for answer in answers} == {(3, pb.DEGRADATION_TIER_FULL)}
     wait_until(lambda: stub.Recommend(pb.RecommendRequest(user_id="u001")).release_id == active_release.release_id)
 
 
