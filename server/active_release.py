@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import redis.asyncio
@@ -20,10 +22,9 @@ from server.items import ItemTable
 from server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
-DRAIN_S = 30.0  # requests that took the old release may still be using it this long after a switch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Serving:
     """One release with its connections."""
 
@@ -46,12 +47,21 @@ class ActiveRelease:
         self._settings, self._store, self._redis = settings, store, client
         self._serving: Serving | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._requests: Counter[Serving] = Counter()
 
-    def get(self) -> Serving:
-        """What to answer with now. Raises UnavailableError before the first release is served."""
-        if self._serving is None:
+    @contextmanager
+    def held(self) -> Iterator[Serving]:
+        """What to answer a request with; it stays open until the request is done, whatever is switched meanwhile. Raises
+        UnavailableError before the first release is served."""
+        serving = self._serving
+        if serving is None:
             raise UnavailableError("release", "no release is being served yet")
-        return self._serving
+        self._requests[serving] += 1
+        try:
+            yield serving
+        finally:
+            self._requests[serving] -= 1
+            self._close_if_idle(serving)
 
     async def follow(self, on_change: Callable[[str], None]) -> None:
         """Switch whenever the pointer moves, for ever; a release that cannot be served leaves the present one."""
@@ -86,16 +96,23 @@ class ActiveRelease:
         for task in self._closing:
             task.cancel()
         if self._serving is not None:
-            await _close(self._serving, 0)
+            await _close(self._serving)
 
     async def _switch(self, release_id: str) -> None:
         serving = await self._open(release_id)
         old, self._serving = self._serving, serving
         log.info("serving release=%s items=%d", release_id, len(serving.items))
         if old is not None:
-            task = asyncio.create_task(_close(old, DRAIN_S))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._close_if_idle(old)
+
+    def _close_if_idle(self, serving: Serving) -> None:
+        """Close a release that was switched away from, once nothing uses it."""
+        if serving is self._serving or self._requests[serving] > 0:
+            return
+        del self._requests[serving]
+        task = asyncio.create_task(_close(serving))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _open(self, release_id: str) -> Serving:
         """Open a release and check that Triton and Milvus hold this one and no other."""
@@ -122,7 +139,6 @@ def _check_index(uri: str, release_id: str) -> None:
         index.close()
 
 
-async def _close(serving: Serving, delay_s: float) -> None:
-    await asyncio.sleep(delay_s)
+async def _close(serving: Serving) -> None:
     await serving.inference.close()
     await serving.index.close()

@@ -6,6 +6,8 @@ import time
 
 from baguni.errors import BaguniError
 
+RESERVE_S = 0.02  # of every deadline, to make an answer of what is there when a call has run into its limit
+
 
 class DeadlineExceeded(BaguniError):  # noqa: N818 - gRPC's own name for it
     """Nobody waits for the answer any more."""
@@ -22,8 +24,8 @@ class Deadline:
         return self._end - time.monotonic()
 
     def limit(self, own_s: float) -> float:
-        """A timeout for one call: its own limit, or what is left. Raises DeadlineExceeded when nothing is."""
-        remaining = self.remaining_s()
+        """A timeout for one call: its own limit, or what is left less RESERVE_S. Raises DeadlineExceeded when nothing is."""
+        remaining = self.remaining_s() - RESERVE_S
         if remaining <= 0:
             raise DeadlineExceeded("the deadline is over")
         return min(own_s, remaining)

@@ -6,6 +6,7 @@ trie nodes; one user that fails does not fail the batch.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from baguni.errors import UnavailableError
 from baguni.history import History
 from baguni.history_store import HistoryReader
 from baguni.inference import triton_inputs
+from baguni.semantic_ids import Trie
 from server.active_release import Serving
 from server.deadline import Deadline
 from server.queries import GenerateQuery, RankedItem, Rules, Source, UserRanking
@@ -43,7 +45,7 @@ async def _generate(
     inputs = summarise(serving, histories, query.now_ms)
     known_B = inputs.item_BS[:, 0] >= 0
     arrays = triton_inputs(inputs, serving.items.codes_NL, serving.release.signature)
-    arrays["node_mask"] = _node_masks(serving, histories, query.rules)
+    arrays["node_mask"] = await _node_masks(serving, histories, query.rules)
     try:
         outputs = await serving.inference.infer("generator", arrays, deadline.limit(deadline.remaining_s()))
     except UnavailableError as error:
@@ -55,19 +57,30 @@ async def _generate(
     ]
 
 
-def _node_masks(serving: Serving, histories: Sequence[History], rules: Rules) -> NDArray[np.bool_]:
-    """[B, V] which nodes have an item below them that the user may be given; one column of ones where that is every item."""
+async def _node_masks(serving: Serving, histories: Sequence[History], rules: Rules) -> NDArray[np.bool_]:
+    """[B, V] which nodes have an item below them that the user may be given; one column of ones where that is every item.
+    Masks of a request's own are made beside the event loop: a million items take milliseconds each."""
     table = serving.items
     if not rules.exclude_item_ids and not rules.exclude_purchased:
         return np.tile(table.node_mask(rules.filters), (len(histories), 1))
-    trie, allowed = serving.release.semantic_ids.trie, table.allowed(rules.filters)[: table.num_trained]
+    allowed = table.allowed(rules.filters)[: table.num_trained]
+    if rules.exclude_purchased:
+        excluded = [table.indexes(rules.exclude_item_ids | purchased_items(history)) for history in histories]
+    else:
+        excluded = [table.indexes(rules.exclude_item_ids)]
+    masks = await asyncio.to_thread(_masks_without, serving.release.semantic_ids.trie, allowed, excluded)
+    return masks if rules.exclude_purchased else np.tile(masks, (len(histories), 1))
+
+
+def _masks_without(
+    trie: Trie, allowed_N: NDArray[np.bool_], excluded: Sequence[NDArray[np.int64]]
+) -> NDArray[np.bool_]:
+    """A node mask for each set of excluded items."""
     masks = []
-    for history in histories:
-        own = allowed.copy()
-        bought = purchased_items(history) if rules.exclude_purchased else frozenset()
-        excluded = table.indexes(rules.exclude_item_ids | bought)
-        own[excluded[excluded < table.num_trained]] = False
-        masks.append(trie.node_mask(own))
+    for item_I in excluded:
+        own_N = allowed_N.copy()
+        own_N[item_I[item_I < len(own_N)]] = False
+        masks.append(trie.node_mask(own_N))
     return np.stack(masks)
 
 
@@ -84,6 +97,6 @@ def _cold_start(serving: Serving, history: History, query: GenerateQuery) -> Use
         if len(chosen) == query.k:
             break
         if may_return(serving, index, query.rules, purchased):
-            score = float(serving.items.popularity[index])
+            score = serving.items.popularity(index)
             chosen.append(RankedItem(serving.items.items[index].item_id, score, (Source.POPULAR,)))
     return UserRanking(chosen, cold=True)

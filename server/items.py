@@ -20,6 +20,8 @@ from baguni.filters import Filter
 from baguni.live_items import LiveItem
 from baguni.release import Release
 
+REMEMBERED_FILTERS = 16  # a mask has a byte per item: 16 MB for a million of them
+
 
 class ItemTable:
     """Item attributes, codes and vectors by index. Changed only from the event loop, between requests."""
@@ -32,11 +34,11 @@ class ItemTable:
         self._item_vectors, self._content_vectors = release.item_vectors, release.content_vectors
         self._live: dict[int, LiveItem] = {}
         self.removed: set[str] = set()
+        self._popularity = release.popularity
         self._by_popularity = np.argsort(-release.popularity, kind="stable")
-        self.popularity = release.popularity
         self._trie = release.semantic_ids.trie
-        self.allowed = lru_cache(maxsize=256)(self._allowed)
-        self.node_mask = lru_cache(maxsize=256)(self._node_mask)
+        self.allowed = lru_cache(maxsize=REMEMBERED_FILTERS)(self._allowed)
+        self.node_mask = lru_cache(maxsize=REMEMBERED_FILTERS)(self._node_mask)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -70,9 +72,16 @@ class ItemTable:
         found = dict.fromkeys(self.index[item_id] for item_id in item_ids if item_id in self.index)
         return np.fromiter(found, np.int64, len(found))
 
-    def popular(self) -> NDArray[np.int64]:
-        """Indexes of the release's items, most ordered lately first."""
-        return self._by_popularity
+    def popular(self, item_ids: Iterable[str] | None = None) -> NDArray[np.int64]:
+        """Indexes of the release's items, most ordered lately first; or of these items."""
+        if item_ids is None:
+            return self._by_popularity
+        asked = self.indexes(item_ids)
+        return asked[np.argsort([-self.popularity(index) for index in asked.tolist()], kind="stable")]
+
+    def popularity(self, index: int) -> float:
+        """Orders of an item in the last weeks before the release; 0 for an item that came since."""
+        return float(self._popularity[index]) if index < self.num_trained else 0.0
 
     def is_allowed(self, index: int, conditions: Sequence[Filter]) -> bool:
         """Whether one item is there and satisfies the conditions."""

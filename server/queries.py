@@ -42,7 +42,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class RecommendQuery:
-    """`user_id` is None for an anonymous visitor, whose events stand in `recent_events`. Times in ms, UTC."""
+    """`user_id` is None for an anonymous visitor, whose events stand in `recent_events`. `rescored`: whether the generative
+    head may have its say in the order. Times in ms, UTC."""
 
     user_id: str | None
     recent_events: tuple[HistoryEvent, ...]
@@ -51,6 +52,7 @@ class RecommendQuery:
     offset: int
     page_size: int
     now_ms: int
+    rescored: bool = True
 
 
 @dataclass(frozen=True)

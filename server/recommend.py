@@ -25,7 +25,7 @@ from baguni.inference import Arrays, triton_inputs
 from baguni.sequences import ModelInputs, event_batch, model_inputs
 from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.active_release import Serving
-from server.deadline import Deadline
+from server.deadline import Deadline, DeadlineExceeded
 from server.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier
 from server.settings import ServerSettings
 
@@ -58,15 +58,13 @@ async def recommend(
         embedded = await _embed(serving, history, settings, query, deadline)
         if embedded is not None:
             scored, tier = await _candidates(serving, embedded, purchased, settings, query, deadline)
-    except UnavailableError:
+    except (UnavailableError, DeadlineExceeded):
         tier = Tier.POPULAR
     ranked = _ranked(serving, scored, query, purchased)
     if tier is Tier.FULL and embedded is not None and ranked and not query.rules.exclude_purchased:
-        ranked, tier = await _rescored(serving, embedded, ranked, settings, deadline)
-    if not query.candidate_item_ids:
-        ranked += _popular(
-            serving, query, purchased, {item.item_id for item in ranked}, settings.max_list - len(ranked)
-        )
+        ranked, tier = await _rescored(serving, embedded, ranked, settings, query, deadline)
+    longest = max(settings.max_list, len(query.candidate_item_ids))
+    ranked += _popular(serving, query, purchased, {item.item_id for item in ranked}, longest - len(ranked))
     page = ranked[query.offset : query.offset + query.page_size]
     has_more = len(ranked) > query.offset + query.page_size
     return Ranking(page, tier, has_more, history.version)
@@ -139,11 +137,13 @@ async def _candidates(
     scored = _score(serving, embedded, np.fromiter(embedded.repeat_score, np.int64), Source.HISTORY)
     excluded = sorted(query.rules.exclude_item_ids | purchased)
     expression = filters.expression(query.rules.filters, excluded)
-    limit = min(max(settings.num_retrieved, query.offset + query.page_size + 1), settings.max_list)
-    timeout_s = deadline.limit(settings.search_timeout_s)
+    # Enough for the first NUM_CANDIDATES to be the same on every page, wherever the repeat scores put what is known.
+    first = NUM_CANDIDATES + len(embedded.repeat_score)
+    limit = max(settings.num_retrieved, first, min(query.offset + query.page_size + 1, settings.max_list))
     try:
+        timeout_s = deadline.limit(settings.search_timeout_s)
         hits = await serving.index.search_items(embedded.embedding_V, limit, expression, timeout_s)
-    except UnavailableError:
+    except (UnavailableError, DeadlineExceeded):
         return scored, Tier.POPULAR
     found = serving.items.indexes(hit.item_id for hit in hits)
     for index, (score, sources) in _score(serving, embedded, found, Source.RETRIEVAL).items():
@@ -177,12 +177,20 @@ def _best_first(items: list[RankedItem]) -> list[RankedItem]:
 
 
 async def _rescored(
-    serving: Serving, embedded: Embedded, ranked: list[RankedItem], settings: ServerSettings, deadline: Deadline
+    serving: Serving,
+    embedded: Embedded,
+    ranked: list[RankedItem],
+    settings: ServerSettings,
+    query: RecommendQuery,
+    deadline: Deadline,
 ) -> tuple[list[RankedItem], Tier]:
-    """The first NUM_CANDIDATES ordered anew with the release's share of the generative head; the others follow as they were."""
+    """The first NUM_CANDIDATES ordered anew with the release's share of the generative head; the others follow as they were.
+    A list whose first page did without goes on without."""
     share = serving.release.signature.rescored_share
     if share == 0:
         return ranked, Tier.FULL
+    if not query.rescored:
+        return ranked, Tier.RETRIEVAL_ORDER
     first, rest = ranked[:NUM_CANDIDATES], ranked[NUM_CANDIDATES:]
     codes_NL = serving.items.codes_NL
     codes_CL = np.full((NUM_CANDIDATES, codes_NL.shape[1]), -1, np.int32)
@@ -192,7 +200,7 @@ async def _rescored(
         outputs = await serving.inference.infer(
             "scorer", {**embedded.inputs, "candidate_codes": codes_CL[np.newaxis]}, timeout_s
         )
-    except UnavailableError:
+    except (UnavailableError, DeadlineExceeded):
         return ranked, Tier.RETRIEVAL_ORDER
     generative_C = outputs["candidate_log_likelihood"][0, : len(first)].tolist()
     mixed = [
@@ -206,15 +214,19 @@ async def _rescored(
 def _popular(
     serving: Serving, query: RecommendQuery, purchased: frozenset[str], already: set[str], limit: int
 ) -> list[RankedItem]:
-    """Popular items for the places that nothing personal fills: all of them, for a user without history."""
+    """Popular items for the places that nothing personal fills: all of them, for a user without history. Of a caller's own
+    set, these only."""
     lists: list[RankedItem] = []
-    for index in serving.items.popular().tolist():
+    by_popularity = (
+        serving.items.popular(query.candidate_item_ids) if query.candidate_item_ids else serving.items.popular()
+    )
+    for index in by_popularity.tolist():
         if len(lists) >= min(limit, query.offset + query.page_size + 1):
             break
         item_id = serving.items.items[index].item_id
         if item_id not in already and may_return(serving, index, query.rules, purchased):
             # Below every personal score, in the order of popularity.
-            lists.append(RankedItem(item_id, -1e6 + float(serving.items.popularity[index]), (Source.POPULAR,)))
+            lists.append(RankedItem(item_id, -1e6 + serving.items.popularity(index), (Source.POPULAR,)))
     return lists
 
 

@@ -16,7 +16,7 @@ from server import validation
 from server.active_release import ActiveRelease, Serving
 from server.deadline import Deadline
 from server.generate import generate_top_items
-from server.queries import RankedItem, UserRanking
+from server.queries import RankedItem, Tier, UserRanking
 from server.recommend import recommend
 from server.settings import ServerSettings
 from server.similar import similar_items
@@ -33,50 +33,51 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802
         """See recommendation.proto."""
-        serving = self._active.get()
-        query, digest = validation.recommend_query(request, _attribute_types(serving), serving.release_id)
-        deadline = _deadline(context, self._settings.default_deadline_s)
-        ranking = await recommend(serving, self._histories, self._settings, query, deadline)
-        request_id = request.request_id or uuid.uuid4().hex
-        next_offset = query.offset + len(ranking.items)
-        next_page = (
-            PageToken(serving.release_id, query.now_ms, next_offset, digest).encode() if ranking.has_more else ""
-        )
-        return pb.RecommendResponse(
-            request_id=request_id,
-            items=_items(ranking.items, query.offset),
-            next_page_token=next_page,
-            release_id=serving.release_id,
-            degradation_tier=int(ranking.tier),  # type: ignore[arg-type]
-            exposure_token=exposure_token(request_id, serving.release_id, request.placement, int(time.time() * 1000)),
-            history_version=ranking.history_version,
-        )
+        with self._active.held() as serving:
+            query, digest = validation.recommend_query(request, _attribute_types(serving), serving.release_id)
+            deadline = _deadline(context, self._settings.default_deadline_s)
+            ranking = await recommend(serving, self._histories, self._settings, query, deadline)
+            request_id = request.request_id or uuid.uuid4().hex
+            next_offset = query.offset + len(ranking.items)
+            rescored = ranking.tier is not Tier.RETRIEVAL_ORDER
+            token = PageToken(serving.release_id, query.now_ms, next_offset, rescored, digest)
+            return pb.RecommendResponse(
+                request_id=request_id,
+                items=_items(ranking.items, query.offset),
+                next_page_token=token.encode() if ranking.has_more else "",
+                release_id=serving.release_id,
+                degradation_tier=int(ranking.tier),  # type: ignore[arg-type]
+                exposure_token=exposure_token(
+                    request_id, serving.release_id, request.placement, int(time.time() * 1000)
+                ),
+                history_version=ranking.history_version,
+            )
 
     async def GenerateTopItems(  # noqa: N802
         self, request: pb.GenerateTopItemsRequest, context: Context
     ) -> pb.GenerateTopItemsResponse:
         """See recommendation.proto."""
-        serving = self._active.get()
-        query = validation.generate_query(request, _attribute_types(serving))
-        deadline = _deadline(context, self._settings.default_bulk_deadline_s)
-        rankings = iter(await generate_top_items(serving, self._histories, query, deadline))
-        users = [
-            _user(user_id, next(rankings)) if validation.is_user_id(user_id) else _invalid_user(user_id)
-            for user_id in request.user_ids
-        ]
-        request_id = request.request_id or uuid.uuid4().hex
-        return pb.GenerateTopItemsResponse(request_id=request_id, users=users, release_id=serving.release_id)
+        with self._active.held() as serving:
+            query = validation.generate_query(request, _attribute_types(serving))
+            deadline = _deadline(context, self._settings.default_bulk_deadline_s)
+            rankings = iter(await generate_top_items(serving, self._histories, query, deadline))
+            users = [
+                _user(user_id, next(rankings)) if validation.is_user_id(user_id) else _invalid_user(user_id)
+                for user_id in request.user_ids
+            ]
+            request_id = request.request_id or uuid.uuid4().hex
+            return pb.GenerateTopItemsResponse(request_id=request_id, users=users, release_id=serving.release_id)
 
     async def SimilarItems(self, request: pb.SimilarItemsRequest, context: Context) -> pb.SimilarItemsResponse:  # noqa: N802
         """See recommendation.proto."""
-        serving = self._active.get()
-        query = validation.similar_query(request, _attribute_types(serving))
-        deadline = _deadline(context, self._settings.default_deadline_s)
-        ranking = await similar_items(serving, self._settings, query, deadline)
-        request_id = request.request_id or uuid.uuid4().hex
-        return pb.SimilarItemsResponse(
-            request_id=request_id, items=_items(ranking.items, 0), release_id=serving.release_id
-        )
+        with self._active.held() as serving:
+            query = validation.similar_query(request, _attribute_types(serving))
+            deadline = _deadline(context, self._settings.default_deadline_s)
+            ranking = await similar_items(serving, self._settings, query, deadline)
+            request_id = request.request_id or uuid.uuid4().hex
+            return pb.SimilarItemsResponse(
+                request_id=request_id, items=_items(ranking.items, 0), release_id=serving.release_id
+            )
 
 
 def _attribute_types(serving: Serving) -> dict[str, str]:

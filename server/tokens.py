@@ -18,12 +18,14 @@ CHECKSUM_BYTES = 6
 
 @dataclass(frozen=True)
 class PageToken:
-    """Where the next page begins: `offset` items into the list made from `release_id` as of `now_ms`. `query` is the hash
-    of the request's other fields, which must not change between pages."""
+    """Where the next page begins: `offset` items into the list made from `release_id` as of `now_ms`, with or without the
+    generative head's say (`rescored`). `query` is the hash of the request's other fields, which must not change between
+    pages."""
 
     release_id: str
     now_ms: int
     offset: int
+    rescored: bool
     query: str
 
     def encode(self) -> str:

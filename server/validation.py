@@ -24,6 +24,7 @@ MAX_USERS = 256
 MAX_EXCLUDED = MAX_CANDIDATES = 5_000
 MAX_RECENT = 200
 MAX_VALUES = 1_000
+MAX_SECONDS = 253_402_214_400  # 9999-12-31: a day less than what a date can be, for time zones
 
 
 class InvalidRequestError(InvalidInputError):
@@ -86,10 +87,7 @@ def recommend_query(
     now_ms = _now_ms(request.now, request.HasField("now"), checks, clock)
     rules = _rules(request, attribute_types, checks)
     digest = _query_digest(request)
-    offset = 0
-    if request.page_token:
-        token = _page_token(request.page_token, digest, release_id, checks)
-        offset, now_ms = (token.offset, token.now_ms) if token else (0, now_ms)
+    token = _page_token(request.page_token, digest, release_id, checks) if request.page_token else None
     checks.raise_if_any()
     return (
         RecommendQuery(
@@ -97,9 +95,10 @@ def recommend_query(
             recent,
             rules,
             tuple(dict.fromkeys(request.candidate_item_ids)),
-            offset,
+            token.offset if token else 0,
             request.page_size or DEFAULT_PAGE,
-            now_ms,
+            token.now_ms if token else now_ms,
+            token.rescored if token else True,
         ),
         digest,
     )
@@ -185,10 +184,8 @@ def _recent_events(anonymous: pb.AnonymousUser, checks: _Checks) -> tuple[Histor
         action = int(event.action)
         known = action in set(Action)
         checks.require(known, f"{place}.action", "is not set, expected ACTION_ORDERED, _CLICKED or _CARTED")
-        timed = event.event_time.seconds > 0
-        checks.require(timed, f"{place}.event_time", "is missing, expected a time after 1970")
-        if known and timed:
-            milliseconds = event.event_time.seconds * 1000 + event.event_time.nanos // 1_000_000
+        milliseconds = _milliseconds(event.event_time, f"{place}.event_time", checks)
+        if known and milliseconds is not None:
             order_id = (event.order_id or str(milliseconds)) if action == Action.ORDERED else ""
             events.append(HistoryEvent(event.item_id, Action(action), milliseconds, order_id))
     return tuple(sorted(set(events), key=lambda event: event.sort_key))
@@ -197,8 +194,16 @@ def _recent_events(anonymous: pb.AnonymousUser, checks: _Checks) -> tuple[Histor
 def _now_ms(now: Timestamp, is_set: bool, checks: _Checks, clock: Callable[[], float]) -> int:
     if not is_set:
         return int(clock() * 1000)
-    checks.require(now.seconds > 0, "now", f"is {now.seconds} s, expected a time after 1970")
-    return int(now.seconds * 1000 + now.nanos // 1_000_000)
+    return _milliseconds(now, "now", checks) or 0
+
+
+def _milliseconds(time: Timestamp, field: str, checks: _Checks) -> int | None:
+    """Since 1970; None for what is no time of this age, which is a violation."""
+    if 0 < time.seconds < MAX_SECONDS and 0 <= time.nanos < 1_000_000_000:
+        return int(time.seconds * 1000 + time.nanos // 1_000_000)
+    value = f"{time.seconds} s and {time.nanos} ns"
+    checks.violations.append((field, f"is {value}, expected a time after 1970 and before 9999-12-31, nanos below 1e9"))
+    return None
 
 
 def _query_digest(request: pb.RecommendRequest) -> str:

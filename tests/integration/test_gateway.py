@@ -148,6 +148,35 @@ def test_pages_have_no_gaps_and_no_repeats(stub, shopper) -> None:
     assert not token
 
 
+def test_a_list_that_began_without_the_generative_head_goes_on_without(stub, shopper, running, active_release) -> None:
+    client = triton.InferenceServerClient(running.triton_url)
+    scorer = triton_model_name("scorer", active_release.release_id)
+    request = pb.RecommendRequest(user_id=shopper, page_size=20, now=now())
+    try:
+        client.unload_model(scorer)
+        first = stub.Recommend(request)
+    finally:
+        client.load_model(scorer)
+        client.close()
+    pages = [first]
+    while pages[-1].next_page_token:
+        request.page_token = pages[-1].next_page_token
+        pages.append(stub.Recommend(request))
+    assert {page.degradation_tier for page in pages} == {pb.DEGRADATION_TIER_RETRIEVAL_ORDER}
+    assert len({item_id for page in pages for item_id in ids(page.items)}) == 60
+
+
+def test_a_callers_own_set_is_ranked_for_anybody(stub, shopper, active_release) -> None:
+    asked = ["milk-aged", "bread-rye", "no-such-item", "milk-small", "bread-aged"]
+    known = stub.Recommend(pb.RecommendRequest(user_id=shopper, candidate_item_ids=asked, now=now()))
+    stranger = stub.Recommend(pb.RecommendRequest(user_id="nobody-ever", candidate_item_ids=asked, now=now()))
+    real = [item_id for item_id in asked if item_id in active_release.catalog.index]
+    assert len(real) == 4
+    assert sorted(ids(known.items)) == sorted(ids(stranger.items)) == sorted(real)
+    popularity = {item_id: active_release.popularity[active_release.catalog.index[item_id]] for item_id in real}
+    assert [popularity[item_id] for item_id in ids(stranger.items)] == sorted(popularity.values(), reverse=True)
+
+
 def test_filters_exclusions_and_purchases_are_respected(stub, shopper) -> None:
     response = stub.Recommend(
         pb.RecommendRequest(
@@ -222,6 +251,14 @@ def test_similar_to_an_unknown_item_is_not_found(stub) -> None:
     assert "no-such" in failure.value.details()
 
 
+BAD_TIMES = [
+    Timestamp(),
+    Timestamp(seconds=-1),
+    Timestamp(seconds=300_000_000_000),
+    Timestamp(seconds=2**62),
+    Timestamp(seconds=1, nanos=-1),
+    Timestamp(seconds=1, nanos=1_000_000_000),
+]
 BAD_REQUESTS = [
     ("subject", pb.RecommendRequest()),
     ("user_id", pb.RecommendRequest(user_id="u" * 257)),
@@ -247,14 +284,18 @@ BAD_REQUESTS = [
         "anonymous.recent_events[0].action",
         pb.RecommendRequest(anonymous=pb.AnonymousUser(recent_events=[pb.HistoryEvent(item_id="i", event_time=now())])),
     ),
-    (
-        "anonymous.recent_events[0].event_time",
-        pb.RecommendRequest(
-            anonymous=pb.AnonymousUser(
-                recent_events=[pb.HistoryEvent(item_id="i", action=pb.HistoryEvent().action + 2)]
-            )
-        ),
-    ),
+    *[("now", pb.RecommendRequest(user_id="u", now=time)) for time in BAD_TIMES],
+    *[
+        (
+            "anonymous.recent_events[0].event_time",
+            pb.RecommendRequest(
+                anonymous=pb.AnonymousUser(
+                    recent_events=[pb.HistoryEvent(item_id="i", action=int(Action.CLICKED), event_time=time)]
+                )
+            ),
+        )
+        for time in BAD_TIMES
+    ],
 ]
 
 
@@ -292,6 +333,11 @@ def test_redis_away_gives_a_marked_popular_list_within_the_deadline(stub, shoppe
         assert time.monotonic() - started < 3
         assert response.degradation_tier == pb.DEGRADATION_TIER_POPULAR
         assert len(response.items) == 5
+        own = stub.Recommend(
+            pb.RecommendRequest(user_id=shopper, candidate_item_ids=["milk-aged", "bread-rye"]), timeout=3
+        )
+        assert own.degradation_tier == pb.DEGRADATION_TIER_POPULAR
+        assert set(ids(own.items)) == {"milk-aged", "bread-rye"}
     finally:
         local_stack.restart("redis")
 
