@@ -31,7 +31,7 @@ peers: .venv-peers/.done ## The environment of the SASRec peer
 check-tensorrt: setup ## Compile every graph with NVIDIA's compiler, no GPU needed (RELEASE=directory for one of yours)
 	$(if $(RELEASE),$(BIN)/python -m trainer.tensorrt $(RELEASE),$(BIN)/python -m pytest tests/unit/trainer/test_tensorrt.py)
 
-bench-inference: setup ## How quickly the models answer, beside floors and peers → benchmarks/results/inference.json
+bench-inference: setup ## How quickly the models answer → benchmarks/results/inference.json (after bench-quality)
 	$(BIN)/python -m benchmarks.inference
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import redis
+from numpy.typing import NDArray
 
 from baguni.errors import EngineError, ReleaseMismatchError
 from baguni.inference import SyncInferenceClient
@@ -123,14 +124,19 @@ def check_golden_queries(release: Release, inference: SyncInferenceClient) -> No
         spec = model_specs(release.signature)[model]
         inputs = {tensor.name: release.golden_queries[tensor.name] for tensor in spec.inputs}
         served = inference.infer(model, inputs, GOLDEN_TIMEOUT_S)[output]
-        real = expected > NO_ITEM  # a small catalogue does not fill every place
-        missing = np.linalg.norm(np.where(real, served - expected, 0), axis=-1)
-        distance = missing / np.maximum(np.linalg.norm(np.where(real, expected, 0), axis=-1), 1e-6)
+        distance = golden_distance(served, expected)
         if not (distance <= MAX_GOLDEN_DISTANCE).all():
             raise ReleaseMismatchError(
                 f"Triton's {model} of {release.release_id} does not answer known users as it did in training: "
                 f"{np.nanmax(distance):.3f} of a vector's length away, expected at most {MAX_GOLDEN_DISTANCE}"
             )
+
+
+def golden_distance(served: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far each answer is from the expected one, as a share of its length."""
+    real = expected > NO_ITEM  # a small catalogue does not fill every place
+    missing = np.linalg.norm(np.where(real, served - expected, 0), axis=-1)
+    return np.asarray(missing / np.maximum(np.linalg.norm(np.where(real, expected, 0), axis=-1), 1e-6))
 
 
 def restore_live_items(index: ItemIndex, release: Release, redis_url: str) -> None:

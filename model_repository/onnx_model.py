@@ -80,6 +80,6 @@ class TritonPythonModel:
                 return f"{name} has a value that is not finite"
             if limit["low"] is not None and array.size and array.min() < limit["low"]:
                 return f"{name} has {array.min()}, expected at least {limit['low']}"
-            if limit["high"] is not None and (array > np.asarray(limit["high"])).any():
-                return f"{name} has {array.max()}, expected at most {limit['high']}"
+            if limit["high"] is not None and (above := array > np.asarray(limit["high"])).any():
+                return f"{name} has {array[above].max()}, expected at most {limit['high']}"
         return ""

@@ -64,7 +64,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every model of a run on its test month: {model: {"all" | "novel": {metric: value}}}, with the test's own facts."""
     test = month_to_predict(run, mode, limit)
-    frequency_N = run.training_set.frequency_N.numpy().astype(np.float64)
+    frequency_N = run.frequency_N.astype(np.float64)
     rankers = {
         "global popularity": popularity_ranker(run.recent_popularity()),
         "retrieval before distillation": retrieval_ranker(run.model(distilled=False), run),

@@ -191,10 +191,14 @@ class DecoderBlock(nn.Module):
 
 class ItemTower(nn.Module):
     """An item's vector: what its text says, plus what its buyers say (an id embedding, dropped at random in training so
-    that an item nobody has bought can stand on its text alone). The last component is the item's bias."""
+    that an item nobody has bought can stand on its text alone). The last component is the item's bias. `ordered_N`: items
+    that some order of the training log names; the others have no identity, for training only ever pushes it away."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    ordered_N1: Tensor
+
+    def __init__(self, config: ModelConfig, ordered_N: Tensor) -> None:
         super().__init__()
+        self.register_buffer("ordered_N1", ordered_N.unsqueeze(1), persistent=False)
         self.id_dropout = config.id_dropout
         self.content = FeedForward(config.text_dim, config.vector_dim, config.vector_dim + 1)
         self.identity = nn.Embedding(config.num_items, config.vector_dim + 1)
@@ -205,22 +209,23 @@ class ItemTower(nn.Module):
         return self.content(text_NT)
 
     def forward(self, text_NT: Tensor) -> Tensor:
-        identity: Tensor = self.identity.weight
+        keep_N1 = self.ordered_N1
         if self.training and self.id_dropout > 0:
-            keep = torch.rand(len(identity), 1, device=identity.device) >= self.id_dropout
-            identity = identity * keep
-        return self.content(text_NT) + identity
+            keep_N1 = keep_N1 & (torch.rand(len(keep_N1), 1, device=keep_N1.device) >= self.id_dropout)
+        return self.content(text_NT) + self.identity.weight * keep_N1
 
 
 class DualHeadModel(nn.Module):
-    """Encoder, generative head and retrieval head."""
+    """Encoder, generative head and retrieval head. `ordered_N`: see `ItemTower`; None = all of them."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ordered_N: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
         self.num_described = config.num_statistics - config.num_factors
         width, described = config.width, NUM_FEATURES + self.num_described
-        self.item_tower = ItemTower(config)
+        self.item_tower = ItemTower(
+            config, torch.ones(config.num_items, dtype=torch.bool) if ordered_N is None else ordered_N
+        )
         self.item_projection = nn.Linear(config.vector_dim, width)
         self.code_embeddings = Modules(nn.Embedding(size + 1, width, padding_idx=0) for size in config.codebook_sizes)
         self.position_embedding = nn.Embedding(NUM_POSITIONS, width)

@@ -44,6 +44,7 @@ from trainer.train import Losses, TrainingSet, build_model, train
 
 POPULARITY_DAYS = 28
 MIN_SUFFIX_CODES = 16
+NOT_TRAINED = {"num_beams", "rescored_share"}  # of a recipe: what a release decides, not a training
 
 Progress = Callable[[str, int, int, str], None]
 """(stage, done, total, what it says) after every step of a stage."""
@@ -110,7 +111,9 @@ class Run:
 
     def fresh_model(self, recipe: Recipe | None = None) -> DualHeadModel:
         """An untrained model of the recipe's sizes, or of another recipe's."""
-        return build_model(recipe or self.recipe, self.semantic_ids(), self.embeddings().shape[1], self.statistics)
+        text_dim = self.embeddings().shape[1]
+        ordered_N = torch.from_numpy(self.frequency_N > 0)
+        return build_model(recipe or self.recipe, self.semantic_ids(), text_dim, self.statistics, ordered_N)
 
     def metrics(self) -> dict[str, Any]:
         """What the evaluation measured; empty before it."""
@@ -137,6 +140,12 @@ class Run:
         return ItemStatistics.load(path)
 
     @cached_property
+    def frequency_N(self) -> NDArray[np.float32]:  # noqa: N802 - a shape suffix
+        """[N] how often each item was ordered before the test month."""
+        log = self.training_log
+        return np.bincount(log.item_E[log.order_E >= 0], minlength=len(log.catalog)).astype(np.float32)
+
+    @cached_property
     def training_set(self) -> TrainingSet:
         """Samples and item tables of the log before the test month."""
         table, log = self.semantic_ids(), self.training_log
@@ -147,9 +156,8 @@ class Run:
             raise InvalidInputError(f"{self.dataset_path} has no order before its last month: nothing to train on")
         with torch.no_grad():
             text_NT = self.rqvae().standardise(torch.from_numpy(self.embeddings()))
-        frequency = np.bincount(log.item_E[log.order_E >= 0], minlength=len(table)).astype(np.float32)
         codes_NL, values_TNP = torch.from_numpy(table.codes_NL).long(), torch.from_numpy(self.statistics.values_TNP)
-        return TrainingSet(samples, text_NT, codes_NL, torch.from_numpy(frequency), values_TNP)
+        return TrainingSet(samples, text_NT, codes_NL, torch.from_numpy(self.frequency_N), values_TNP)
 
     def embed_items(self, progress: Progress = silent) -> None:
         """Stage 1: text embeddings of the catalogue."""
@@ -203,7 +211,8 @@ class Run:
         return train(model, self.training_set, self.recipe, target, on_step, self.fabric, teacher)
 
     def _claim(self) -> None:
-        """The directory belongs to one recipe and one data set: going on with others would mix two runs."""
+        """The directory belongs to one recipe and one data set: going on with others would mix two runs. How the trained
+        models are asked may change."""
         path = self.path / "recipe.json"
         asked = json.loads(json.dumps({"dataset": str(self.dataset_path.resolve()), **self.recipe.as_dict()}))
         if not path.is_file():
@@ -211,7 +220,8 @@ class Run:
                 file.write((json.dumps(asked, indent=2) + "\n").encode())
             return
         found = json.loads(path.read_text())
-        changed = sorted(key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key))
+        keys = (asked.keys() | found.keys()) - NOT_TRAINED
+        changed = sorted(key for key in keys if asked.get(key) != found.get(key))
         if changed:
             raise InvalidInputError(
                 f"{self.path} holds a run with other settings ({', '.join(changed)}): use another --run directory"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from baguni.activation import compute_capability
-from baguni.errors import EngineError
+from baguni.errors import BaguniError, EngineError
 from baguni.signature import ModelSpec, model_specs, triton_model_name
 from trainer.precision import half_precision
 
@@ -78,6 +78,10 @@ def check_release(release_path: Path) -> list[tuple[str, str, int, float]]:
     from baguni.release import load_release
 
     release = load_release(release_path, verify=False)
+    if release.manifest.get("target") == "tensorrt":
+        raise EngineError(
+            f"{release.release_id} holds engines and no graphs: check one of target python or onnxruntime"
+        )
     specs, rows = model_specs(release.signature), []
     for name in COMPILED:
         exported = release.triton_dir / triton_model_name(name, release.release_id) / "1" / "model.onnx"
@@ -131,7 +135,7 @@ def main(release: str) -> None:
     try:
         for name, capabilities, size, seconds in check_release(Path(release)):
             print(f"{name:<13} compute capability {capabilities:<20} {size / 1e6:7.1f} MB {seconds:6.1f} s")
-    except EngineError as error:
+    except BaguniError as error:
         sys.exit(str(error))
 
 

@@ -66,14 +66,16 @@ class TrainingSet:
         return len(self.text_NT)
 
 
-def build_model(recipe: Recipe, table: SemanticIdTable, text_dim: int, statistics: ItemStatistics) -> DualHeadModel:
-    """A fresh model of the recipe's sizes."""
+def build_model(
+    recipe: Recipe, table: SemanticIdTable, text_dim: int, statistics: ItemStatistics, ordered_N: Tensor
+) -> DualHeadModel:
+    """A fresh model of the recipe's sizes. `ordered_N`: True for items that training sees ordered."""
     torch.manual_seed(recipe.seed)
     sizes = ("width", "num_heads", "encoder_layers", "decoder_layers", "feedforward", "vector_dim")
     rates = ("dropout", "id_dropout", "token_dropout")
     chosen = {name: getattr(recipe, name) for name in (*sizes, *rates)}
     described = (statistics.num_statistics, statistics.num_factors)
-    return DualHeadModel(ModelConfig(len(table), table.codebook_sizes, text_dim, *described, **chosen))
+    return DualHeadModel(ModelConfig(len(table), table.codebook_sizes, text_dim, *described, **chosen), ordered_N)
 
 
 def start_from_popularity(model: DualHeadModel, frequency_N: Tensor) -> None:

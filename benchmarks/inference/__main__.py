@@ -35,9 +35,10 @@ def rows(run: Path, folder: Path) -> Iterator[Row]:
 def main(run: str | None = None) -> None:
     """Measure, print each number as it comes, write the file."""
     torch.set_num_threads(1)
-    found = []
+    found, path = [], Path(run) if run else DEFAULT_RUN
+    overlap.require_run(path)
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows(Path(run) if run else DEFAULT_RUN, Path(folder)):
+        for row in rows(path, Path(folder)):
             beside = f"   {row.reference}: {row.reference_value:.4g}" if row.reference_value is not None else ""
             print(
                 f"{row.what}: {row.value:.4g} {row.unit}{beside}   {row.bar}: {'' if row.holds else 'MISSED'}",

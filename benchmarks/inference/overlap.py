@@ -26,10 +26,14 @@ NUM_USERS, LONG = 256, 100
 VARIANTS = {"fp16": half_precision, "int8": int8}
 
 
-def rows(path: Path, folder: Path) -> Iterator[Row]:
-    """Mean overlap of the first 100 of the retrieval head, and of all beams of the generative head."""
+def require_run(path: Path) -> None:
+    """Raise NotFoundError unless there is a finished run."""
     if not (path / "distilled.pt").is_file():
         raise NotFoundError(f"{path} is no finished run: `baguni benchmark quality --contenders C --seeds 0` makes one")
+
+
+def rows(path: Path, folder: Path) -> Iterator[Row]:
+    """Mean overlap of the first 100 of the retrieval head, and of all beams of the generative head."""
     run = Run(path, Path(".baguni/complete-journey"), recipe_named("complete-journey"))
     model, table = run.model(), run.semantic_ids()
     items, signature = frozen_items(run, model), release_signature(run, model, table)

@@ -62,8 +62,10 @@ class Contender:
 
 
 def our_contenders(shop: Shop, recipe: Recipe) -> Iterator[Contender]:
-    """A, B, C and the teacher."""
+    """A, B, C, the teacher, and what is served where that is not C itself."""
     for variant, description in ours.DESCRIPTIONS.items():
+        if variant == "served" and recipe.rescored_share == 0:
+            continue
 
         def make(seed: int, progress: Progress, variant: str = variant) -> Trained:
             return ours.train(variant, shop.folder / "runs", shop.path, replace(recipe, seed=seed), progress)

@@ -136,3 +136,15 @@ def test_the_axes_of_the_factors_mean_nothing(trained: Run) -> None:
         assert memory.factors_BqK.abs().sum() > 0
         scores.append(score_items(user, frozen_items(trained, model).vectors_NX, values_TNP, batch.month_B))
     torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_what_nobody_ordered_stands_on_its_text_alone(trained: Run) -> None:
+    ordered_N = torch.ones(len(trained.semantic_ids()), dtype=torch.bool)
+    ordered_N[[2, 5]] = False
+    text_NT = trained.training_set.text_NT
+    model = DualHeadModel(trained.model().config, ordered_N)
+    for mode in (model.train(), model.eval()):
+        vectors_NX, from_text_NX = mode.item_vectors(text_NT), model.item_tower.from_text(text_NT)
+        torch.testing.assert_close(vectors_NX[[2, 5]], from_text_NX[[2, 5]])
+        assert not torch.allclose(vectors_NX[[1, 3]], from_text_NX[[1, 3]])
