@@ -41,6 +41,7 @@ from trainer.model import DualHeadModel, History, with_statistics
 from trainer.precision import half_precision, int8
 from trainer.rqvae import RqVae
 from trainer.run import Run
+from trainer.statistics import TextRegression
 from trainer.tensorrt import build_plan, engine_facts
 from trainer.triton_config import Target, render_config
 
@@ -135,15 +136,22 @@ class ScorerGraph(nn.Module):
 class ItemEncoderGraph(nn.Module):
     """Text embedding → codes, content vector, item vector: what a new item gets within seconds."""
 
-    def __init__(self, rqvae: RqVae, model: DualHeadModel) -> None:
+    weight_TP: Tensor
+    bias_P: Tensor
+
+    def __init__(self, rqvae: RqVae, model: DualHeadModel, statistics: TextRegression) -> None:
         super().__init__()
         self.rqvae, self.model = rqvae, model
+        self.register_buffer("weight_TP", torch.from_numpy(statistics.weight_XP), persistent=False)
+        self.register_buffer("bias_P", torch.from_numpy(statistics.bias_P), persistent=False)
 
     def forward(self, text_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         codes_BL, content_BZ = self.rqvae(text_embedding)
-        learned_BX = self.model.item_tower.from_text(self.rqvae.standardise(text_embedding))
-        never_sold_BP = learned_BX.new_zeros(learned_BX.shape[0], self.model.config.num_statistics)
-        return codes_BL.int(), content_BZ, with_statistics(learned_BX, never_sold_BP)
+        text_BT = self.rqvae.standardise(text_embedding)
+        vector_BX = self.model.item_tower.from_text(text_BT)
+        if self.model.config.num_statistics > 0:
+            vector_BX = with_statistics(vector_BX, text_BT @ self.weight_TP + self.bias_P)
+        return codes_BL.int(), content_BZ, vector_BX
 
 
 def build_release(
@@ -178,7 +186,7 @@ def build_release(
         "user_encoder": UserEncoderGraph(model, items).eval(),
         "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items).eval(),
         "scorer": ScorerGraph(model, items).eval(),
-        "item_encoder": ItemEncoderGraph(rqvae, model).eval(),
+        "item_encoder": ItemEncoderGraph(rqvae, model, run.statistics_from_text).eval(),
     }
     on_part("golden queries")
     _save_golden_queries(run, modules, signature, folder)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from torch import Tensor
 
 from baguni.catalog import CATEGORY_SEPARATOR
 from baguni.errors import InvalidInputError, NotFoundError
@@ -38,7 +39,7 @@ from trainer.model import DualHeadModel
 from trainer.recipes import Recipe
 from trainer.rqvae import RqVae, fit_rqvae
 from trainer.samples import OrderSamples
-from trainer.statistics import ItemStatistics
+from trainer.statistics import ItemStatistics, TextRegression
 from trainer.text import TextEncoder
 from trainer.train import Losses, TrainingSet, build_model, train
 
@@ -132,12 +133,25 @@ class Run:
 
     @cached_property
     def statistics(self) -> ItemStatistics:
-        """Item statistics of every month before the test month, and at its start."""
+        """Item statistics of every month before the test month, and at its start; what was never ordered has there what its
+        text promises."""
         path, recipe = self.path / "statistics.npz", self.recipe
         if not path.is_file():
             days, num_factors = recipe.statistics_days, recipe.num_factors
-            ItemStatistics.of(self.training_log, self.test_start_ms, days, num_factors).save(path)
+            counted = ItemStatistics.of(self.training_log, self.test_start_ms, days, num_factors)
+            counted.completed(self._text_NT.numpy(), self.frequency_N > 0).save(path)
         return ItemStatistics.load(path)
+
+    @property
+    def statistics_from_text(self) -> TextRegression:
+        """What the text of an item that comes later says of its statistics."""
+        ordered_N = self.frequency_N > 0
+        return TextRegression.fit(self._text_NT.numpy()[ordered_N], self.statistics.newest_NP[ordered_N])
+
+    @cached_property
+    def _text_NT(self) -> Tensor:  # noqa: N802 - a shape suffix
+        with torch.no_grad():
+            return self.rqvae().standardise(torch.from_numpy(self.embeddings()))
 
     @cached_property
     def frequency_N(self) -> NDArray[np.float32]:  # noqa: N802 - a shape suffix
@@ -154,10 +168,8 @@ class Run:
         )
         if len(samples) == 0:
             raise InvalidInputError(f"{self.dataset_path} has no order before its last month: nothing to train on")
-        with torch.no_grad():
-            text_NT = self.rqvae().standardise(torch.from_numpy(self.embeddings()))
         codes_NL, values_TNP = torch.from_numpy(table.codes_NL).long(), torch.from_numpy(self.statistics.values_TNP)
-        return TrainingSet(samples, text_NT, codes_NL, torch.from_numpy(self.frequency_N), values_TNP)
+        return TrainingSet(samples, self._text_NT, codes_NL, torch.from_numpy(self.frequency_N), values_TNP)
 
     def embed_items(self, progress: Progress = silent) -> None:
         """Stage 1: text embeddings of the catalogue."""

@@ -4,11 +4,11 @@ Statistics are taken at the start of every calendar month from what came before 
 past sees them as old as a served request sees those of its release, and never what was sold later.
 """
 
-# N = items, U = users, P = statistics of an item, of which the last K are factors, T = months
+# N = items, U = users, P = statistics of an item, of which the last K are factors, T = months, X = text dim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -27,6 +27,7 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 FACTOR_DECAY_DAYS = 180.0
 FACTOR_REGULARISATION = 500.0
+TEXT_REGULARISATION = 1_000.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class ItemStatistics:
     def newest_NP(self) -> Float32:  # noqa: N802 - a shape suffix
         """What a release serves with."""
         return np.asarray(self.values_TNP[-1])
+
+    def completed(self, text_NX: Float32, ordered_N: NDArray[np.bool_]) -> ItemStatistics:
+        """The same, but items that nobody has ordered have in the newest month what their texts promise."""
+        values_TNP = self.values_TNP.copy()
+        promised = TextRegression.fit(text_NX[ordered_N], self.newest_NP[ordered_N])
+        values_TNP[-1, ~ordered_N] = promised(text_NX[~ordered_N])
+        return replace(self, values_TNP=values_TNP)
 
     def save(self, path: Path) -> None:
         """Write them; several processes of one training may do so at once."""
@@ -76,6 +84,30 @@ class ItemStatistics:
             known = log.before(start)
             values.append(np.c_[_at(known, start, window_days), collaborative_factors(known, start, num_factors)])
         return cls(np.asarray(starts, np.int64), np.stack(values), num_factors)
+
+
+@dataclass(frozen=True)
+class TextRegression:
+    """What an item's text says of its statistics: text · weight_XP + bias_P, by ridge regression over items that are sold."""
+
+    weight_XP: Float32
+    bias_P: Float32
+
+    @classmethod
+    def fit(cls, text_NX: Float32, values_NP: Float32) -> TextRegression:
+        """From standardised text embeddings and statistics; from no item, zeros."""
+        size, width = text_NX.shape[1], values_NP.shape[1]
+        if len(text_NX) == 0:
+            return cls(np.zeros((size, width), np.float32), np.zeros(width, np.float32))
+        mean_X, mean_P = text_NX.mean(axis=0), values_NP.mean(axis=0)
+        centred = text_NX - mean_X
+        gram = (centred.T @ centred).astype(np.float64) + TEXT_REGULARISATION * np.eye(size)
+        weight = np.linalg.solve(gram, centred.T @ (values_NP - mean_P)).astype(np.float32)
+        return cls(weight, mean_P - mean_X @ weight)
+
+    def __call__(self, text_NX: Float32) -> Float32:
+        """[N, P]."""
+        return np.asarray(text_NX @ self.weight_XP + self.bias_P)
 
 
 def _month_starts(log: Dataset, end_ms: int) -> list[int]:

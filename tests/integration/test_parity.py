@@ -98,6 +98,6 @@ def test_a_text_in_triton_gets_the_codes_and_vectors_of_training(run: Run, trito
     served = triton.infer("item_encoder", embedding, 10.0)
     np.testing.assert_array_equal(served["codes"], active_release.semantic_ids.codes_NL[:20, :-1])
     np.testing.assert_allclose(served["content_vector"], active_release.content_vectors[:20], atol=1e-4)
-    graph = ItemEncoderGraph(run.rqvae(), run.model())
+    graph = ItemEncoderGraph(run.rqvae(), run.model(), run.statistics_from_text)
     _, _, vectors = graph(torch.from_numpy(run.embeddings()[:20]))
     np.testing.assert_allclose(served["item_vector"], vectors.numpy(), atol=1e-4)

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from trainer.decoding import BeamSearch
-from trainer.export import UserEncoderGraph, frozen_items
+from trainer.export import ItemEncoderGraph, UserEncoderGraph, frozen_items
 from trainer.model import DualHeadModel, History, Memory, mix_copied
 from trainer.retrieval import score_items
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples
+from trainer.statistics import TextRegression
 
 
 def some_batch(run: Run, max_tokens: int | None = None) -> Batch:
@@ -148,3 +149,18 @@ def test_what_nobody_ordered_stands_on_its_text_alone(trained: Run) -> None:
         vectors_NX, from_text_NX = mode.item_vectors(text_NT), model.item_tower.from_text(text_NT)
         torch.testing.assert_close(vectors_NX[[2, 5]], from_text_NX[[2, 5]])
         assert not torch.allclose(vectors_NX[[1, 3]], from_text_NX[[1, 3]])
+
+
+@torch.no_grad()
+def test_an_item_that_comes_later_is_placed_as_one_of_the_catalogue_that_nobody_ordered(trained: Run) -> None:
+    ordered_N = torch.ones(len(trained.semantic_ids()), dtype=torch.bool)
+    ordered_N[5] = False
+    model = DualHeadModel(trained.model().config, ordered_N)
+    model.load_state_dict(trained.model().state_dict())
+    text_NT = trained.training_set.text_NT
+    statistics = trained.statistics.completed(text_NT.numpy(), ordered_N.numpy())
+    served_NX = model.eval().served_vectors(text_NT, torch.from_numpy(statistics.newest_NP))
+    from_text = TextRegression.fit(text_NT.numpy()[ordered_N.numpy()], statistics.newest_NP[ordered_N.numpy()])
+    graph = ItemEncoderGraph(trained.rqvae(), model, from_text)
+    _, _, vector_BX = graph(torch.from_numpy(trained.embeddings()[5:6]))
+    torch.testing.assert_close(vector_BX[0], served_NX[5], atol=1e-5, rtol=1e-5)

@@ -11,7 +11,9 @@ from trainer.run import Run
 from trainer.statistics import (
     FACTOR_DECAY_DAYS,
     FACTOR_REGULARISATION,
+    TEXT_REGULARISATION,
     ItemStatistics,
+    TextRegression,
     collaborative_factors,
 )
 
@@ -72,3 +74,25 @@ def test_a_log_too_small_for_the_factors_fills_them_with_zeros(trained: Run) -> 
 
 def test_without_windows_there_are_no_statistics(trained: Run) -> None:
     assert ItemStatistics.of(trained.training_log, trained.test_start_ms, ()).num_statistics == 0
+
+
+def test_an_item_without_orders_has_the_statistics_that_its_text_promises(trained: Run) -> None:
+    counted = trained.statistics
+    text_NX = trained.training_set.text_NT.numpy()
+    ordered_N = np.ones(len(text_NX), bool)
+    ordered_N[[2, 5, 11]] = False
+    completed = counted.completed(text_NX, ordered_N)
+    np.testing.assert_array_equal(completed.values_TNP[:-1], counted.values_TNP[:-1])
+    np.testing.assert_array_equal(completed.newest_NP[ordered_N], counted.newest_NP[ordered_N])
+
+    design = np.c_[text_NX[ordered_N], np.ones(ordered_N.sum())].astype(float)
+    penalty = TEXT_REGULARISATION * np.diag([*np.ones(text_NX.shape[1]), 0.0])  # the mean is free
+    weight = np.linalg.solve(design.T @ design + penalty, design.T @ counted.newest_NP[ordered_N])
+    expected = np.c_[text_NX[~ordered_N], np.ones(3)] @ weight
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(completed.newest_NP[~ordered_N], expected, atol=1e-4)
+
+
+def test_texts_promise_nothing_where_nothing_was_sold() -> None:
+    promised = TextRegression.fit(np.zeros((0, 3), np.float32), np.zeros((0, 2), np.float32))
+    assert (promised(np.ones((4, 3), np.float32)) == 0).all()
