@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import click
 from rich.console import Console
@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from baguni.settings import Endpoints
+from trainer.triton_config import Target
 
 DATA = click.argument("data", type=click.Path(path_type=Path))
 RUN = click.option(
@@ -98,10 +99,10 @@ def evaluate(
 @click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
 @click.option(
     "--target",
-    type=click.Choice(["python", "onnxruntime", "tensorrt"]),
+    type=click.Choice(get_args(Target)),
     default="python",
     show_default=True,
-    help="What runs the models in Triton; tensorrt builds engines for this machine's GPU.",
+    help="What runs the models in Triton; tensorrt builds engines for this machine's GPU, torch is for GPUs without it.",
 )
 @click.option("--int8", "quantised", is_flag=True, help="Models that read histories in int8: twice as quick on a CPU.")
 def export(
@@ -110,7 +111,7 @@ def export(
     recipe: str,
     seed: int,
     releases: Path | None,
-    target: Literal["python", "onnxruntime", "tensorrt"],
+    target: Target,
     quantised: bool,
 ) -> None:
     """Make a release of a finished run and add it to the release store. Activate it with `baguni release activate`."""
@@ -125,15 +126,7 @@ def export(
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=store.root))
     try:
         with progress_bars() as progress:
-            parts = iter(range(1, 7))
-            build_release(
-                run,
-                building / "release",
-                lambda part: progress("export", next(parts), 6, part),
-                target,
-                store.root / ".tensorrt-timing",
-                quantised,
-            )
+            build_release(run, building / "release", progress, target, store.root / ".tensorrt-timing", quantised)
         release = store.add(building / "release")
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -1,27 +1,22 @@
-"""From a finished run to a release: ONNX graphs, item vectors, Triton's files, manifest.
-
-The tensors are those of `baguni.signature`; the graphs here are thin frames around the trained modules that give them
-those names. What the release serves is computed by the same code that was evaluated.
+"""From a finished run to a release: graphs, item vectors, Triton's files, manifest. What the release serves is computed by the
+same code that was evaluated.
 """
 
-# N = items, B = batch, S = tokens, L = code levels, T = text dim
+# N = items, X = components of a vector, C = candidates, L = code levels, T = text dim
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from torch import Tensor, nn
+from torch import nn
 
 from baguni.errors import InvalidInputError
 from baguni.inference import triton_inputs
@@ -36,180 +31,88 @@ from baguni.signature import (
     model_specs,
     triton_model_name,
 )
-from trainer.decoding import ILLEGAL, BeamSearch
-from trainer.model import DualHeadModel, History, with_statistics
+from trainer.decoding import BeamSearch
+from trainer.graphs import (
+    FrozenItems,
+    GeneratorGraph,
+    ItemEncoderGraph,
+    ScorerGraph,
+    UserEncoderGraph,
+    export_onnx,
+    export_torch,
+)
+from trainer.model import DualHeadModel
 from trainer.precision import half_precision, int8
 from trainer.rqvae import RqVae
-from trainer.run import Run
-from trainer.statistics import TextRegression
+from trainer.run import Progress, Run, silent
 from trainer.tensorrt import build_plan, engine_facts
 from trainer.triton_config import Target, render_config
 
-OPSET = 20
-MAX_BATCH = 1024
 NUM_GOLDEN = 16
-OF_HISTORIES = ("user_encoder", "generator", "scorer")
+GPU_TARGETS = ("tensorrt", "torch")
+RUNNERS: dict[Target, str] = {"python": "onnx_runner.py", "torch": "torch_runner.py"}
 BACKEND_DIR = Path(__file__).resolve().parent.parent / "model_repository"
-
-
-class FrozenItems(nn.Module):
-    """What a release knows of its items, fixed: the rows that the encoder looks up for each token."""
-
-    vectors_NX: Tensor
-    statistics_NP: Tensor
-
-    def __init__(self, vectors_NX: Tensor, statistics_NP: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("vectors_NX", vectors_NX, persistent=False)
-        self.register_buffer("statistics_NP", F.pad(statistics_NP, (0, 0, 1, 0)), persistent=False)
-
-    def history(
-        self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
-    ) -> History:
-        """The inputs of `baguni.signature`, and each token's item statistics."""
-        return History(
-            item_index, codes, position, actions, features, context, F.embedding(item_index, self.statistics_NP)
-        )
-
-
-class UserEncoderGraph(nn.Module):
-    """History → user embedding and repeat scores."""
-
-    def __init__(self, model: DualHeadModel, items: FrozenItems) -> None:
-        super().__init__()
-        self.model, self.items = model, items
-
-    def forward(
-        self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        history = self.items.history(item_index, codes, position, actions, features, context)
-        memory = self.model.encode(history, self.items.vectors_NX)
-        return self.model.user_embedding(memory), self.model.repeat_score(memory, history)
-
-
-class GeneratorGraph(nn.Module):
-    """History and node mask → items and log-likelihoods: encoder, decoder and beam search in one graph."""
-
-    def __init__(self, search: BeamSearch, items: FrozenItems) -> None:
-        super().__init__()
-        self.search, self.items = search, items
-
-    def forward(
-        self,
-        item_index: Tensor,
-        codes: Tensor,
-        position: Tensor,
-        actions: Tensor,
-        features: Tensor,
-        context: Tensor,
-        node_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        history = self.items.history(item_index, codes, position, actions, features, context)
-        memory = self.search.model.encode(history, self.items.vectors_NX)
-        result: tuple[Tensor, Tensor] = self.search(memory, node_mask)
-        return result
-
-
-class ScorerGraph(nn.Module):
-    """History and Semantic IDs → their log-likelihoods: the generative head's judgement of items that others found."""
-
-    def __init__(self, model: DualHeadModel, items: FrozenItems) -> None:
-        super().__init__()
-        self.model, self.items = model, items
-
-    def forward(
-        self,
-        item_index: Tensor,
-        codes: Tensor,
-        position: Tensor,
-        actions: Tensor,
-        features: Tensor,
-        context: Tensor,
-        candidate_codes: Tensor,
-    ) -> Tensor:
-        history = self.items.history(item_index, codes, position, actions, features, context)
-        memory = self.model.encode(history, self.items.vectors_NX)
-        scores_BC = self.model.log_likelihood(memory, candidate_codes)
-        return torch.where(candidate_codes[:, :, 0] >= 0, scores_BC, ILLEGAL)
-
-
-class ItemEncoderGraph(nn.Module):
-    """Text embedding → codes, content vector, item vector: what a new item gets within seconds."""
-
-    weight_TP: Tensor
-    bias_P: Tensor
-
-    def __init__(self, rqvae: RqVae, model: DualHeadModel, statistics: TextRegression) -> None:
-        super().__init__()
-        self.rqvae, self.model = rqvae, model
-        self.register_buffer("weight_TP", torch.from_numpy(statistics.weight_XP), persistent=False)
-        self.register_buffer("bias_P", torch.from_numpy(statistics.bias_P), persistent=False)
-
-    def forward(self, text_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        codes_BL, content_BZ = self.rqvae(text_embedding)
-        text_BT = self.rqvae.standardise(text_embedding)
-        vector_BX = self.model.item_tower.from_text(text_BT)
-        if self.model.config.num_statistics > 0:
-            vector_BX = with_statistics(vector_BX, text_BT @ self.weight_TP + self.bias_P)
-        return codes_BL.int(), content_BZ, vector_BX
 
 
 def build_release(
     run: Run,
     folder: Path,
-    on_part: Callable[[str], None] = lambda part: None,
+    progress: Progress = silent,
     target: Target = "python",
     timing_cache: Path | None = None,
     quantised: bool = False,
 ) -> Release:
-    """Write the release of a finished run into the new directory `folder`. `on_part` hears of each part before it.
+    """Write the release of a finished run into the new directory `folder`.
 
     `target` says what runs its models in Triton: "python" ONNX Runtime in the Python backend, "onnxruntime" Triton's own
-    backend, "tensorrt" engines, which are built here, for this machine's GPU (EngineError where there is none). `quantised`:
-    the graphs that read histories in int8, for a CPU.
+    backend, "tensorrt" engines, which are built here, for this machine's GPU (EngineError where there is none), "torch" torch
+    in the Python backend, for GPUs without TensorRT. `quantised`: the graphs that read histories in int8, for a CPU.
     """
-    if quantised and target == "tensorrt":
-        raise InvalidInputError("int8 is for CPUs: a tensorrt release is in half precision", "int8")
+    if quantised and target in GPU_TARGETS:
+        raise InvalidInputError(f"int8 is for CPUs: a {target} release runs on a GPU", "int8")
     engine = engine_facts() if target == "tensorrt" else None
     folder.mkdir(parents=True)
     model, rqvae, table = run.model(), run.rqvae(), run.semantic_ids()
     signature = release_signature(run, model, table)
-    items = frozen_items(run, model)
-    on_part("catalogue and vectors")
-    run.dataset.catalog.save(folder / "catalog.parquet")
-    table.save(folder / "semantic_ids.npz")
-    signature.save(folder / "signature.json")
-    _save_vectors(run, model, rqvae, folder)
-    torch.save({"model": model.state_dict(), "rqvae": rqvae.state_dict()}, folder / "weights.pt")
-    (folder / "recipe.json").write_text(json.dumps(run.recipe.as_dict(), indent=2) + "\n")
+    specs, items = model_specs(signature), frozen_items(run, model)
     modules: dict[str, nn.Module] = {
         "user_encoder": UserEncoderGraph(model, items).eval(),
         "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items).eval(),
         "scorer": ScorerGraph(model, items).eval(),
         "item_encoder": ItemEncoderGraph(rqvae, model, run.statistics_from_text).eval(),
     }
-    on_part("golden queries")
+    progress("export", 0, len(specs) + 1, "catalogue, vectors and golden queries")
+    run.dataset.catalog.save(folder / "catalog.parquet")
+    table.save(folder / "semantic_ids.npz")
+    signature.save(folder / "signature.json")
+    _save_vectors(run, model, rqvae, folder)
+    torch.save({"model": model.state_dict(), "rqvae": rqvae.state_dict()}, folder / "weights.pt")
+    (folder / "recipe.json").write_text(json.dumps(run.recipe.as_dict(), indent=2) + "\n")
     _save_golden_queries(run, modules, signature, folder)
     precision = "fp16" if target == "tensorrt" else "int8" if quantised else "fp32"
     release_id = _release_id(folder, target, precision)
-    for name, spec in model_specs(signature).items():
-        on_part(name)
+    for number, (name, spec) in enumerate(specs.items()):
+        progress("export", number + 1, len(specs) + 1, name)
         if name == "text_encoder":  # it begins with a tokenizer, which only the Python backend can run
             version = _model_folder(folder, spec, release_id, signature.max_batch_size, "python")
             run.text_encoder().export(version)
             shutil.copyfile(BACKEND_DIR / "text_encoder_model.py", version / "model.py")
             continue
         version = _model_folder(folder, spec, release_id, signature.max_batch_size, target)
-        export_onnx(modules[name], spec, version / "model.onnx")
-        if quantised and name in OF_HISTORIES:
+        if target == "torch":
+            export_torch(modules[name], spec, version / "program.pt2")
+        else:
+            export_onnx(modules[name], spec, version / "model.onnx")
+        if quantised and name in GOLDEN_OUTPUTS:
             int8(version / "model.onnx", version / "model.onnx")
-        if target == "python":
-            shutil.copyfile(BACKEND_DIR / "onnx_model.py", version / "model.py")
+        if target in RUNNERS:
+            copy_backend(target, version)
         elif target == "tensorrt":
             half_precision(version / "model.onnx", version / "model.onnx")
             plan = build_plan(version / "model.onnx", spec, signature.max_batch_size, timing_cache=timing_cache)
             (version / "model.plan").write_bytes(plan)
             (version / "model.onnx").unlink()
+    progress("export", len(specs) + 1, len(specs) + 1, release_id)
     fields: Mapping[str, Any] = {
         "release_id": release_id,
         "dataset": run.dataset.name,
@@ -219,8 +122,15 @@ def build_release(
         "target": target,
         "precision": precision,
         **({"engine": engine} if engine else {}),
+        **({"torch": torch.__version__} if target == "torch" else {}),
     }
     return write_manifest(folder, fields)
+
+
+def copy_backend(target: Target, version: Path) -> None:
+    """Put the Python backend's model beside its weights, with what runs them."""
+    shutil.copyfile(BACKEND_DIR / "model.py", version / "model.py")
+    shutil.copyfile(BACKEND_DIR / RUNNERS[target], version / "runner.py")
 
 
 def frozen_items(run: Run, model: DualHeadModel) -> FrozenItems:
@@ -245,38 +155,6 @@ def release_signature(run: Run, model: DualHeadModel, table: SemanticIdTable) ->
         store_timezone=run.dataset.store_timezone,
         rescored_share=run.recipe.rescored_share,
     )
-
-
-def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:
-    """Export with the tensor names of `spec`, a free batch dimension and free named axes, weights inside the file."""
-    shapes = spec.shapes()[-1]
-    example = tuple(_example(tensor.dtype, (2, *shapes[tensor.name])) for tensor in spec.inputs)
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    axes = {name: torch.export.Dim(name, min=1, max=max(sizes)) for name, sizes in spec.axes.items() if len(sizes) > 1}
-    free = tuple(
-        {0: batch} | {1 + place: axes[axis] for place, axis in enumerate(tensor.shape) if axis in axes}
-        for tensor in spec.inputs
-    )
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
-        torch.onnx.export(
-            module,
-            example,
-            str(path),
-            input_names=[tensor.name for tensor in spec.inputs],
-            output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=free,
-            dynamo=True,
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-        )
-
-
-def _example(dtype: str, shape: tuple[int, ...]) -> Tensor:
-    kinds = {"INT32": torch.int32, "FP32": torch.float32, "BOOL": torch.bool}
-    return torch.ones(shape, dtype=kinds[dtype])
 
 
 def _save_vectors(run: Run, model: DualHeadModel, rqvae: RqVae, folder: Path) -> None:

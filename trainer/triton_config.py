@@ -9,7 +9,7 @@ from typing import Literal
 
 from baguni.signature import ModelSpec, TensorSpec, triton_model_name
 
-Target = Literal["python", "onnxruntime", "tensorrt"]
+Target = Literal["python", "onnxruntime", "tensorrt", "torch"]
 
 
 def render_config(spec: ModelSpec, release_id: str, max_batch_size: int, target: Target = "python") -> str:
@@ -22,7 +22,7 @@ def render_config(spec: ModelSpec, release_id: str, max_batch_size: int, target:
     batch_sizes = [size for size in spec.preferred_batch_sizes if size <= max_batch_size]
     return f"""# Rendered by trainer/triton_config.py from baguni/signature.py: edit these, then `baguni export`.
 name: "{triton_model_name(spec.name, release_id)}"
-backend: "{target}"
+backend: "{"python" if target == "torch" else target}"
 max_batch_size: {max_batch_size}
 {_tensors("input", spec.inputs)}
 {_tensors("output", spec.outputs)}
@@ -38,8 +38,8 @@ dynamic_batching {{
 }}
 {_instances(spec, target)}
 {_warm_up(spec, [1, batch_sizes[0]])}parameters {{ key: "release_id" value {{ string_value: "{release_id}" }} }}
-parameters {{ key: "limits" value {{ string_value: "{_limits(spec)}" }} }}
-"""
+parameters {{ key: "limits" value {{ string_value: "{_quoted(_limits(spec))}" }} }}
+{_captured(spec, max_batch_size) if target == "torch" else ""}"""
 
 
 def _tensors(kind: str, specs: tuple[TensorSpec, ...]) -> str:
@@ -53,7 +53,7 @@ def _tensors(kind: str, specs: tuple[TensorSpec, ...]) -> str:
 def _instances(spec: ModelSpec, target: Target) -> str:
     """One instance; on a GPU with a profile for each choice of shapes, so that none pays for a longer one."""
     if target != "tensorrt":
-        return "instance_group [ { count: 1 kind: KIND_CPU } ]"
+        return f"instance_group [ {{ count: 1 kind: {'KIND_GPU' if target == 'torch' else 'KIND_CPU'} }} ]"
     profiles = ", ".join(f'"{number}"' for number in range(len(spec.shapes())))
     return f"instance_group [ {{ count: 1 kind: KIND_GPU profile: [ {profiles} ] }} ]"
 
@@ -80,9 +80,9 @@ def _sizes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     return {axis: size for axis, size in pairs if isinstance(axis, str)}
 
 
-def _limits(spec: ModelSpec) -> str:
-    """What requests must keep to, as JSON that stands in a quoted string: a server that is given anything else says so."""
-    limits = {
+def _limits(spec: ModelSpec) -> dict[str, object]:
+    """What requests must keep to: a server that is given anything else says so."""
+    return {
         tensor.name: {
             "shape": [list(spec.axes[axis]) if isinstance(axis, str) else axis for axis in tensor.shape],
             "low": tensor.low,
@@ -90,4 +90,15 @@ def _limits(spec: ModelSpec) -> str:
         }
         for tensor in spec.inputs
     }
-    return json.dumps(limits).replace('"', '\\"')
+
+
+def _captured(spec: ModelSpec, max_batch_size: int) -> str:
+    """The shapes and batch sizes that are captured as CUDA graphs: every power of two, and the largest."""
+    batch_sizes = sorted({*(2**power for power in range(max_batch_size.bit_length())), max_batch_size})
+    captured = _quoted({"batch_sizes": batch_sizes, "shapes": spec.shapes()})
+    return f'parameters {{ key: "captured" value {{ string_value: "{captured}" }} }}\n'
+
+
+def _quoted(value: object) -> str:
+    """As JSON that stands in a quoted string."""
+    return json.dumps(value).replace('"', '\\"')

@@ -17,7 +17,8 @@ from baguni.signature import EVERYTHING, model_specs
 from benchmarks.inference.subject import Arrays, session
 from benchmarks.result import Row
 from trainer.decoding import BeamSearch
-from trainer.export import GeneratorGraph, UserEncoderGraph, export_onnx, frozen_items, release_signature
+from trainer.export import frozen_items, release_signature
+from trainer.graphs import GeneratorGraph, UserEncoderGraph, export_onnx
 from trainer.precision import half_precision, int8
 from trainer.recipes import recipe_named
 from trainer.run import Run

@@ -25,7 +25,7 @@ from benchmarks.inference.subject import Arrays, Subject, session
 from benchmarks.inference.timing import in_turn
 from benchmarks.result import REPOSITORY, Row
 from deploy.local.settings import StackSettings
-from trainer.export import BACKEND_DIR
+from trainer.export import copy_backend
 from trainer.triton_config import render_config
 
 MODELS, RELEASE, TOKENS, BATCH = ("user_encoder", "generator", "scorer"), "r0", 64, 8
@@ -106,7 +106,7 @@ def _server(subject: Subject, folder: Path) -> Iterator[str]:
         version = repository / triton_model_name(model, RELEASE) / "1"
         version.mkdir(parents=True)
         shutil.copyfile(subject.export(model, folder), version / "model.onnx")
-        shutil.copyfile(BACKEND_DIR / "onnx_model.py", version / "model.py")
+        copy_backend("python", version)
         patient = replace(subject.specs[model], queue_timeout_us=10_000_000)  # a benchmark waits for its answers
         (version.parent / "config.pbtxt").write_text(render_config(patient, RELEASE, subject.signature.max_batch_size))
     ports = [_free_port() for _ in range(3)]

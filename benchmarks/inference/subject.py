@@ -19,7 +19,7 @@ from torch import nn
 from baguni.semantic_ids import SemanticIdTable, unique_suffixes
 from baguni.signature import NUM_CANDIDATES, ModelSignature, ModelSpec, model_specs
 from trainer.decoding import BeamSearch
-from trainer.export import FrozenItems, GeneratorGraph, ScorerGraph, UserEncoderGraph, export_onnx
+from trainer.graphs import FrozenItems, GeneratorGraph, ScorerGraph, UserEncoderGraph, export_onnx
 from trainer.model import DualHeadModel, ModelConfig
 
 Arrays = dict[str, NDArray[np.generic]]

@@ -14,7 +14,8 @@ from baguni.sequences import ModelInputs, event_batch, model_inputs
 from baguni.settings import Endpoints
 from tests.tiny_release import tiny_run
 from trainer.decoding import BeamSearch
-from trainer.export import ItemEncoderGraph, UserEncoderGraph, frozen_items
+from trainer.export import frozen_items
+from trainer.graphs import ItemEncoderGraph, UserEncoderGraph
 from trainer.model import History
 from trainer.run import Run
 from trainer.samples import to_history

@@ -3,14 +3,16 @@ padding, at half precision."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
@@ -22,7 +24,8 @@ from benchmarks.inference import subject
 from benchmarks.inference.subject import session
 from tests.tiny_release import tiny_run
 from trainer.decoding import ILLEGAL, BeamSearch
-from trainer.export import GeneratorGraph, ScorerGraph, UserEncoderGraph, build_release, frozen_items
+from trainer.export import build_release, frozen_items
+from trainer.graphs import GeneratorGraph, ScorerGraph, UserEncoderGraph
 from trainer.precision import half_precision, int8
 from trainer.run import Run
 from trainer.triton_config import Target, render_config
@@ -173,12 +176,12 @@ def test_fewer_bits_say_nearly_the_same(tiny_release: Release, tmp_path, name: s
     assert cosine.min() >= 0.99
 
 
-@pytest.mark.parametrize("target", ["python", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("target", get_args(Target))
 def test_triton_would_read_every_configuration(specs: dict[str, ModelSpec], target: Target) -> None:
     """By Triton's own schema, which refuses a field that it does not know."""
     for name, spec in specs.items():
         config = text_format.Parse(render_config(spec, "r1", 32, target), model_config_pb2.ModelConfig())
-        assert (config.name, config.backend) == (f"{name}_r1", target)
+        assert (config.name, config.backend) == (f"{name}_r1", "python" if target == "torch" else target)
         assert config.dynamic_batching.default_queue_policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
 
 
@@ -212,9 +215,61 @@ def test_an_int8_release_for_the_stock_image_says_what_it_is(run: Run, tmp_path,
         assert 0 < golden_distance(served, golden[output]).max() <= MAX_GOLDEN_DISTANCE
 
 
+@pytest.fixture(scope="module")
+def torch_release(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """For GPUs without TensorRT."""
+    return build_release(run, tmp_path_factory.mktemp("torch") / "release", target="torch")
+
+
+def torch_runner(release: Release, name: str, device: str) -> Any:
+    """What the Python backend would make of a model folder of the release."""
+    folder = release.triton_dir / triton_model_name(name, release.release_id)
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    found = importlib.util.spec_from_file_location("torch_runner", folder / "1" / "runner.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.Runner(folder / "1", json_format.MessageToDict(config, preserving_proto_field_name=True), device)
+
+
+@pytest.mark.parametrize("name", ["user_encoder", "generator", "scorer", "item_encoder"])
+def test_a_torch_program_answers_as_the_graph_does(tiny_release: Release, torch_release: Release, name: str) -> None:
+    runner, graph = torch_runner(torch_release, name, "cpu"), session(graph_file(tiny_release, name))
+    for arrays in some_requests(tiny_release, name):
+        for served, expected in zip(runner.run(arrays), graph.run(None, arrays), strict=True):
+            np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("name", ["user_encoder", "generator", "scorer", "item_encoder"])
+def test_cuda_graphs_answer_as_the_graph_does(tiny_release: Release, torch_release: Release, name: str) -> None:
+    runner, graph = torch_runner(torch_release, name, "cuda:0"), session(graph_file(tiny_release, name))
+    specs = model_specs(tiny_release.signature)
+    assert len(runner.graphs) == len(runner.batch_sizes) * len(specs[name].shapes())
+    for arrays in some_requests(tiny_release, name):
+        (*_, served), (*_, expected) = runner.run(arrays), graph.run(None, arrays)
+        assert golden_distance(served, expected).max() <= MAX_GOLDEN_DISTANCE
+
+
+def some_requests(release: Release, name: str) -> Iterator[Arrays]:
+    """Batches of several sizes, of each bucket."""
+    rng, signature = np.random.default_rng(7), release.signature
+    for batch in (1, 5, 8):
+        if name == "item_encoder":
+            yield {"text_embedding": rng.standard_normal((batch, signature.text_dim)).astype(np.float32)}
+            continue
+        for tokens in signature.buckets:
+            arrays = random_histories(release, batch, tokens, rng)
+            if name == "generator":
+                arrays["node_mask"] = np.ones((batch, 1), bool)
+            if name == "scorer":
+                arrays["candidate_codes"] = candidates(release, batch, rng)
+            yield arrays
+
+
 def test_what_cannot_be_exported_says_why(run: Run, tmp_path, monkeypatch) -> None:
-    with pytest.raises(InvalidInputError, match="int8 is for CPUs"):
-        build_release(run, tmp_path / "release", target="tensorrt", quantised=True)
+    for target in ("tensorrt", "torch"):
+        with pytest.raises(InvalidInputError, match=f"int8 is for CPUs: a {target} release runs on a GPU"):
+            build_release(run, tmp_path / "release", target=target, quantised=True)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EngineError, match=r"tensorrt cannot be imported|no NVIDIA GPU here"):
         build_release(run, tmp_path / "release", target="tensorrt")

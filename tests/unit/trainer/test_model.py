@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from trainer.decoding import BeamSearch
-from trainer.export import ItemEncoderGraph, UserEncoderGraph, frozen_items
+from trainer.export import frozen_items
+from trainer.graphs import ItemEncoderGraph, UserEncoderGraph
 from trainer.model import DualHeadModel, History, Memory, mix_copied
 from trainer.retrieval import score_items
 from trainer.run import Run

@@ -1,33 +1,28 @@
-"""Triton Python backend that hosts ONNX Runtime: what a machine without a GPU runs. It knows no model: names, types, batching
-and what requests must keep to come from config.pbtxt, the weights from `model.onnx` beside this file. Copied to
-`1/model.py` at export.
+"""Triton Python backend: hands dynamically batched requests to the runner beside this file, ONNX Runtime
+or torch. It knows no model: names, types and what requests must keep to come from config.pbtxt. Copied to `1/model.py` at
+export, with a runner as `1/runner.py`.
 """
 
 import triton_python_backend_utils as pb_utils  # isort: skip - first: it says where the other packages are
 
 import json
-import os
+import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+
+sys.path.insert(0, str(Path(__file__).parent))
+from runner import Runner
 
 
 class TritonPythonModel:
-    """One instance: one ONNX Runtime session with a thread count of its own."""
+    """One instance: one runner."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session. The machine's cores are shared out among the instances, and idle threads do not spin."""
+        """Open the runner, on the device that the configuration names."""
         config = json.loads(args["model_config"])
-        folder = Path(args["model_repository"]) / args["model_version"]
-        options = ort.SessionOptions()
-        instances = sum(group["count"] for group in config["instance_group"])
-        options.intra_op_num_threads = max((os.cpu_count() or 1) // instances, 1)
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        self.binding = self.session.io_binding()
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        self.runner = Runner(Path(args["model_repository"]) / args["model_version"], config, device)
         self.limits = json.loads(config["parameters"]["limits"]["string_value"])
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
@@ -39,7 +34,7 @@ class TritonPythonModel:
         good = [arrays for arrays, problem in zip(rows, problems) if not problem]
         try:
             answers = iter(self.run(good) if good else [])
-        except Exception as error:  # whatever ONNX Runtime raises concerns these requests, not the server
+        except Exception as error:  # whatever the runner raises concerns these requests, not the server
             failure = f"{type(error).__name__}: {error}"
             problems, answers = [problem or failure for problem in problems], iter([])
         return [
@@ -49,17 +44,8 @@ class TritonPythonModel:
 
     def run(self, rows: list) -> list:
         """A response for each request's arrays."""
-        for name in self.limits:
-            parts = [np.ascontiguousarray(arrays[name]) for arrays in rows]
-            self.binding.bind_cpu_input(name, parts[0] if len(parts) == 1 else np.concatenate(parts))
-        for name in self.outputs:
-            self.binding.bind_output(name)
-        try:
-            self.session.run_with_iobinding(self.binding)
-            results = self.binding.copy_outputs_to_cpu()
-        finally:
-            self.binding.clear_binding_inputs()
-            self.binding.clear_binding_outputs()
+        parts = {name: [np.ascontiguousarray(arrays[name]) for arrays in rows] for name in self.limits}
+        results = self.runner.run({n: p[0] if len(p) == 1 else np.concatenate(p) for n, p in parts.items()})
         ends = np.cumsum([len(next(iter(arrays.values()))) for arrays in rows])
         starts = [0, *ends[:-1]]
         return [
