@@ -84,6 +84,16 @@ class HistoryReader:
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
 
+    async def read_newer(self, user_id: str, version: int | None) -> History | None:
+        """A user's history, or None if it still has this version."""
+        if version is not None:
+            try:
+                if int(await self._client.get(_VERSION_KEY % user_id) or 0) == version:
+                    return None
+            except redis.RedisError as error:
+                raise UnavailableError("redis", str(error)) from error
+        return (await self.read([user_id]))[0]
+
     async def read(self, user_ids: Sequence[str]) -> list[History]:
         """Histories in the order of `user_ids`, in one round trip; a user without one has an empty history."""
         try:

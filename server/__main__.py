@@ -8,12 +8,14 @@ import signal
 import sys
 from contextlib import suppress
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 import redis.asyncio
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
 
 from baguni.errors import UnavailableError
 from baguni.history_store import HistoryReader
@@ -21,7 +23,9 @@ from baguni.release import ReleaseStore
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.active_release import ActiveRelease
-from server.interceptor import ErrorInterceptor
+from server.interceptor import Gatekeeper
+from server.metrics import Metrics
+from server.parts import Parts
 from server.service import RecommendationService
 from server.settings import ServerSettings
 
@@ -38,11 +42,12 @@ async def serve(settings: ServerSettings, stopping: asyncio.Event) -> None:
     """Serve until told to stop. Healthy once a release is served; not any more before it drains."""
     client = redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=2.0, socket_connect_timeout=1.0)
     active = ActiveRelease(settings, ReleaseStore(settings.releases), client)
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=OPTIONS)
+    metrics = Metrics()
+    parts = Parts.of(settings, HistoryReader(client), metrics)
+    gatekeeper = Gatekeeper(SERVICE, metrics, settings.max_in_flight)
+    server = grpc.aio.server(interceptors=[gatekeeper], options=OPTIONS)
     health = grpc_health.aio.HealthServicer()  # type: ignore[attr-defined]
-    pb_grpc.add_RecommendationServiceServicer_to_server(
-        RecommendationService(settings, active, HistoryReader(client)), server
-    )
+    pb_grpc.add_RecommendationServiceServicer_to_server(RecommendationService(settings, active, parts), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     for name in ("", SERVICE):
@@ -50,10 +55,17 @@ async def serve(settings: ServerSettings, stopping: asyncio.Event) -> None:
     if server.add_insecure_port(settings.gateway_address) == 0:
         raise UnavailableError("gateway", f"cannot listen on {settings.gateway_address}")
     await server.start()
-    log.info("listening address=%s", settings.gateway_address)
+    exporter = _export(metrics, settings.metrics_address)
+    log.info("listening address=%s metrics=%s", settings.gateway_address, settings.metrics_address)
     served = asyncio.Event()
+
+    def on_release(release_id: str) -> None:
+        metrics.release.clear()
+        metrics.release.labels(release_id).set(1)
+        served.set()
+
     followers = [
-        asyncio.create_task(active.follow(lambda _: served.set())),
+        asyncio.create_task(active.follow(on_release)),
         asyncio.create_task(active.follow_items()),
         asyncio.create_task(_healthy_when(served, health)),
     ]
@@ -66,7 +78,19 @@ async def serve(settings: ServerSettings, stopping: asyncio.Event) -> None:
             await task
     await active.close()
     await client.aclose()
+    exporter.shutdown()
+    exporter.server_close()
     log.info("stopped")
+
+
+def _export(metrics: Metrics, address: str) -> WSGIServer:
+    """Let Prometheus read the metrics, from a thread of its own."""
+    host, _, port = address.rpartition(":")
+    try:
+        exporter, _ = start_http_server(int(port), host, metrics.registry)
+    except (OSError, ValueError) as error:
+        raise UnavailableError("gateway", f"cannot serve metrics on {address}: {error}") from error
+    return exporter
 
 
 async def _healthy_when(served: asyncio.Event, health: Any) -> None:

@@ -12,43 +12,52 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import UnavailableError
 from baguni.history import History
-from baguni.history_store import HistoryReader
 from baguni.inference import triton_inputs
 from baguni.semantic_ids import Trie
 from server.active_release import Serving
 from server.deadline import Deadline
+from server.parts import Parts
 from server.queries import GenerateQuery, RankedItem, Rules, Source, UserRanking
-from server.recommend import as_of, may_return, purchased_items, read_histories, summarise
+from server.recommend import FAILURES, as_of, in_time, popular_items, purchased_items, summarise
 
 
 async def generate_top_items(
-    serving: Serving, histories: HistoryReader, query: GenerateQuery, deadline: Deadline
+    serving: Serving, parts: Parts, query: GenerateQuery, deadline: Deadline
 ) -> list[UserRanking]:
     """One list per user of the query, in its order."""
     try:
-        stored = await read_histories(histories, query.user_ids, deadline.limit(deadline.remaining_s()))
-    except UnavailableError as error:
+        stored = await parts.ask(
+            "history",
+            deadline.remaining_s(),
+            deadline,
+            lambda timeout_s: in_time(parts.histories.read(query.user_ids), timeout_s),
+        )
+    except FAILURES as error:
         return [UserRanking(error=str(error)) for _ in query.user_ids]
     rankings: list[UserRanking] = []
     size = serving.release.signature.max_batch_size
     for start in range(0, len(stored), size):
         batch = [as_of(history, query.now_ms) for history in stored[start : start + size]]
-        rankings += await _generate(serving, batch, query, deadline)
+        rankings += await _generate(serving, parts, batch, query, deadline)
     return rankings
 
 
 async def _generate(
-    serving: Serving, histories: Sequence[History], query: GenerateQuery, deadline: Deadline
+    serving: Serving, parts: Parts, histories: Sequence[History], query: GenerateQuery, deadline: Deadline
 ) -> list[UserRanking]:
     inputs = summarise(serving, histories, query.now_ms)
     known_B = inputs.item_BS[:, 0] >= 0
     arrays = triton_inputs(inputs, serving.items.codes_NL, serving.release.signature)
     arrays["node_mask"] = await _node_masks(serving, histories, query.rules)
     try:
-        outputs = await serving.inference.infer("generator", arrays, deadline.limit(deadline.remaining_s()))
-    except UnavailableError as error:
+        outputs = await parts.ask(
+            "generate",
+            deadline.remaining_s(),
+            deadline,
+            lambda timeout_s: serving.inference.infer("generator", arrays, timeout_s),
+        )
+    except FAILURES as error:
         return [UserRanking(error=str(error)) for _ in histories]
     rows = zip(known_B.tolist(), histories, outputs["generated_item"], outputs["log_likelihood"], strict=True)
     return [
@@ -91,12 +100,5 @@ def _ranking(serving: Serving, items: NDArray[np.int32], scores: NDArray[np.floa
 
 
 def _cold_start(serving: Serving, history: History, query: GenerateQuery) -> UserRanking:
-    purchased = purchased_items(history) if query.rules.exclude_purchased else frozenset()
-    chosen: list[RankedItem] = []
-    for index in serving.items.popular().tolist():
-        if len(chosen) == query.k:
-            break
-        if may_return(serving, index, query.rules, purchased):
-            score = serving.items.popularity(index)
-            chosen.append(RankedItem(serving.items.items[index].item_id, score, (Source.POPULAR,)))
-    return UserRanking(chosen, cold=True)
+    items, purchased_I = serving.items, serving.items.indexes(purchased_items(history))
+    return UserRanking(popular_items(serving, query.rules, purchased_I, items.popular(), query.k), cold=True)

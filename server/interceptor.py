@@ -1,8 +1,12 @@
-"""Where exceptions become gRPC statuses, once for all RPCs. Clients get google.rpc details and never a traceback."""
+"""What every RPC passes: requests that would only be late are refused, durations are measured, and exceptions become gRPC
+statuses. Clients get google.rpc details and never a traceback.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,12 +16,16 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.code_pb2 import (
+    CANCELLED,
     DEADLINE_EXCEEDED,
     FAILED_PRECONDITION,
     INTERNAL,
     INVALID_ARGUMENT,
     NOT_FOUND,
+    OK,
+    RESOURCE_EXHAUSTED,
     UNAVAILABLE,
+    Code,
 )
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -25,6 +33,7 @@ from grpc_status import rpc_status
 
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
 from server.deadline import DeadlineExceeded
+from server.metrics import Metrics
 from server.validation import InvalidRequestError, StalePageError
 
 log = logging.getLogger(__name__)
@@ -32,35 +41,69 @@ DOMAIN = "baguni.v1"
 RETRY_AFTER_S = 1
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Maps the domain's exceptions to statuses."""
+class OverloadedError(BaguniError):
+    """Too many requests are being answered: one more would only make all of them late."""
+
+
+class Gatekeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Refuses what would only be late, times what is answered, and maps the domain's exceptions to statuses. Of the service's
+    own methods, at most `max_in_flight` are answered at a time; health checks and reflection always are."""
+
+    def __init__(self, service: str, metrics: Metrics, max_in_flight: int) -> None:
+        self._prefix, self._metrics, self._max_in_flight = f"/{service}/", metrics, max_in_flight
+        self._in_flight = 0
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap unary methods; the streaming ones are health checks and reflection, which map their own."""
+        """Wrap the service's methods; they are unary."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
+        if handler is None or not handler_call_details.method.startswith(self._prefix):
             return handler
+        if self._in_flight >= self._max_in_flight:
+            self._metrics.shed.inc()
+            return _SHEDDING  # before the request is even read
+        method = handler_call_details.method.removeprefix(self._prefix)
 
         async def handle(request: Message, context: Any) -> Any:
+            started, code = time.perf_counter(), OK
+            self._in_flight += 1
+            self._metrics.in_flight.set(self._in_flight)
             try:
                 return await handler.unary_unary(request, context)
-            except BaguniError as error:
-                await context.abort_with_status(rpc_status.to_status(status_of(error)))
+            except grpc.aio.AbortError:
+                raise
+            except asyncio.CancelledError:
+                code = CANCELLED
+                raise
             except Exception as error:
-                if isinstance(error, grpc.aio.AbortError):
-                    raise
-                incident = uuid.uuid4().hex[:12]
-                log.exception("unexpected method=%s incident=%s", handler_call_details.method, incident)
-                message = f"internal error, incident {incident}"
-                await context.abort_with_status(rpc_status.to_status(Status(code=INTERNAL, message=message)))
+                status = status_of(error) if isinstance(error, BaguniError) else _unexpected(error, method)
+                code = status.code
+                await context.abort_with_status(rpc_status.to_status(status))
+            finally:
+                self._in_flight -= 1
+                self._metrics.in_flight.set(self._in_flight)
+                self._metrics.request_s.labels(method, Code.Name(code)).observe(time.perf_counter() - started)
 
         return grpc.unary_unary_rpc_method_handler(
             handle, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
+
+
+async def _shed(request: bytes, context: Any) -> None:
+    await context.abort_with_status(rpc_status.to_status(status_of(OverloadedError("too many requests: try again"))))
+
+
+_SHEDDING = grpc.unary_unary_rpc_method_handler(_shed)
+
+
+def _unexpected(error: Exception, method: str) -> Status:
+    """What a caller may know of an error that nobody foresaw: under which name it stands in the log."""
+    incident = uuid.uuid4().hex[:12]
+    log.error("unexpected method=%s incident=%s", method, incident, exc_info=error)
+    return Status(code=INTERNAL, message=f"internal error, incident {incident}")
 
 
 def status_of(error: BaguniError) -> Status:
@@ -75,8 +118,10 @@ def status_of(error: BaguniError) -> Status:
         return _status(FAILED_PRECONDITION, "STALE_PAGE", error)
     if isinstance(error, DeadlineExceeded):
         return _status(DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", error)
+    retry = RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
+    if isinstance(error, OverloadedError):
+        return _status(RESOURCE_EXHAUSTED, "OVERLOADED", error, retry)
     if isinstance(error, UnavailableError):
-        retry = RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_S))
         public = BaguniError(f"{error.part} is unavailable")  # what a server said stays in the log
         log.warning("unavailable part=%s error=%s", error.part, error)
         return _status(UNAVAILABLE, "UNAVAILABLE", public, retry)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,9 @@ class ItemTable:
         self.removed: set[str] = set()
         self._popularity = release.popularity
         self._by_popularity = np.argsort(-release.popularity, kind="stable")
+        self._removed_indexes = np.zeros(0, np.int64)
+        self._is_live_N = np.zeros(len(self.items), bool)
+        self._tie_N = _ties(self.items)
         self._trie = release.semantic_ids.trie
         self.allowed = lru_cache(maxsize=REMEMBERED_FILTERS)(self._allowed)
         self.node_mask = lru_cache(maxsize=REMEMBERED_FILTERS)(self._node_mask)
@@ -56,6 +60,10 @@ class ItemTable:
             self._live[index] = live
             (self.removed.add if live.removed else self.removed.discard)(item_id)
         if changes:
+            self._removed_indexes = self.indexes(self.removed)
+            added = self.items[len(self._tie_N) :]
+            self._tie_N = np.r_[self._tie_N, _ties(added)]
+            self._is_live_N = np.isin(np.arange(len(self.items)), list(self._live))
             self.allowed.cache_clear()
             self.node_mask.cache_clear()
 
@@ -83,10 +91,16 @@ class ItemTable:
         """Orders of an item in the last weeks before the release; 0 for an item that came since."""
         return float(self._popularity[index]) if index < self.num_trained else 0.0
 
-    def is_allowed(self, index: int, conditions: Sequence[Filter]) -> bool:
-        """Whether one item is there and satisfies the conditions."""
-        item = self.items[index]
-        return item.item_id not in self.removed and all(condition.holds_for(item) for condition in conditions)
+    def are_allowed(self, index_I: NDArray[np.int64], conditions: Sequence[Filter]) -> NDArray[np.bool_]:
+        """[I] whether each item is there and satisfies the conditions."""
+        allowed = ~np.isin(index_I, self._removed_indexes) if self.removed else np.ones(len(index_I), bool)
+        if conditions:
+            allowed &= filters.mask(conditions, [self.items[index] for index in index_I.tolist()])
+        return allowed
+
+    def tie_break(self, index_I: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[I] a number of each item that has nothing to do with anything but its id."""
+        return self._tie_N[index_I]
 
     def _allowed(self, conditions: tuple[Filter, ...]) -> NDArray[np.bool_]:
         """[N] which items are there and satisfy the conditions; remembered until an item changes (as `allowed`)."""
@@ -105,7 +119,10 @@ class ItemTable:
 
     def _vectors(self, index_I: NDArray[np.int64], base: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         vectors = np.array(base[np.minimum(index_I, self.num_trained - 1)], np.float32)
-        for row, index in enumerate(index_I.tolist()):
-            if index in self._live:
-                vectors[row] = getattr(self._live[index], name)
+        for row in np.flatnonzero(self._is_live_N[index_I]).tolist():
+            vectors[row] = getattr(self._live[int(index_I[row])], name)
         return vectors
+
+
+def _ties(items: Sequence[Item]) -> NDArray[np.int64]:
+    return np.asarray([crc32(item.item_id.encode()) for item in items], np.int64)

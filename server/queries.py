@@ -31,6 +31,14 @@ class Tier(IntEnum):
     RETRIEVAL_ORDER = 5
 
 
+_FROM_BEST = (Tier.FULL, Tier.RETRIEVAL_ORDER, Tier.CACHED_EMBEDDING, Tier.CACHED_LIST, Tier.POPULAR)
+
+
+def worse(one: Tier, other: Tier) -> Tier:
+    """The one that says less of the user."""
+    return max(one, other, key=_FROM_BEST.index)
+
+
 @dataclass(frozen=True)
 class Rules:
     """Which items may be returned."""
@@ -86,12 +94,14 @@ class RankedItem:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One page, best first. `has_more`: whether another page follows."""
+    """One page, best first. `has_more`: whether another page follows; `as_of_ms`: the moment the list was made for, which the
+    next page needs."""
 
     items: Sequence[RankedItem]
     tier: Tier = Tier.FULL
     has_more: bool = False
     history_version: int = 0
+    as_of_ms: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 Candidates are the nearest items in the collaborative space and what the user already knows, under one scoring function:
 score(user, item) = u · v + what the item gains because the user knows it. Where everything counts, a release may give the
-generative head's log-likelihood a share in the order of the best of them.
+generative head's log-likelihood a share in the order of the best of them. A part that does not answer makes the list worse
+and marks it, and nothing else.
 """
 
-# S = tokens of the history, I = items scored, V = vector dim
+# S = tokens of the history, I = items, V = vector dim, C = candidates of the generative head, L = code levels
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from zlib import crc32
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,72 +21,119 @@ from numpy.typing import NDArray
 from baguni import filters
 from baguni.errors import UnavailableError
 from baguni.history import Action, History
-from baguni.history_store import HistoryReader
-from baguni.inference import Arrays, triton_inputs
+from baguni.inference import triton_inputs
 from baguni.sequences import ModelInputs, event_batch, model_inputs
 from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.active_release import Serving
 from server.deadline import Deadline, DeadlineExceeded
-from server.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier
+from server.parts import Parts
+from server.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worse
 from server.settings import ServerSettings
+from server.users import Float32, Int64, KnownUser
+
+T = TypeVar("T")
+NOTHING = np.zeros(0, np.int64)
+FAILURES = (UnavailableError, DeadlineExceeded)
+POPULAR_CHUNK = 256
+SOURCES = [tuple(source for source in Source if bits >> source & 1) for bits in range(2 << max(Source))]
+POPULAR_SCORE = -1e6  # popular items stand below every personal score, in the order of popularity
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """The user as the retrieval head sees them: embedding_V, and the repeat score of each item they know, by index; and the
-    models' inputs it was made of."""
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Distinct items with their scores; source_I has a bit for each `Source` that proposed the item."""
 
-    embedding_V: NDArray[np.float32]
-    repeat_score: Mapping[int, float]
-    inputs: Arrays
+    index_I: Int64
+    score_I: Float32
+    source_I: Int64
 
-
-Scored = dict[int, tuple[float, set[Source]]]
-"""Item index → score and sources."""
+    def take(self, places: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Scored:
+        """Some of them."""
+        return Scored(self.index_I[places], self.score_I[places], self.source_I[places])
 
 
 async def recommend(
-    serving: Serving, histories: HistoryReader, settings: ServerSettings, query: RecommendQuery, deadline: Deadline
+    serving: Serving, parts: Parts, settings: ServerSettings, query: RecommendQuery, deadline: Deadline
 ) -> Ranking:
-    """One page of a list. A part that does not answer makes the list worse and marks it, and nothing else."""
-    tier = Tier.FULL
-    scored: Scored = {}
-    history, embedded = History(), None
-    purchased: frozenset[str] = frozenset()
+    """One page of a list."""
+    items = serving.items
+    user, tier = await _known_user(serving, parts, settings, query, deadline)
+    ranked = Scored(NOTHING, np.zeros(0, np.float32), NOTHING)
+    if user is not None:
+        scored, found_tier = await _candidates(serving, parts, user, settings, query, deadline)
+        ranked, tier = _ranked(serving, user, scored, query.rules), worse(tier, found_tier)
+        if tier in (Tier.FULL, Tier.CACHED_LIST) and len(ranked.index_I) and not query.rules.exclude_purchased:
+            ranked, order_tier = await _rescored(serving, parts, user, ranked, settings, query, deadline)
+            tier = worse(tier, order_tier)
+    stop = query.offset + query.page_size
+    longest = min(stop + 1, max(settings.max_list, len(query.candidate_item_ids)))
+    purchased_I = user.purchased_I if user else NOTHING
+    popular_I = items.popular(query.candidate_item_ids) if query.candidate_item_ids else items.popular()
+    missing = longest - len(ranked.index_I)
+    popular = popular_items(serving, query.rules, purchased_I, popular_I, missing, ranked.index_I)
+    below = [replace(item, score=item.score + POPULAR_SCORE) for item in popular]
+    page = [
+        *_items(serving, ranked.take(slice(query.offset, stop))),
+        *below[max(query.offset - len(ranked.index_I), 0) :],
+    ]
+    return Ranking(
+        page[: query.page_size],
+        tier,
+        has_more=len(ranked.index_I) + len(popular) > stop,
+        history_version=user.history_version if user else 0,
+        as_of_ms=user.as_of_ms if user else query.now_ms,
+    )
+
+
+async def _known_user(
+    serving: Serving, parts: Parts, settings: ServerSettings, query: RecommendQuery, deadline: Deadline
+) -> tuple[KnownUser | None, Tier]:
+    """The user as of the query's now, or as last seen if that cannot be had; None for one of whom nothing is known."""
+    remembered = parts.users.user(serving.release_id, query.user_id) if query.user_id else None
+    current = remembered is not None and _is_current(remembered, query, settings)
     try:
-        history = await _history(histories, settings, query, deadline)
-        purchased = purchased_items(history) if query.rules.exclude_purchased else frozenset()
-        embedded = await _embed(serving, history, settings, query, deadline)
-        if embedded is not None:
-            scored, tier = await _candidates(serving, embedded, purchased, settings, query, deadline)
-    except (UnavailableError, DeadlineExceeded):
-        tier = Tier.POPULAR
-    ranked = _ranked(serving, scored, query, purchased)
-    if tier is Tier.FULL and embedded is not None and ranked and not query.rules.exclude_purchased:
-        ranked, tier = await _rescored(serving, embedded, ranked, settings, query, deadline)
-    longest = max(settings.max_list, len(query.candidate_item_ids))
-    ranked += _popular(serving, query, purchased, {item.item_id for item in ranked}, longest - len(ranked))
-    page = ranked[query.offset : query.offset + query.page_size]
-    has_more = len(ranked) > query.offset + query.page_size
-    return Ranking(page, tier, has_more, history.version)
+        history = await _history(parts, settings, query, remembered if current else None, deadline)
+        if history is None:
+            return remembered, Tier.FULL
+        user = await _embed(serving, parts, as_of(history, query.now_ms), settings, query, deadline)
+    except FAILURES:
+        return remembered, Tier.CACHED_EMBEDDING if remembered else Tier.POPULAR
+    if user is not None and query.user_id and _is_settled(history, query):
+        parts.users.remember_user(serving.release_id, query.user_id, user)
+    return user, Tier.FULL
+
+
+def _is_current(user: KnownUser, query: RecommendQuery, settings: ServerSettings) -> bool:
+    """Whether an embedding is good for the query if the history is still the same. Later pages need that of the first."""
+    if query.offset > 0:
+        return user.as_of_ms == query.now_ms
+    return 0 <= query.now_ms - user.as_of_ms <= settings.embedding_age_s * 1000
+
+
+def _is_settled(history: History, query: RecommendQuery) -> bool:
+    """Whether nothing in the history is later than the query: time alone does not change it then."""
+    return not history.events or history.events[-1].time_ms <= query.now_ms
 
 
 async def _history(
-    histories: HistoryReader, settings: ServerSettings, query: RecommendQuery, deadline: Deadline
-) -> History:
-    """The stored history of a user, or what an anonymous visitor brings; only what had happened by the query's now."""
+    parts: Parts, settings: ServerSettings, query: RecommendQuery, remembered: KnownUser | None, deadline: Deadline
+) -> History | None:
+    """The stored history of a user, or what an anonymous visitor brings; None if the remembered user's has not changed."""
     if query.user_id is None:
-        history = History(query.recent_events)
-    else:
-        history = (await read_histories(histories, [query.user_id], deadline.limit(settings.history_timeout_s)))[0]
-    return as_of(history, query.now_ms)
+        return History(query.recent_events)
+    user_id, version = query.user_id, remembered.history_version if remembered else None
+
+    def read(timeout_s: float) -> Awaitable[History | None]:
+        return in_time(parts.histories.read_newer(user_id, version), timeout_s)
+
+    return await parts.ask("history", settings.history_timeout_s, deadline, read)
 
 
-async def read_histories(histories: HistoryReader, user_ids: Sequence[str], timeout_s: float) -> list[History]:
-    """Stored histories, or UnavailableError when they do not come in time."""
+async def in_time(reading: Awaitable[T], timeout_s: float) -> T:
+    """What Redis answers, or UnavailableError when it does not come in time."""
     try:
         async with asyncio.timeout(timeout_s):
-            return await histories.read(user_ids)
+            return await reading
     except TimeoutError as error:
         raise UnavailableError("redis", f"no history within {timeout_s:.3f} s") from error
 
@@ -106,26 +154,41 @@ def summarise(serving: Serving, histories: Sequence[History], now_ms: int) -> Mo
 
 
 async def _embed(
-    serving: Serving, history: History, settings: ServerSettings, query: RecommendQuery, deadline: Deadline
-) -> Embedded | None:
+    serving: Serving,
+    parts: Parts,
+    history: History,
+    settings: ServerSettings,
+    query: RecommendQuery,
+    deadline: Deadline,
+) -> KnownUser | None:
     """None for a user of whom nothing is known: there is nothing to embed."""
+    signature = serving.release.signature
     inputs = summarise(serving, [history], query.now_ms)
-    item_S = inputs.item_BS[0]
-    if item_S[0] < 0:
+    known_S = inputs.item_BS[0][inputs.item_BS[0] >= 0].astype(np.int64)
+    if not len(known_S):
         return None
-    arrays = triton_inputs(inputs, serving.items.codes_NL, serving.release.signature)
-    outputs = await serving.inference.infer("user_encoder", arrays, deadline.limit(settings.encode_timeout_s))
-    if query.rules.exclude_purchased:
-        return Embedded(outputs["user_embedding"][0, NOVEL], {}, arrays)
-    known_S = item_S[item_S >= 0]  # tokens come first, padding after them
-    repeat = dict(zip(known_S.tolist(), outputs["repeat_score"][0, : len(known_S)].tolist(), strict=True))
-    return Embedded(outputs["user_embedding"][0, EVERYTHING], repeat, arrays)
+    arrays = triton_inputs(inputs, serving.items.codes_NL, signature)
+    outputs = await parts.ask(
+        "encode",
+        settings.encode_timeout_s,
+        deadline,
+        lambda timeout_s: serving.inference.infer("user_encoder", arrays, timeout_s),
+    )
+    return KnownUser(
+        history.version,
+        query.now_ms,
+        outputs["user_embedding"][0],
+        known_S,
+        outputs["repeat_score"][0, : len(known_S)],
+        serving.items.indexes(purchased_items(history)),
+        arrays if signature.rescored_share > 0 else None,
+    )
 
 
 async def _candidates(
     serving: Serving,
-    embedded: Embedded,
-    purchased: frozenset[str],
+    parts: Parts,
+    user: KnownUser,
     settings: ServerSettings,
     query: RecommendQuery,
     deadline: Deadline,
@@ -133,111 +196,154 @@ async def _candidates(
     """Items worth ranking, with exact scores. A caller's own set is ranked as it is, without search."""
     if query.candidate_item_ids:
         asked = serving.items.indexes(query.candidate_item_ids)
-        return _score(serving, embedded, asked, Source.CANDIDATE), Tier.FULL
-    scored = _score(serving, embedded, np.fromiter(embedded.repeat_score, np.int64), Source.HISTORY)
-    excluded = sorted(query.rules.exclude_item_ids | purchased)
-    expression = filters.expression(query.rules.filters, excluded)
+        return _scored(serving, user, query.rules, {Source.CANDIDATE: asked}), Tier.FULL
+    known_I = NOTHING if query.rules.exclude_purchased else user.known_S
+    found_I, tier = await _found(serving, parts, user, len(known_I), settings, query, deadline)
+    return _scored(serving, user, query.rules, {Source.HISTORY: known_I, Source.RETRIEVAL: found_I}), tier
+
+
+async def _found(
+    serving: Serving,
+    parts: Parts,
+    user: KnownUser,
+    num_known: int,
+    settings: ServerSettings,
+    query: RecommendQuery,
+    deadline: Deadline,
+) -> tuple[Int64, Tier]:
+    """The nearest items, or those that were found for the user before."""
+    items, rules = serving.items, query.rules
+    excluded = set(rules.exclude_item_ids)
+    if rules.exclude_purchased:
+        excluded.update(items.items[index].item_id for index in user.purchased_I.tolist())
+    expression = filters.expression(rules.filters, sorted(excluded))
     # Enough for the first NUM_CANDIDATES to be the same on every page, wherever the repeat scores put what is known.
-    first = NUM_CANDIDATES + len(embedded.repeat_score)
-    limit = max(settings.num_retrieved, first, min(query.offset + query.page_size + 1, settings.max_list))
+    longest = min(query.offset + query.page_size + 1, settings.max_list)
+    limit = max(settings.num_retrieved, NUM_CANDIDATES + num_known, longest)
+    embedding_V = user.embedding_qV[_query(rules)]
     try:
-        timeout_s = deadline.limit(settings.search_timeout_s)
-        hits = await serving.index.search_items(embedded.embedding_V, limit, expression, timeout_s)
-    except (UnavailableError, DeadlineExceeded):
-        return scored, Tier.POPULAR
-    found = serving.items.indexes(hit.item_id for hit in hits)
-    for index, (score, sources) in _score(serving, embedded, found, Source.RETRIEVAL).items():
-        scored[index] = (score, sources | scored[index][1] if index in scored else sources)
-    return scored, Tier.FULL
+        hits = await parts.ask(
+            "search",
+            settings.search_timeout_s,
+            deadline,
+            lambda timeout_s: serving.index.search_items(embedding_V, limit, expression, timeout_s),
+        )
+    except FAILURES:
+        found = parts.users.found(serving.release_id, query.user_id) if query.user_id else None
+        return (NOTHING, Tier.POPULAR) if found is None else (found, Tier.CACHED_LIST)
+    found = items.indexes(hit.item_id for hit in hits)
+    if query.user_id:
+        parts.users.remember_found(serving.release_id, query.user_id, found)
+    return found, Tier.FULL
 
 
-def _score(serving: Serving, embedded: Embedded, index_I: NDArray[np.int64], source: Source) -> Scored:
-    if not len(index_I):
-        return {}
-    scores = serving.items.item_vectors(index_I) @ embedded.embedding_V
-    return {
-        index: (score + embedded.repeat_score.get(index, 0.0), {source})
-        for index, score in zip(index_I.tolist(), scores.tolist(), strict=True)
-    }
+def _query(rules: Rules) -> int:
+    return NOVEL if rules.exclude_purchased else EVERYTHING
 
 
-def _ranked(serving: Serving, scored: Scored, query: RecommendQuery, purchased: frozenset[str]) -> list[RankedItem]:
-    """What the rules allow, best first; equal scores in an order that is the same on every page and favours no id."""
+def _scored(serving: Serving, user: KnownUser, rules: Rules, proposed: Mapping[Source, Int64]) -> Scored:
+    """Every proposed item once, with its score and who proposed it."""
+    everything = np.concatenate(list(proposed.values()))
+    index_I, place = np.unique(everything, return_inverse=True)
+    source_I = np.zeros(len(index_I), np.int64)
+    np.bitwise_or.at(
+        source_I, place, np.repeat([1 << source for source in proposed], [len(x) for x in proposed.values()])
+    )
+    score_I = serving.items.item_vectors(index_I) @ user.embedding_qV[_query(rules)]
+    if not rules.exclude_purchased and len(index_I):
+        slot_S = np.searchsorted(index_I, user.known_S).clip(max=len(index_I) - 1)
+        scored_S = index_I[slot_S] == user.known_S
+        score_I[slot_S[scored_S]] += user.repeat_S[scored_S]
+    return Scored(index_I, score_I, source_I)
+
+
+def _ranked(serving: Serving, user: KnownUser, scored: Scored, rules: Rules) -> Scored:
+    """What the rules allow, best first."""
+    return _best_first(serving, scored.take(allowed(serving, scored.index_I, rules, user.purchased_I)))
+
+
+def _best_first(serving: Serving, scored: Scored) -> Scored:
+    """Equal scores in an order that is the same on every page and favours no id."""
+    return scored.take(np.lexsort((serving.items.tie_break(scored.index_I), -scored.score_I)))
+
+
+def allowed(serving: Serving, index_I: Int64, rules: Rules, purchased_I: Int64 = NOTHING) -> NDArray[np.bool_]:
+    """[I] which items the rules let through for somebody who purchased these."""
     items = serving.items
-    allowed = [
-        RankedItem(items.items[index].item_id, score, tuple(sorted(sources)))
-        for index, (score, sources) in scored.items()
-        if may_return(serving, index, query.rules, purchased)
-    ]
-    return _best_first(allowed)
-
-
-def _best_first(items: list[RankedItem]) -> list[RankedItem]:
-    return sorted(items, key=lambda item: (-item.score, crc32(item.item_id.encode())))
+    allowed_I = items.are_allowed(index_I, rules.filters)
+    if rules.exclude_item_ids:
+        allowed_I &= ~np.isin(index_I, items.indexes(rules.exclude_item_ids))
+    if rules.exclude_purchased:
+        allowed_I &= ~np.isin(index_I, purchased_I)
+    return allowed_I
 
 
 async def _rescored(
     serving: Serving,
-    embedded: Embedded,
-    ranked: list[RankedItem],
+    parts: Parts,
+    user: KnownUser,
+    ranked: Scored,
     settings: ServerSettings,
     query: RecommendQuery,
     deadline: Deadline,
-) -> tuple[list[RankedItem], Tier]:
+) -> tuple[Scored, Tier]:
     """The first NUM_CANDIDATES ordered anew with the release's share of the generative head; the others follow as they were.
     A list whose first page did without goes on without."""
     share = serving.release.signature.rescored_share
-    if share == 0:
+    if share == 0 or user.inputs is None:
         return ranked, Tier.FULL
     if not query.rescored:
         return ranked, Tier.RETRIEVAL_ORDER
-    first, rest = ranked[:NUM_CANDIDATES], ranked[NUM_CANDIDATES:]
+    first, rest = ranked.take(slice(NUM_CANDIDATES)), ranked.take(slice(NUM_CANDIDATES, None))
     codes_NL = serving.items.codes_NL
     codes_CL = np.full((NUM_CANDIDATES, codes_NL.shape[1]), -1, np.int32)
-    codes_CL[: len(first)] = codes_NL[serving.items.indexes(item.item_id for item in first)]
+    codes_CL[: len(first.index_I)] = codes_NL[first.index_I]
+    asked = {**user.inputs, "candidate_codes": codes_CL[np.newaxis]}
     try:
-        timeout_s = deadline.limit(settings.score_timeout_s)
-        outputs = await serving.inference.infer(
-            "scorer", {**embedded.inputs, "candidate_codes": codes_CL[np.newaxis]}, timeout_s
+        outputs = await parts.ask(
+            "score",
+            settings.score_timeout_s,
+            deadline,
+            lambda timeout_s: serving.inference.infer("scorer", asked, timeout_s),
         )
-    except (UnavailableError, DeadlineExceeded):
+    except FAILURES:
         return ranked, Tier.RETRIEVAL_ORDER
-    generative_C = outputs["candidate_log_likelihood"][0, : len(first)].tolist()
-    mixed = [
-        replace(item, score=(1 - share) * item.score + share * generative)
-        for item, generative in zip(first, generative_C, strict=True)
-    ]
-    drop = first[-1].score - min(item.score for item in mixed)
-    return _best_first(mixed) + [replace(item, score=item.score - drop) for item in rest], Tier.FULL
-
-
-def _popular(
-    serving: Serving, query: RecommendQuery, purchased: frozenset[str], already: set[str], limit: int
-) -> list[RankedItem]:
-    """Popular items for the places that nothing personal fills: all of them, for a user without history. Of a caller's own
-    set, these only."""
-    lists: list[RankedItem] = []
-    by_popularity = (
-        serving.items.popular(query.candidate_item_ids) if query.candidate_item_ids else serving.items.popular()
-    )
-    for index in by_popularity.tolist():
-        if len(lists) >= min(limit, query.offset + query.page_size + 1):
-            break
-        item_id = serving.items.items[index].item_id
-        if item_id not in already and may_return(serving, index, query.rules, purchased):
-            # Below every personal score, in the order of popularity.
-            lists.append(RankedItem(item_id, -1e6 + serving.items.popularity(index), (Source.POPULAR,)))
-    return lists
-
-
-def may_return(serving: Serving, index: int, rules: Rules, purchased: frozenset[str]) -> bool:
-    """Whether the rules let an item through."""
-    item_id = serving.items.items[index].item_id
+    generative_I = outputs["candidate_log_likelihood"][0, : len(first.index_I)]
+    mixed = replace(first, score_I=((1 - share) * first.score_I + share * generative_I).astype(np.float32))
+    drop = first.score_I[-1] - mixed.score_I.min()
+    best = _best_first(serving, mixed)
     return (
-        item_id not in rules.exclude_item_ids
-        and item_id not in purchased
-        and serving.items.is_allowed(index, rules.filters)
+        Scored(
+            np.r_[best.index_I, rest.index_I],
+            np.r_[best.score_I, rest.score_I - drop],
+            np.r_[best.source_I, rest.source_I],
+        ),
+        Tier.FULL,
     )
+
+
+def popular_items(
+    serving: Serving, rules: Rules, purchased_I: Int64, popular_I: Int64, count: int, already_I: Int64 = NOTHING
+) -> list[RankedItem]:
+    """The first `count` of popular_I that the rules let through and the list has not already, with their popularity."""
+    items = serving.items
+    chosen: list[RankedItem] = []
+    for start in range(0, len(popular_I), POPULAR_CHUNK):
+        if len(chosen) >= count:
+            break
+        chunk_I = popular_I[start : start + POPULAR_CHUNK]
+        chunk_I = chunk_I[allowed(serving, chunk_I, rules, purchased_I) & ~np.isin(chunk_I, already_I)]
+        chosen += [
+            RankedItem(items.items[index].item_id, items.popularity(index), (Source.POPULAR,))
+            for index in chunk_I.tolist()
+        ]
+    return chosen[: max(count, 0)]
+
+
+def _items(serving: Serving, scored: Scored) -> list[RankedItem]:
+    """As they are returned."""
+    rows = zip(scored.index_I.tolist(), scored.score_I.tolist(), scored.source_I.tolist(), strict=True)
+    return [RankedItem(serving.items.items[index].item_id, score, SOURCES[bits]) for index, score, bits in rows]
 
 
 def purchased_items(history: History) -> frozenset[str]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import grpc
 
-from baguni.history_store import HistoryReader
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server import validation
 from server.active_release import ActiveRelease, Serving
 from server.deadline import Deadline
 from server.generate import generate_top_items
+from server.parts import Parts
 from server.queries import RankedItem, Tier, UserRanking
 from server.recommend import recommend
 from server.settings import ServerSettings
@@ -28,19 +28,21 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RecommendationService(pb_grpc.RecommendationServiceServicer):
     """The gateway's service over whichever release is active."""
 
-    def __init__(self, settings: ServerSettings, active: ActiveRelease, histories: HistoryReader) -> None:
-        self._settings, self._active, self._histories = settings, active, histories
+    def __init__(self, settings: ServerSettings, active: ActiveRelease, parts: Parts) -> None:
+        self._settings, self._active, self._parts = settings, active, parts
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802
         """See recommendation.proto."""
         with self._active.held() as serving:
             query, digest = validation.recommend_query(request, _attribute_types(serving), serving.release_id)
             deadline = _deadline(context, self._settings.default_deadline_s)
-            ranking = await recommend(serving, self._histories, self._settings, query, deadline)
+            ranking = await recommend(serving, self._parts, self._settings, query, deadline)
+            if ranking.tier is not Tier.FULL:
+                self._parts.metrics.degraded.labels(ranking.tier.name).inc()
             request_id = request.request_id or uuid.uuid4().hex
             next_offset = query.offset + len(ranking.items)
             rescored = ranking.tier is not Tier.RETRIEVAL_ORDER
-            token = PageToken(serving.release_id, query.now_ms, next_offset, rescored, digest)
+            token = PageToken(serving.release_id, ranking.as_of_ms, next_offset, rescored, digest)
             return pb.RecommendResponse(
                 request_id=request_id,
                 items=_items(ranking.items, query.offset),
@@ -60,7 +62,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         with self._active.held() as serving:
             query = validation.generate_query(request, _attribute_types(serving))
             deadline = _deadline(context, self._settings.default_bulk_deadline_s)
-            rankings = iter(await generate_top_items(serving, self._histories, query, deadline))
+            rankings = iter(await generate_top_items(serving, self._parts, query, deadline))
             users = [
                 _user(user_id, next(rankings)) if validation.is_user_id(user_id) else _invalid_user(user_id)
                 for user_id in request.user_ids

@@ -16,6 +16,12 @@ class ServerSettings(Endpoints):
     encode_timeout_s: float = Field(default=1.0, gt=0)
     search_timeout_s: float = Field(default=0.5, gt=0)
     score_timeout_s: float = Field(default=0.5, gt=0)
+    embedding_age_s: float = Field(default=300.0, ge=0)  # how long an unchanged history need not be encoded again
+    remembered_users: int = Field(default=4_096, ge=1)
+    breaker_failures: int = Field(default=5, ge=1)  # in a row, before calls to a part fail at once
+    breaker_open_s: float = Field(default=1.0, gt=0)
+    max_in_flight: int = Field(default=64, ge=1)  # requests answered at a time; more are refused at once
+    metrics_address: str = "127.0.0.1:7460"  # where Prometheus reads
     num_retrieved: int = Field(default=200, ge=1, le=16_384)  # candidates from the vector search, before rules
     max_list: int = Field(default=1_000, ge=1)  # items that paging can reach
     pointer_check_s: float = Field(default=1.0, gt=0)

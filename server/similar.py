@@ -9,7 +9,7 @@ from baguni.errors import NotFoundError
 from server.active_release import Serving
 from server.deadline import Deadline
 from server.queries import RankedItem, Ranking, SimilarQuery, Source
-from server.recommend import may_return
+from server.recommend import allowed
 from server.settings import ServerSettings
 
 SPARE = 20  # items that left the catalogue a moment ago may still be in the index
@@ -30,12 +30,14 @@ async def similar_items(serving: Serving, settings: ServerSettings, query: Simil
         scored = [(hit.item_id, hit.score, Source.CONTENT) for hit in hits]
     else:
         scored = await _collaborative(serving, own, limit, expression, timeout_s)
-    allowed = [
+    present = [hit for hit in scored if hit[0] in table.index]
+    allowed_I = allowed(serving, np.asarray([table.index[item_id] for item_id, *_ in present], np.int64), query.rules)
+    ranked = [
         RankedItem(item_id, score, (source,))
-        for item_id, score, source in scored
-        if item_id in table.index and may_return(serving, table.index[item_id], query.rules, frozenset())
+        for (item_id, score, source), is_allowed in zip(present, allowed_I.tolist(), strict=True)
+        if is_allowed
     ]
-    return Ranking(allowed[: query.page_size])
+    return Ranking(ranked[: query.page_size])
 
 
 async def _collaborative(

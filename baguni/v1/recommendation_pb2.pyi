@@ -34,12 +34,12 @@ class _DegradationTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degra
     DEGRADATION_TIER_FULL: _DegradationTier.ValueType  # 1
     """Everything answered."""
     DEGRADATION_TIER_CACHED_EMBEDDING: _DegradationTier.ValueType  # 2
-    """The user encoder did not answer: an embedding of an older history was used. Not produced yet."""
+    """The history or the user encoder did not answer: the user as last seen was used."""
     DEGRADATION_TIER_CACHED_LIST: _DegradationTier.ValueType  # 3
-    """The vector search did not answer: the last list shown to the user. Not produced yet."""
+    """The vector search did not answer: the items found for the user before were ranked again."""
     DEGRADATION_TIER_POPULAR: _DegradationTier.ValueType  # 4
-    """History, user encoder or vector search did not answer: what could still be scored of what the user knows, then popular
-    items; of candidate_item_ids, these by popularity.
+    """Something did not answer and nothing is remembered of the user: what could still be scored of what the user knows, then
+    popular items; of candidate_item_ids, these by popularity.
     """
     DEGRADATION_TIER_RETRIEVAL_ORDER: _DegradationTier.ValueType  # 5
     """The generative head did not answer for this page or the first one: candidates stand in the order of the retrieval head."""
@@ -52,12 +52,12 @@ DEGRADATION_TIER_UNSPECIFIED: DegradationTier.ValueType  # 0
 DEGRADATION_TIER_FULL: DegradationTier.ValueType  # 1
 """Everything answered."""
 DEGRADATION_TIER_CACHED_EMBEDDING: DegradationTier.ValueType  # 2
-"""The user encoder did not answer: an embedding of an older history was used. Not produced yet."""
+"""The history or the user encoder did not answer: the user as last seen was used."""
 DEGRADATION_TIER_CACHED_LIST: DegradationTier.ValueType  # 3
-"""The vector search did not answer: the last list shown to the user. Not produced yet."""
+"""The vector search did not answer: the items found for the user before were ranked again."""
 DEGRADATION_TIER_POPULAR: DegradationTier.ValueType  # 4
-"""History, user encoder or vector search did not answer: what could still be scored of what the user knows, then popular
-items; of candidate_item_ids, these by popularity.
+"""Something did not answer and nothing is remembered of the user: what could still be scored of what the user knows, then
+popular items; of candidate_item_ids, these by popularity.
 """
 DEGRADATION_TIER_RETRIEVAL_ORDER: DegradationTier.ValueType  # 5
 """The generative head did not answer for this page or the first one: candidates stand in the order of the retrieval head."""

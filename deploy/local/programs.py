@@ -113,7 +113,7 @@ def applications(settings: StackSettings) -> list[Program]:
         (sys.executable, "-m", "server"),
         endpoints.gateway_address,
         lambda: _gateway_ready(endpoints),
-        environment,
+        {**environment, "BAGUNI_METRICS_ADDRESS": f"127.0.0.1:{settings.gateway_metrics_port}"},
     )
     return [gateway, *consumers]
 

@@ -1,0 +1,58 @@
+"""What is remembered of users between requests: a cache, so anything in it may be gone, and nothing needs it."""
+
+# S = known items, V = vector dim, I = items
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from cachetools import LRUCache
+from numpy.typing import NDArray
+
+from baguni.inference import Arrays
+
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class KnownUser:
+    """A user as the retrieval head sees them at one moment.
+
+    embedding_qV: one vector per query; known_S, repeat_S: items of the history and what each gains because the user knows it;
+    purchased_I: items the user ordered; inputs: what the models read, where the generative head is to be asked
+    """
+
+    history_version: int
+    as_of_ms: int
+    embedding_qV: Float32
+    known_S: Int64
+    repeat_S: Float32
+    purchased_I: Int64
+    inputs: Arrays | None
+
+
+class UserCache:
+    """The users seen last, by release: the newest embedding of each, and which items were found for them last."""
+
+    def __init__(self, size: int) -> None:
+        self._users: LRUCache[tuple[str, str], KnownUser] = LRUCache(size)
+        self._found: LRUCache[tuple[str, str], NDArray[np.int32]] = LRUCache(size)
+
+    def user(self, release_id: str, user_id: str) -> KnownUser | None:
+        """The user as last embedded."""
+        return self._users.get((release_id, user_id))
+
+    def remember_user(self, release_id: str, user_id: str, user: KnownUser) -> None:
+        """From now on the user's newest embedding."""
+        self._users[release_id, user_id] = user
+
+    def found(self, release_id: str, user_id: str) -> Int64 | None:
+        """Indexes of the items that a search found last, best first."""
+        found = self._found.get((release_id, user_id))
+        return None if found is None else found.astype(np.int64)
+
+    def remember_found(self, release_id: str, user_id: str, item_I: Int64) -> None:
+        """From now on what was found last."""
+        self._found[release_id, user_id] = item_I.astype(np.int32)
