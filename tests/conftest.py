@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +26,7 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 @pytest.fixture(scope="session")
 def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """Redis, broker, Milvus and Triton on free ports; `local_stack.settings` says where."""
-    ports = {name: free_port() for name in StackSettings.model_fields if name.endswith("_port")}
-    stack = LocalStack(StackSettings(state_dir=tmp_path_factory.mktemp("stack"), **ports))
+    stack = LocalStack(StackSettings.on_free_ports(tmp_path_factory.mktemp("stack")))
     try:
         stack.start_servers()
         yield stack
@@ -65,15 +61,6 @@ def fresh_group(monkeypatch: pytest.MonkeyPatch) -> str:
     suffix = f"-{os.urandom(4).hex()}"
     monkeypatch.setenv("BAGUNI_GROUP_SUFFIX", suffix)
     return suffix
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens, below those that the kernel gives to outgoing connections: one of
-    these can be taken before the server is there. Milvus then listens somewhere else without a word."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def repository() -> Path:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from baguni.signature import triton_model_name
 from benchmarks.inference.subject import Arrays, Subject, session
 from benchmarks.inference.timing import in_turn
 from benchmarks.result import REPOSITORY, Row
-from deploy.local.settings import StackSettings
+from deploy.local.settings import StackSettings, free_port
 from trainer.export import copy_backend
 from trainer.triton_config import render_config
 
@@ -109,7 +108,7 @@ def _server(subject: Subject, folder: Path) -> Iterator[str]:
         copy_backend("python", version)
         patient = replace(subject.specs[model], queue_timeout_us=10_000_000)  # a benchmark waits for its answers
         (version.parent / "config.pbtxt").write_text(render_config(patient, RELEASE, subject.signature.max_batch_size))
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     command = [StackSettings().servers_python, REPOSITORY / "deploy" / "local" / "triton_server.py"]
     arguments = [repository, folder / "work", *ports]
     with (folder / "triton.log").open("wb") as log:
@@ -137,8 +136,3 @@ def _load(url: str, name: str, deadline: float) -> None:
                 time.sleep(0.2)
     finally:
         client.close()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import socket
 from pathlib import Path
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -9,6 +12,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from baguni.settings import Endpoints
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens, below those that the kernel gives to outgoing connections: one of
+    these can be taken before the server is there. Milvus then listens somewhere else without a word."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class StackSettings(BaseSettings):
@@ -28,6 +40,12 @@ class StackSettings(BaseSettings):
     redis_port: int = 7454
     servers_python: Path = REPOSITORY / ".venv-stack/bin/python"
     start_timeout_s: float = 120.0
+
+    @classmethod
+    def on_free_ports(cls, state_dir: Path) -> StackSettings:
+        """For a stack beside others."""
+        ports = {name: free_port() for name in cls.model_fields if name.endswith("_port")}
+        return cls.model_validate({"state_dir": state_dir, **ports})
 
     @property
     def ports(self) -> dict[str, int]:

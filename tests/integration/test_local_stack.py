@@ -13,14 +13,12 @@ import pytest
 from baguni.errors import InvalidInputError, NotFoundError
 from deploy.local.settings import StackSettings
 from deploy.local.stack import MARK, LocalStack
-from tests.conftest import free_port
 
 pytestmark = pytest.mark.stack
 
 
 def own_settings(path: Path, **changes: object) -> StackSettings:
-    ports = {name: free_port() for name in StackSettings.model_fields if name.endswith("_port")}
-    return StackSettings(state_dir=path, **{**ports, **changes})  # type: ignore[arg-type]
+    return StackSettings.on_free_ports(path).model_copy(update=changes)
 
 
 def marked_processes(stack: LocalStack) -> list[int]:

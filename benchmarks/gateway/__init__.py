@@ -1,0 +1,1 @@
+"""`Recommend` under load, beside the bare servers that it asks."""

@@ -1,0 +1,282 @@
+"""What the gateway adds to the servers that it asks, and how it bears too much:
+
+python -m benchmarks.gateway [RUN]      writes benchmarks/results/gateway.json
+
+RUN is a finished run on Complete Journey. Everything runs on this machine, the load included; ratios are of one run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import redis.asyncio
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from baguni.history_store import HistoryReader
+from baguni.inference import Arrays, InferenceClient, triton_inputs
+from baguni.item_index import AsyncItemIndex
+from baguni.sequences import event_batch, model_inputs
+from baguni.signature import EVERYTHING, NUM_CANDIDATES
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+from benchmarks.gateway.load import Load, Send, closed_loop, open_loop
+from benchmarks.gateway.scene import Scene, scene
+from benchmarks.result import RESULTS, Row, write_result
+
+DEFAULT_RUN = Path(".baguni/quality/complete-journey/runs/seed0")
+PAGE, DEADLINE_S = 20, 2.0
+SEQUENTIAL, NEW = 1_000, 400
+CONCURRENCY, ROUNDS, SECONDS = 16, 3, 6.0
+KNOWN = 512  # users who come again and again
+MEGABYTE = 2**20
+
+
+class Callers:
+    """One of each: what the gateway is asked, and what it asks."""
+
+    def __init__(self, stage: Scene) -> None:
+        endpoints = stage.stack.settings.endpoints()
+        signature = stage.release.signature
+        self._stage, self._now = stage, Timestamp(seconds=stage.now_ms // 1000)
+        self._channel = grpc.aio.insecure_channel(endpoints.gateway_address)
+        self._stub = pb_grpc.RecommendationServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._redis = redis.asyncio.Redis.from_url(endpoints.redis_url)
+        self._histories = HistoryReader(self._redis)
+        self._inference = InferenceClient(endpoints.triton_url, stage.release.release_id, signature)
+        self._index = AsyncItemIndex(endpoints.milvus_uri, stage.release.release_id)
+        self._vector = np.zeros(signature.vector_dim, np.float32)
+        self._inputs: list[Arrays] = []
+
+    async def prepare(self) -> None:
+        """Make the vector that is searched for, a user's, and the encoder's inputs of users who are new."""
+        users = self._stage.user_ids[KNOWN : KNOWN + NEW]
+        self._inputs = [await self._arrays(user_id) for user_id in users]
+        outputs = await self._inference.infer("user_encoder", self._inputs[0], 10.0)
+        self._vector = outputs["user_embedding"][0, EVERYTHING]
+
+    async def recommend(self, number: int) -> str:
+        """One of the users who come again."""
+        return await self._recommend(self._stage.user_ids[number % KNOWN])
+
+    async def recommend_new(self, number: int) -> str:
+        """Another user each time: nothing is remembered of them."""
+        return await self._recommend(self._stage.user_ids[KNOWN + number])
+
+    async def search(self, number: int) -> str:
+        """The bare vector search, as long as the gateway's."""
+        await self._index.search_items(
+            self._vector, NUM_CANDIDATES + self._stage.release.signature.max_tokens, "", 10.0
+        )
+        return "OK"
+
+    async def version(self, number: int) -> str:
+        """What the gateway reads of a user it remembers."""
+        await self._histories.read_newer(self._stage.user_ids[number % KNOWN], 1)
+        return "OK"
+
+    async def history(self, number: int) -> str:
+        """A whole history."""
+        await self._histories.read([self._stage.user_ids[KNOWN + number]])
+        return "OK"
+
+    async def encode(self, number: int) -> str:
+        """The bare user encoder."""
+        await self._inference.infer("user_encoder", self._inputs[number], 10.0)
+        return "OK"
+
+    async def empty(self, number: int) -> str:
+        """An RPC that does nothing."""
+        await self._health.Check(health_pb2.HealthCheckRequest())
+        return "OK"
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._channel.close(None)
+        await self._inference.close()
+        await self._index.close()
+        await self._redis.aclose()
+
+    async def _recommend(self, user_id: str) -> str:
+        request = pb.RecommendRequest(user_id=user_id, page_size=PAGE, now=self._now)
+        try:
+            response = await self._stub.Recommend(request, timeout=DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return "OK" if response.degradation_tier == pb.DEGRADATION_TIER_FULL else "DEGRADED"
+
+    async def _arrays(self, user_id: str) -> Arrays:
+        signature, release = self._stage.release.signature, self._stage.release
+        events = (await self._histories.read([user_id]))[0].events
+        batch, now = event_batch([events], release.catalog.index), np.array([self._stage.now_ms])
+        inputs = model_inputs(batch, now, signature.max_tokens, signature.store_timezone)
+        return triton_inputs(inputs, release.semantic_ids.codes_NL, signature)
+
+
+async def rows(stage: Scene) -> AsyncIterator[Row]:
+    """Everything that is measured."""
+    callers, gateway = Callers(stage), stage.gateway()
+    await callers.prepare()
+    for number in range(KNOWN):
+        await callers.recommend(number)
+    async for row in _own_cpu(callers, gateway):
+        yield row
+    async for row in _new_histories(callers):
+        yield row
+    async for row in _under_load(callers):
+        yield row
+    yield Row(
+        "memory of a gateway process",
+        gateway.memory_info().rss / MEGABYTE,
+        "MB",
+        "≤ 250 MB",
+        gateway.memory_info().rss <= 250 * MEGABYTE,
+    )
+    await callers.close()
+
+
+async def _own_cpu(callers: Callers, gateway: psutil.Process) -> AsyncIterator[Row]:
+    """CPU of the gateway's process for one request at a time, less what the same calls to Milvus and Redis cost in this one."""
+    recommend_ms = await _cpu_ms(callers.recommend, gateway)
+    empty_ms = await _cpu_ms(callers.empty, gateway)
+    here = psutil.Process()
+    called_ms = await _cpu_ms(callers.search, here) + await _cpu_ms(callers.version, here)
+    own_ms = recommend_ms - called_ms
+    what = "gateway's own CPU per Recommend, history unchanged"
+    yield Row(what, own_ms, "ms", "≤ 1.0 ms", own_ms <= 1.0, "an empty RPC, ms", empty_ms)
+    yield Row(
+        "gateway's CPU per Recommend, its clients' included",
+        recommend_ms,
+        "ms",
+        "reported",
+        True,
+        "clients, ms",
+        called_ms,
+    )
+
+
+async def _cpu_ms(send: Send, process: psutil.Process) -> float:
+    """CPU time of a process per request, one after the other."""
+    before = process.cpu_times()
+    for number in range(SEQUENTIAL):
+        await send(number)
+    after = process.cpu_times()
+    return 1e3 * (after.user + after.system - before.user - before.system) / SEQUENTIAL
+
+
+async def _new_histories(callers: Callers) -> AsyncIterator[Row]:
+    """A user of whom nothing is remembered, beside the sum of what has to be asked for."""
+    names = {
+        "recommend": callers.recommend_new,
+        "redis": callers.history,
+        "encoder": callers.encode,
+        "search": callers.search,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(NEW):
+        for name, send in names.items():
+            started = time.perf_counter()
+            await send(number)
+            seconds[name].append(time.perf_counter() - started)
+    median = {name: 1e3 * float(np.median(values)) for name, values in seconds.items()}
+    asked = median["redis"] + median["encoder"] + median["search"]
+    ratio = median["recommend"] / asked
+    yield Row(
+        "Recommend, a new history each time, over bare Redis, encoder and search (medians)",
+        ratio,
+        "×",
+        "≤ 1.3 ×",
+        ratio <= 1.3,
+        "the three, ms",
+        asked,
+    )
+
+
+async def _under_load(callers: Callers) -> AsyncIterator[Row]:
+    """Throughput beside the bare search's, latency at half of it, and what becomes of three times as much."""
+    most = await _in_turn(lambda send: closed_loop(send, CONCURRENCY, SECONDS), callers)
+    served, searched = (np.median([load.answered_per_s for load in loads]) for loads in most)
+    yield Row(
+        f"Recommend a second, {CONCURRENCY} in flight",
+        float(served),
+        "/ s",
+        "≥ 70 % of the bare search",
+        bool(served >= 0.7 * searched),
+        "bare search",
+        float(searched),
+    )
+    half = await _in_turn(lambda send: open_loop(send, served / 2, SECONDS), callers)
+    for percentile, bar in ((50, 1.5), (99, 3.0)):
+        ours, bare = (float(np.median([load.ms(percentile) for load in loads])) for loads in half)
+        yield Row(
+            f"Recommend, open loop at half of that: p{percentile}",
+            ours,
+            "ms",
+            f"≤ {bar} × the bare search",
+            ours <= bar * bare,
+            "bare search, ms",
+            bare,
+        )
+    flood = await open_loop(callers.recommend, 3 * served, SECONDS)
+    goodput = flood.answered_per_s / served
+    yield Row(
+        "overload at 3 times that: answered, of the most",
+        100 * goodput,
+        "%",
+        "≥ 90 %",
+        goodput >= 0.9,
+        "refused, %",
+        100 * flood.share("RESOURCE_EXHAUSTED"),
+    )
+    yield Row(
+        "overload at 3 times that: p99 of the answered",
+        flood.ms(99),
+        "ms",
+        f"≤ {DEADLINE_S:.0f} s",
+        flood.ms(99) <= 1e3 * DEADLINE_S,
+        "lost, %",
+        100 * (1 - flood.share("OK") - flood.share("RESOURCE_EXHAUSTED") - flood.share("DEGRADED")),
+    )
+
+
+async def _in_turn(run: Callable[[Send], Awaitable[Load]], callers: Callers) -> tuple[list[Load], list[Load]]:
+    """Both, one after the other, ROUNDS times."""
+    ours, bare = [], []
+    for _ in range(ROUNDS):
+        ours.append(await run(callers.recommend))
+        bare.append(await run(callers.search))
+    return ours, bare
+
+
+async def measure(run: Path, folder: Path) -> list[Row]:
+    """All rows, printed as they come."""
+    found = []
+    with scene(run, folder) as stage:
+        async for row in rows(stage):
+            beside = f"   {row.reference}: {row.reference_value:.4g}" if row.reference_value is not None else ""
+            print(
+                f"{row.what}: {row.value:.4g} {row.unit}{beside}   {row.bar}: {'' if row.holds else 'MISSED'}",
+                flush=True,
+            )
+            found.append(row)
+    return found
+
+
+def main(run: str | None = None) -> None:
+    """Measure and write the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(measure(Path(run) if run else DEFAULT_RUN, Path(folder)))
+    write_result(RESULTS / "gateway.json", "gateway", "make bench-gateway", found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
