@@ -5,10 +5,12 @@ A catalogue is columns; an item is an index into them. It knows nothing of vecto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,7 @@ CATEGORY_SEPARATOR = " > "
 AttributeValue = str | float | bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One item as a shop describes it. `attributes` are what filters can ask for, beyond category and available."""
 
@@ -79,22 +81,36 @@ class Catalog:
     @classmethod
     def load(cls, path: Path) -> Catalog:
         """Read what `save` wrote."""
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read(use_threads=False)
         names = [name for name in table.column_names if name.startswith("attributes.")]
         kinds = {name.removeprefix("attributes."): _kind(table.schema.field(name).type) for name in names}
-        rows = table.to_pylist()
-        items = [
-            Item(
-                row["item_id"],
-                row["title"],
-                tuple(row["category_path"]),
-                {name: row[f"attributes.{name}"] for name in kinds if row[f"attributes.{name}"] is not None},
-                row["available"],
-                row["description"],
-            )
-            for row in rows
-        ]
+        items = _items(table, list(kinds))
+        del table
+        pa.default_memory_pool().release_unused()  # a server lives long after this
         return cls(items, kinds)
+
+
+def _items(table: pa.Table, attributes: Sequence[str]) -> list[Item]:
+    """The rows. Equal words and paths are kept once: a process may hold a million items."""
+    seen: dict[Any, Any] = {}
+
+    def column(name: str) -> Iterator[Any]:
+        values = (value.as_py() for chunk in table.column(name).iterchunks() for value in chunk)
+        return (seen.setdefault(value, value) if isinstance(value, str) else value for value in values)
+
+    paths = (tuple(seen.setdefault(word, word) for word in path) for path in column("category_path"))
+    columns = [column(f"attributes.{name}") for name in attributes]
+    values = zip(*columns, strict=True) if columns else itertools.repeat((), table.num_rows)
+    rows = zip(
+        column("item_id"),
+        column("title"),
+        (seen.setdefault(path, path) for path in paths),
+        ({name: x for name, x in zip(attributes, row, strict=True) if x is not None} for row in values),
+        column("available"),
+        column("description"),
+        strict=True,
+    )
+    return [Item(*row) for row in rows]
 
 
 _ARROW = {"string": pa.string(), "number": pa.float64(), "bool": pa.bool_()}

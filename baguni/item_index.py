@@ -50,11 +50,11 @@ class IndexedItem:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One search result."""
+class Hits:
+    """A search's result, best first."""
 
-    item_id: str
-    score: float
+    item_ids: list[str]
+    scores: list[float]
 
 
 def collection_names(release_id: str) -> tuple[str, str]:
@@ -142,15 +142,11 @@ class AsyncItemIndex:
         _silence_pymilvus()
         self._client = AsyncMilvusClient(uri, timeout=CONNECT_TIMEOUT_S)  # connects at the first search
 
-    async def search_items(
-        self, vector: NDArray[np.float32], limit: int, expression: str, timeout_s: float
-    ) -> list[Hit]:
+    async def search_items(self, vector: NDArray[np.float32], limit: int, expression: str, timeout_s: float) -> Hits:
         """Nearest in the collaborative space by inner product, best first, among items for which `expression` holds."""
         return await self._search(self._items, vector, limit, expression, timeout_s)
 
-    async def search_content(
-        self, vector: NDArray[np.float32], limit: int, expression: str, timeout_s: float
-    ) -> list[Hit]:
+    async def search_content(self, vector: NDArray[np.float32], limit: int, expression: str, timeout_s: float) -> Hits:
         """Nearest in the content space by cosine, best first."""
         return await self._search(self._content, vector, limit, expression, timeout_s)
 
@@ -160,20 +156,19 @@ class AsyncItemIndex:
 
     async def _search(
         self, name: str, vector: NDArray[np.float32], limit: int, expression: str, timeout_s: float
-    ) -> list[Hit]:
+    ) -> Hits:
         with _milvus_errors():
             async with asyncio.timeout(timeout_s):  # connecting included, which has no timeout of its own
-                results = await self._client.search(
+                (found,) = await self._client.search(
                     name,
                     data=[np.asarray(vector, np.float32)],
                     limit=limit,
                     filter=expression,
                     search_params={"metric_type": METRIC, "params": {"ef": max(limit, MIN_EF)}},
-                    output_fields=["item_id"],
                     consistency_level=CONSISTENCY,
                     timeout=timeout_s,
                 )
-        return [Hit(hit["item_id"], float(hit["distance"])) for hit in results[0]]
+        return Hits(found.ids, found.distances)
 
 
 def _row(item: Item, vector: NDArray[np.float32]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from wsgiref.simple_server import WSGIServer
 
 import grpc
 import redis.asyncio
+import uvloop
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -33,6 +34,7 @@ log = logging.getLogger("server")
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
 OPTIONS = [
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_concurrent_streams", 64),  # of a connection: what is beyond waits at the client, not in the event loop
     ("grpc.max_connection_age_ms", 300_000),  # so that clients find new replicas
     ("grpc.max_connection_age_grace_ms", 30_000),
 ]
@@ -44,7 +46,7 @@ async def serve(settings: ServerSettings, stopping: asyncio.Event) -> None:
     active = ActiveRelease(settings, ReleaseStore(settings.releases), client)
     metrics = Metrics()
     parts = Parts.of(settings, HistoryReader(client), metrics)
-    gatekeeper = Gatekeeper(SERVICE, metrics, settings.max_in_flight)
+    gatekeeper = Gatekeeper(SERVICE, metrics, settings.max_in_flight, settings.max_lag_s)
     server = grpc.aio.server(interceptors=[gatekeeper], options=OPTIONS)
     health = grpc_health.aio.HealthServicer()  # type: ignore[attr-defined]
     pb_grpc.add_RecommendationServiceServicer_to_server(RecommendationService(settings, active, parts), server)
@@ -67,6 +69,7 @@ async def serve(settings: ServerSettings, stopping: asyncio.Event) -> None:
     followers = [
         asyncio.create_task(active.follow(on_release)),
         asyncio.create_task(active.follow_items()),
+        asyncio.create_task(gatekeeper.watch_the_loop()),
         asyncio.create_task(_healthy_when(served, health)),
     ]
     await stopping.wait()
@@ -109,7 +112,7 @@ async def _main() -> None:
 def main() -> None:
     """Configure logging and run."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    asyncio.run(_main())
+    uvloop.run(_main())
 
 
 if __name__ == "__main__":

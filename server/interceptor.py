@@ -39,6 +39,7 @@ from server.validation import InvalidRequestError, StalePageError
 log = logging.getLogger(__name__)
 DOMAIN = "baguni.v1"
 RETRY_AFTER_S = 1
+LAG_CHECK_S = 0.02
 
 
 class OverloadedError(BaguniError):
@@ -47,11 +48,21 @@ class OverloadedError(BaguniError):
 
 class Gatekeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses what would only be late, times what is answered, and maps the domain's exceptions to statuses. Of the service's
-    own methods, at most `max_in_flight` are answered at a time; health checks and reflection always are."""
+    own methods, at most `max_in_flight` are answered at a time, and none are begun while the event loop is `max_lag_s` behind:
+    then requests wait unseen, before they are counted. Health checks and reflection always are answered."""
 
-    def __init__(self, service: str, metrics: Metrics, max_in_flight: int) -> None:
-        self._prefix, self._metrics, self._max_in_flight = f"/{service}/", metrics, max_in_flight
-        self._in_flight = 0
+    def __init__(self, service: str, metrics: Metrics, max_in_flight: int, max_lag_s: float) -> None:
+        self._prefix, self._metrics = f"/{service}/", metrics
+        self._max_in_flight, self._max_lag_s = max_in_flight, max_lag_s
+        self._in_flight, self._lag_s = 0, 0.0
+
+    async def watch_the_loop(self) -> None:
+        """Measure how late the event loop is, for ever."""
+        while True:
+            due = time.perf_counter() + LAG_CHECK_S
+            await asyncio.sleep(LAG_CHECK_S)
+            self._lag_s = time.perf_counter() - due
+            self._metrics.loop_lag_s.set(self._lag_s)
 
     async def intercept_service(
         self,
@@ -62,7 +73,7 @@ class Gatekeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(self._prefix):
             return handler
-        if self._in_flight >= self._max_in_flight:
+        if self._in_flight >= self._max_in_flight or self._lag_s > self._max_lag_s:
             self._metrics.shed.inc()
             return _SHEDDING  # before the request is even read
         method = handler_call_details.method.removeprefix(self._prefix)

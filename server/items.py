@@ -77,7 +77,8 @@ class ItemTable:
 
     def indexes(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """Indexes of the ids that are known, without repeats, in their order."""
-        found = dict.fromkeys(self.index[item_id] for item_id in item_ids if item_id in self.index)
+        found = dict.fromkeys(map(self.index.get, item_ids))
+        found.pop(None, None)
         return np.fromiter(found, np.int64, len(found))
 
     def popular(self, item_ids: Iterable[str] | None = None) -> NDArray[np.int64]:

@@ -31,4 +31,5 @@ class Metrics:
         )
         self.shed = Counter("baguni_shed", "Requests refused because too many were being answered.", registry=registry)
         self.in_flight = Gauge("baguni_requests_in_flight", "Requests being answered.", registry=registry)
+        self.loop_lag_s = Gauge("baguni_event_loop_lag_seconds", "How late the event loop is.", registry=registry)
         self.release = Gauge("baguni_release_info", "1 for the release that is served.", ["release"], registry=registry)

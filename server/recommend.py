@@ -217,9 +217,11 @@ async def _found(
     if rules.exclude_purchased:
         excluded.update(items.items[index].item_id for index in user.purchased_I.tolist())
     expression = filters.expression(rules.filters, sorted(excluded))
-    # Enough for the first NUM_CANDIDATES to be the same on every page, wherever the repeat scores put what is known.
-    longest = min(query.offset + query.page_size + 1, settings.max_list)
-    limit = max(settings.num_retrieved, NUM_CANDIDATES + num_known, longest)
+    # Enough for the page to be exact wherever the repeat scores put what is known, and for the generative head to be asked of
+    # the same items on every page.
+    needed = min(query.offset + query.page_size + 1, settings.max_list)
+    rescored = serving.release.signature.rescored_share > 0 and not rules.exclude_purchased
+    limit = max(settings.num_retrieved, NUM_CANDIDATES if rescored else 0, needed) + num_known
     embedding_V = user.embedding_qV[_query(rules)]
     try:
         hits = await parts.ask(
@@ -231,7 +233,7 @@ async def _found(
     except FAILURES:
         found = parts.users.found(serving.release_id, query.user_id) if query.user_id else None
         return (NOTHING, Tier.POPULAR) if found is None else (found, Tier.CACHED_LIST)
-    found = items.indexes(hit.item_id for hit in hits)
+    found = items.indexes(hits.item_ids)
     if query.user_id:
         parts.users.remember_found(serving.release_id, query.user_id, found)
     return found, Tier.FULL

@@ -20,9 +20,11 @@ class ServerSettings(Endpoints):
     remembered_users: int = Field(default=4_096, ge=1)
     breaker_failures: int = Field(default=5, ge=1)  # in a row, before calls to a part fail at once
     breaker_open_s: float = Field(default=1.0, gt=0)
-    max_in_flight: int = Field(default=64, ge=1)  # requests answered at a time; more are refused at once
+    max_in_flight: int = Field(default=24, ge=1)  # requests answered at a time; more are refused at once
+    max_lag_s: float = Field(default=0.05, gt=0)  # how late the event loop may be before requests are refused
     metrics_address: str = "127.0.0.1:7460"  # where Prometheus reads
-    num_retrieved: int = Field(default=200, ge=1, le=16_384)  # candidates from the vector search, before rules
+    # Candidates from the vector search, before rules; a page that needs more gets more.
+    num_retrieved: int = Field(default=50, ge=1, le=15_000)
     max_list: int = Field(default=1_000, ge=1)  # items that paging can reach
     pointer_check_s: float = Field(default=1.0, gt=0)
     live_items_check_s: float = Field(default=0.3, gt=0)

@@ -27,7 +27,7 @@ async def similar_items(serving: Serving, settings: ServerSettings, query: Simil
     limit = query.page_size + SPARE
     if not query.collaborative:
         hits = await serving.index.search_content(table.content_vectors(own)[0], limit, expression, timeout_s)
-        scored = [(hit.item_id, hit.score, Source.CONTENT) for hit in hits]
+        scored = [(item_id, score, Source.CONTENT) for item_id, score in zip(hits.item_ids, hits.scores, strict=True)]
     else:
         scored = await _collaborative(serving, own, limit, expression, timeout_s)
     present = [hit for hit in scored if hit[0] in table.index]
@@ -49,7 +49,7 @@ async def _collaborative(
     query = table.item_vectors(own)[0].copy()
     query[-1] = 0.0
     hits = await serving.index.search_items(query, limit * 5, expression, timeout_s)
-    found = table.indexes(hit.item_id for hit in hits)
+    found = table.indexes(hits.item_ids)
     if not len(found):
         return []
     vectors = table.item_vectors(found)[:, :-1]

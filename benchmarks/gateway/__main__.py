@@ -7,7 +7,6 @@ RUN is a finished run on Complete Journey. Everything runs on this machine, the 
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ import grpc
 import numpy as np
 import psutil
 import redis.asyncio
+import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -25,12 +25,13 @@ from baguni.history_store import HistoryReader
 from baguni.inference import Arrays, InferenceClient, triton_inputs
 from baguni.item_index import AsyncItemIndex
 from baguni.sequences import event_batch, model_inputs
-from baguni.signature import EVERYTHING, NUM_CANDIDATES
+from baguni.signature import EVERYTHING
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.gateway.load import Load, Send, closed_loop, open_loop
 from benchmarks.gateway.scene import Scene, scene
 from benchmarks.result import RESULTS, Row, write_result
+from server.settings import ServerSettings
 
 DEFAULT_RUN = Path(".baguni/quality/complete-journey/runs/seed0")
 PAGE, DEADLINE_S = 20, 2.0
@@ -38,6 +39,10 @@ SEQUENTIAL, NEW = 1_000, 400
 CONCURRENCY, ROUNDS, SECONDS = 16, 3, 6.0
 KNOWN = 512  # users who come again and again
 MEGABYTE = 2**20
+REFUSALS = (
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+)  # by the gatekeeper, and by the connection, which opens no more streams
 
 
 class Callers:
@@ -56,6 +61,7 @@ class Callers:
         self._index = AsyncItemIndex(endpoints.milvus_uri, stage.release.release_id)
         self._vector = np.zeros(signature.vector_dim, np.float32)
         self._inputs: list[Arrays] = []
+        self._limit = 0
 
     async def prepare(self) -> None:
         """Make the vector that is searched for, a user's, and the encoder's inputs of users who are new."""
@@ -63,6 +69,8 @@ class Callers:
         self._inputs = [await self._arrays(user_id) for user_id in users]
         outputs = await self._inference.infer("user_encoder", self._inputs[0], 10.0)
         self._vector = outputs["user_embedding"][0, EVERYTHING]
+        known = np.mean([(arrays["codes"][0, :, 0] >= 0).sum() for arrays in self._inputs])
+        self._limit = ServerSettings().num_retrieved + round(known)
 
     async def recommend(self, number: int) -> str:
         """One of the users who come again."""
@@ -73,10 +81,8 @@ class Callers:
         return await self._recommend(self._stage.user_ids[KNOWN + number])
 
     async def search(self, number: int) -> str:
-        """The bare vector search, as long as the gateway's."""
-        await self._index.search_items(
-            self._vector, NUM_CANDIDATES + self._stage.release.signature.max_tokens, "", 10.0
-        )
+        """The bare vector search, for as many items as the gateway's."""
+        await self._index.search_items(self._vector, self._limit, "", 10.0)
         return "OK"
 
     async def version(self, number: int) -> str:
@@ -204,15 +210,15 @@ async def _new_histories(callers: Callers) -> AsyncIterator[Row]:
 async def _under_load(callers: Callers) -> AsyncIterator[Row]:
     """Throughput beside the bare search's, latency at half of it, and what becomes of three times as much."""
     most = await _in_turn(lambda send: closed_loop(send, CONCURRENCY, SECONDS), callers)
-    served, searched = (np.median([load.answered_per_s for load in loads]) for loads in most)
+    served, searched = (float(np.median([load.answered_per_s for load in loads])) for loads in most)
     yield Row(
         f"Recommend a second, {CONCURRENCY} in flight",
-        float(served),
+        served,
         "/ s",
         "≥ 70 % of the bare search",
-        bool(served >= 0.7 * searched),
+        served >= 0.7 * searched,
         "bare search",
-        float(searched),
+        searched,
     )
     half = await _in_turn(lambda send: open_loop(send, served / 2, SECONDS), callers)
     for percentile, bar in ((50, 1.5), (99, 3.0)):
@@ -227,24 +233,25 @@ async def _under_load(callers: Callers) -> AsyncIterator[Row]:
             bare,
         )
     flood = await open_loop(callers.recommend, 3 * served, SECONDS)
-    goodput = flood.answered_per_s / served
+    goodput, refused = flood.answered_per_s / served, sum(flood.share(code) for code in REFUSALS)
+    lost = 1 - flood.share("OK") - flood.share("DEGRADED") - refused
     yield Row(
-        "overload at 3 times that: answered, of the most",
+        "overload at 3 times that: answered in full, of the most",
         100 * goodput,
         "%",
         "≥ 90 %",
         goodput >= 0.9,
         "refused, %",
-        100 * flood.share("RESOURCE_EXHAUSTED"),
+        100 * refused,
     )
     yield Row(
         "overload at 3 times that: p99 of the answered",
         flood.ms(99),
         "ms",
-        f"≤ {DEADLINE_S:.0f} s",
-        flood.ms(99) <= 1e3 * DEADLINE_S,
+        f"≤ {DEADLINE_S:.0f} s, nobody lost",
+        flood.ms(99) <= 1e3 * DEADLINE_S and lost < 0.0005,
         "lost, %",
-        100 * (1 - flood.share("OK") - flood.share("RESOURCE_EXHAUSTED") - flood.share("DEGRADED")),
+        100 * lost,
     )
 
 
@@ -274,7 +281,7 @@ async def measure(run: Path, folder: Path) -> list[Row]:
 def main(run: str | None = None) -> None:
     """Measure and write the file."""
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(measure(Path(run) if run else DEFAULT_RUN, Path(folder)))
+        found = uvloop.run(measure(Path(run) if run else DEFAULT_RUN, Path(folder)))
     write_result(RESULTS / "gateway.json", "gateway", "make bench-gateway", found)
 
 

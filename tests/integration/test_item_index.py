@@ -18,7 +18,7 @@ from baguni import filters
 from baguni.catalog import Catalog, Item
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.filters import Filter
-from baguni.item_index import AsyncItemIndex, Hit, IndexedItem, ItemIndex, collection_names
+from baguni.item_index import AsyncItemIndex, Hits, IndexedItem, ItemIndex, collection_names
 from baguni.release import Release, write_manifest
 from baguni.settings import Endpoints
 from tests.integration.streams import wait_for
@@ -27,7 +27,7 @@ from tests.strategies import ATTRIBUTE_TYPES, item_filters, random_item
 pytestmark = pytest.mark.stack
 AWKWARD_IDS = ['q"uote', "back\\slash", "라면 1", "a,b]", "it's", "x" * 256, "한" * 256]
 NUM_ITEMS, VECTOR_DIM, CONTENT_DIM = 60, 9, 8
-Search = Callable[..., list[Hit]]
+Search = Callable[..., Hits]
 
 
 def release_of(path: Path, items: Sequence[Item], release_id: str) -> Release:
@@ -65,7 +65,7 @@ def search(stack: Endpoints, index: ItemIndex) -> Iterator[Search]:
     searching = AsyncItemIndex(stack.milvus_uri, index.release_id)
     with asyncio.Runner() as runner:
 
-        def run(vector: object, limit: int = NUM_ITEMS, expression: str = "", content: bool = False) -> list[Hit]:
+        def run(vector: object, limit: int = NUM_ITEMS, expression: str = "", content: bool = False) -> Hits:
             method = searching.search_content if content else searching.search_items
             return runner.run(method(np.asarray(vector, np.float32), limit, expression, timeout_s=5.0))
 
@@ -83,10 +83,10 @@ def test_neighbours_are_the_exact_ones_in_both_spaces(search: Search, release: R
     for _ in range(5):
         query_D = rng.standard_normal(VECTOR_DIM).astype(np.float32)
         hits = search(query_D)
-        assert [hit.item_id for hit in hits] == exact(release.item_vectors, query_D, release)
-        np.testing.assert_allclose([h.score for h in hits], -np.sort(-(release.item_vectors @ query_D)), rtol=1e-5)
+        assert hits.item_ids == exact(release.item_vectors, query_D, release)
+        np.testing.assert_allclose(hits.scores, -np.sort(-(release.item_vectors @ query_D)), rtol=1e-5)
         query_C = release.content_vectors[7]
-        assert [h.item_id for h in search(query_C, content=True)] == exact(release.content_vectors, query_C, release)
+        assert search(query_C, content=True).item_ids == exact(release.content_vectors, query_C, release)
         assert len(search(query_D, limit=3)) == 3
 
 
@@ -102,7 +102,7 @@ def test_milvus_and_the_mask_let_the_same_items_through(
     allowed = filters.mask(conditions, items)
     expected = {item.item_id for item, ok in zip(items, allowed, strict=True) if ok} - excluded
     hits = search(np.ones(VECTOR_DIM), expression=filters.expression(conditions, sorted(excluded)))
-    assert {hit.item_id for hit in hits} == expected
+    assert set(hits.item_ids) == expected
 
 
 def test_filters_let_enough_through_to_prove_something(release: Release) -> None:
@@ -142,9 +142,7 @@ def test_a_change_is_found_within_a_second_and_a_removal_is_not(index: ItemIndex
 
     def found(expression: str = "") -> bool:
         by_content = search(vectors[1], 1, expression, content=True)
-        return all(
-            [h.item_id for h in hits] == [new.item_id] for hits in (search(vectors[0], 1, expression), by_content)
-        )
+        return all(hits.item_ids == [new.item_id] for hits in (search(vectors[0], 1, expression), by_content))
 
     index.upsert([IndexedItem(new, *vectors)])
     assert wait_for(found, 5.0) < 1.5
