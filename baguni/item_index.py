@@ -56,6 +56,9 @@ class Hits:
     item_ids: list[str]
     scores: list[float]
 
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
 
 def collection_names(release_id: str) -> tuple[str, str]:
     """The collaborative and the content collection."""

@@ -35,6 +35,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
 OPTIONS = [
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_concurrent_streams", 64),  # of a connection: what is beyond waits at the client, not in the event loop
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # of clients that keep connections alive
     ("grpc.max_connection_age_ms", 300_000),  # so that clients find new replicas
     ("grpc.max_connection_age_grace_ms", 30_000),
 ]

@@ -48,8 +48,8 @@ class OverloadedError(BaguniError):
 
 class Gatekeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses what would only be late, times what is answered, and maps the domain's exceptions to statuses. Of the service's
-    own methods, at most `max_in_flight` are answered at a time, and none are begun while the event loop is `max_lag_s` behind:
-    then requests wait unseen, before they are counted. Health checks and reflection always are answered."""
+    own methods, at most `max_in_flight` are answered at a time, and a quarter of that while the event loop is `max_lag_s`
+    behind: then requests wait unseen, before they are counted. Health checks and reflection always are answered."""
 
     def __init__(self, service: str, metrics: Metrics, max_in_flight: int, max_lag_s: float) -> None:
         self._prefix, self._metrics = f"/{service}/", metrics
@@ -73,7 +73,9 @@ class Gatekeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(self._prefix):
             return handler
-        if self._in_flight >= self._max_in_flight or self._lag_s > self._max_lag_s:
+        # A loop that is late with little to do is late because of something else: refusing would not help.
+        allowed = self._max_in_flight if self._lag_s <= self._max_lag_s else self._max_in_flight // 4
+        if self._in_flight >= max(allowed, 1):
             self._metrics.shed.inc()
             return _SHEDDING  # before the request is even read
         method = handler_call_details.method.removeprefix(self._prefix)

@@ -49,6 +49,14 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class Cap:
+    """At most `max_items` with one value of the attribute in a round of a list."""
+
+    attribute: str
+    max_items: int
+
+
+@dataclass(frozen=True)
 class RecommendQuery:
     """`user_id` is None for an anonymous visitor, whose events stand in `recent_events`. `rescored`: whether the generative
     head may have its say in the order. Times in ms, UTC."""
@@ -61,6 +69,13 @@ class RecommendQuery:
     page_size: int
     now_ms: int
     rescored: bool = True
+    caps: tuple[Cap, ...] = ()
+    diversity: float = 0.0
+
+    @property
+    def is_arranged(self) -> bool:
+        """Whether an item's place depends on its neighbours."""
+        return bool(self.caps) or self.diversity > 0
 
 
 @dataclass(frozen=True)

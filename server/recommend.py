@@ -25,6 +25,7 @@ from baguni.inference import triton_inputs
 from baguni.sequences import ModelInputs, event_batch, model_inputs
 from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.active_release import Serving
+from server.arrange import dealt, diverse
 from server.deadline import Deadline, DeadlineExceeded
 from server.parts import Parts
 from server.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worse
@@ -65,6 +66,7 @@ async def recommend(
         if tier in (Tier.FULL, Tier.CACHED_LIST) and len(ranked.index_I) and not query.rules.exclude_purchased:
             ranked, order_tier = await _rescored(serving, parts, user, ranked, settings, query, deadline)
             tier = worse(tier, order_tier)
+        ranked = _arranged(serving, ranked, query)
     stop = query.offset + query.page_size
     longest = min(stop + 1, max(settings.max_list, len(query.candidate_item_ids)))
     purchased_I = user.purchased_I if user else NOTHING
@@ -221,7 +223,8 @@ async def _found(
     # the same items on every page.
     needed = min(query.offset + query.page_size + 1, settings.max_list)
     rescored = serving.release.signature.rescored_share > 0 and not rules.exclude_purchased
-    limit = max(settings.num_retrieved, NUM_CANDIDATES if rescored else 0, needed) + num_known
+    pool = NUM_CANDIDATES if rescored or query.is_arranged else 0
+    limit = max(settings.num_retrieved, pool, needed) + num_known
     embedding_V = user.embedding_qV[_query(rules)]
     try:
         hits = await parts.ask(
@@ -322,6 +325,24 @@ async def _rescored(
         ),
         Tier.FULL,
     )
+
+
+def _arranged(serving: Serving, ranked: Scored, query: RecommendQuery) -> Scored:
+    """The first NUM_CANDIDATES ordered anew by diversity, then by caps; the others follow as they were."""
+    if not query.is_arranged:
+        return ranked
+    items, first = serving.items, np.arange(min(NUM_CANDIDATES, len(ranked.index_I)))
+    if query.diversity > 0:
+        vectors_IC = items.content_vectors(ranked.index_I[first])
+        first = first[diverse(ranked.score_I[first], vectors_IC, query.diversity)]
+    if query.caps and len(first):
+        asked = [items.items[index] for index in ranked.index_I[first].tolist()]
+        values = [
+            [item.category if cap.attribute == "category" else item.attributes.get(cap.attribute) for item in asked]
+            for cap in query.caps
+        ]
+        first = first[dealt(values, [cap.max_items for cap in query.caps])]
+    return ranked.take(np.r_[first, np.arange(len(first), len(ranked.index_I))])
 
 
 def popular_items(

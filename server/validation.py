@@ -12,7 +12,7 @@ from baguni.errors import BaguniError, InvalidInputError
 from baguni.filters import Filter
 from baguni.history import Action, HistoryEvent
 from baguni.v1 import recommendation_pb2 as pb
-from server.queries import GenerateQuery, RecommendQuery, Rules, SimilarQuery
+from server.queries import Cap, GenerateQuery, RecommendQuery, Rules, SimilarQuery
 from server.tokens import PageToken, query_hash
 
 MAX_ID = 256
@@ -24,6 +24,7 @@ MAX_USERS = 256
 MAX_EXCLUDED = MAX_CANDIDATES = 5_000
 MAX_RECENT = 200
 MAX_VALUES = 1_000
+MAX_CAPS = 4
 MAX_SECONDS = 253_402_214_400  # 9999-12-31: a day less than what a date can be, for time zones
 
 
@@ -86,6 +87,9 @@ def recommend_query(
     recent = _recent_events(request.anonymous, checks) if subject == "anonymous" else ()
     now_ms = _now_ms(request.now, request.HasField("now"), checks, clock)
     rules = _rules(request, attribute_types, checks)
+    caps = _caps(request, attribute_types, checks)
+    in_range = 0 <= request.diversity <= 1  # false for NaN too
+    checks.require(in_range, "diversity", f"is {request.diversity}, expected 0 to 1")
     digest = _query_digest(request)
     token = _page_token(request.page_token, digest, release_id, checks) if request.page_token else None
     checks.raise_if_any()
@@ -99,6 +103,8 @@ def recommend_query(
             request.page_size or DEFAULT_PAGE,
             token.now_ms if token else now_ms,
             token.rescored if token else True,
+            caps,
+            request.diversity,
         ),
         digest,
     )
@@ -170,6 +176,20 @@ def _filter(message: pb.Filter, where: str, checks: _Checks) -> Filter:
         checks.require(ordered, f"{where}.range", f"has min {low} and max {high}, expected min ≤ max")
         return Filter(message.attribute, bounds=(low, high))
     return Filter(message.attribute, is_=getattr(message, "is"))
+
+
+def _caps(request: pb.RecommendRequest, attribute_types: Mapping[str, str], checks: _Checks) -> tuple[Cap, ...]:
+    kinds = {"category": "string", **attribute_types}
+    names = sorted(name for name, kind in kinds.items() if kind == "string")
+    count = len(request.caps)
+    checks.require(count <= MAX_CAPS, "caps", f"has {count} entries, expected at most {MAX_CAPS}")
+    for position, cap in enumerate(request.caps):
+        where = f"caps[{position}]"
+        known = cap.attribute in names
+        checks.require(known, f"{where}.attribute", f"is {cap.attribute!r}, expected one of {', '.join(names)}")
+        fits = 0 < cap.max_items <= MAX_PAGE
+        checks.require(fits, f"{where}.max_items", f"is {cap.max_items}, expected 1 to {MAX_PAGE}")
+    return tuple(Cap(cap.attribute, cap.max_items) for cap in request.caps)
 
 
 def _recent_events(anonymous: pb.AnonymousUser, checks: _Checks) -> tuple[HistoryEvent, ...]:

@@ -176,6 +176,8 @@ class RecommendRequest(_message.Message):
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _builtins.int
     EXCLUDE_PURCHASED_FIELD_NUMBER: _builtins.int
     NOW_FIELD_NUMBER: _builtins.int
+    CAPS_FIELD_NUMBER: _builtins.int
+    DIVERSITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Echoed in logs, traces and the response; made up by the server when empty. At most 128 characters."""
     user_id: _builtins.str
@@ -188,6 +190,10 @@ class RecommendRequest(_message.Message):
     """`next_page_token` of the page before. It pins the release and the request: other fields must not change with it."""
     exclude_purchased: _builtins.bool
     """Leave out what the user has already bought, and recommend by the query trained to find new items."""
+    diversity: _builtins.float
+    """How much an item's likeness to those before it counts against it, 0 to 1, among the first 200; 0 is not at all. Likeness is
+    that of SPACE_CONTENT. Scores do not order such a list.
+    """
     @_builtins.property
     def anonymous(self) -> Global___AnonymousUser:
         """A visitor without an account: only the events carried here are used, and nothing is stored."""
@@ -208,6 +214,12 @@ class RecommendRequest(_message.Message):
     def now(self) -> _timestamp_pb2.Timestamp:
         """The caller's clock, for features such as days since the last order; the server's when absent."""
 
+    @_builtins.property
+    def caps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cap]:
+        """Deal the first 200 items in rounds: one round has at most so many of one brand, of one category, and so on. What a round
+        does not take stands in a later one, so nothing is lost. At most 4. Scores do not order such a list.
+        """
+
     def __init__(
         self,
         *,
@@ -222,16 +234,44 @@ class RecommendRequest(_message.Message):
         exclude_item_ids: _abc.Iterable[_builtins.str] | None = ...,
         exclude_purchased: _builtins.bool = ...,
         now: _timestamp_pb2.Timestamp | None = ...,
+        caps: _abc.Iterable[Global___Cap] | None = ...,
+        diversity: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "now", b"now", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "candidate_item_ids", b"candidate_item_ids", "exclude_item_ids", b"exclude_item_ids", "exclude_purchased", b"exclude_purchased", "filters", b"filters", "now", b"now", "page_size", b"page_size", "page_token", b"page_token", "placement", b"placement", "request_id", b"request_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "candidate_item_ids", b"candidate_item_ids", "caps", b"caps", "diversity", b"diversity", "exclude_item_ids", b"exclude_item_ids", "exclude_purchased", b"exclude_purchased", "filters", b"filters", "now", b"now", "page_size", b"page_size", "page_token", b"page_token", "placement", b"placement", "request_id", b"request_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["user_id", "anonymous"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
 Global___RecommendRequest: _TypeAlias = RecommendRequest  # noqa: Y015
+
+@_typing.final
+class Cap(_message.Message):
+    """How many items with one value of an attribute a round of a list may have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    MAX_ITEMS_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    """"category" (the whole path) or a string attribute of the catalogue. An item without it fits everywhere."""
+    max_items: _builtins.int
+    """1 to 200."""
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+        max_items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute", "max_items", b"max_items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cap: _TypeAlias = Cap  # noqa: Y015
 
 @_typing.final
 class AnonymousUser(_message.Message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 
 import grpc
@@ -178,6 +179,30 @@ def test_a_callers_own_set_is_ranked_for_anybody(stub, shopper, active_release) 
     assert [popularity[item_id] for item_id in ids(stranger.items)] == sorted(popularity.values(), reverse=True)
 
 
+def test_caps_deal_the_list_and_diversity_spreads_it_over_all_pages(stub, shopper, active_release) -> None:
+    plain = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=60, now=now()))
+    category_of = {item.item_id: item.category for item in active_release.catalog.items}
+    for asked in (
+        pb.RecommendRequest(caps=[pb.Cap(attribute="category", max_items=1)]),
+        pb.RecommendRequest(diversity=0.7),
+        pb.RecommendRequest(caps=[pb.Cap(attribute="category", max_items=2)], diversity=0.3),
+    ):
+        asked.MergeFrom(pb.RecommendRequest(user_id=shopper, page_size=60, now=now()))
+        whole = stub.Recommend(asked)
+        assert sorted(ids(whole.items)) == sorted(ids(plain.items))
+        assert ids(whole.items) != ids(plain.items)
+        if asked.caps:
+            num_categories = len(set(category_of.values()))
+            first_round = [category_of[item_id] for item_id in ids(whole.items)][:num_categories]
+            assert max(Counter(first_round).values()) <= asked.caps[0].max_items
+        asked.page_size, paged = 25, []
+        for _ in range(3):
+            response = stub.Recommend(asked)
+            paged += ids(response.items)
+            asked.page_token = response.next_page_token
+        assert paged == ids(whole.items)
+
+
 def test_filters_exclusions_and_purchases_are_respected(stub, shopper) -> None:
     response = stub.Recommend(
         pb.RecommendRequest(
@@ -285,6 +310,10 @@ BAD_REQUESTS = [
         "anonymous.recent_events[0].action",
         pb.RecommendRequest(anonymous=pb.AnonymousUser(recent_events=[pb.HistoryEvent(item_id="i", event_time=now())])),
     ),
+    ("caps", pb.RecommendRequest(user_id="u", caps=[pb.Cap(attribute="category", max_items=1)] * 5)),
+    ("caps[0].attribute", pb.RecommendRequest(user_id="u", caps=[pb.Cap(attribute="price", max_items=1)])),
+    ("caps[0].max_items", pb.RecommendRequest(user_id="u", caps=[pb.Cap(attribute="category")])),
+    *[("diversity", pb.RecommendRequest(user_id="u", diversity=value)) for value in (-0.1, 1.1, float("nan"))],
     *[("now", pb.RecommendRequest(user_id="u", now=time)) for time in BAD_TIMES],
     *[
         (
@@ -423,7 +452,8 @@ def test_metrics_count_what_was_asked_and_name_no_user(stub, shopper, local_stac
 
 def test_overload_is_refused_at_once_and_says_when_to_try_again(stub, shopper, running) -> None:
     """Two thousand requests at a time for a gateway that answers two dozen: some get a page, the others a refusal."""
-    health = health_pb2_grpc.HealthStub(grpc.insecure_channel(running.gateway_address))
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    health = health_pb2_grpc.HealthStub(grpc.insecure_channel(running.gateway_address, options=own_connection))
     request = pb.RecommendRequest(user_id=shopper, page_size=10, now=now())
     calls = [stub.Recommend.future(request, timeout=10) for _ in range(2_000)]
     healthy = health.Check(health_pb2.HealthCheckRequest(), timeout=10)

@@ -1,0 +1,93 @@
+"""What the client does when a gateway is away, busy or late: against a gRPC server that answers as it is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from baguni.client import GatewayClient
+from baguni.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+
+CODE = grpc.StatusCode
+
+
+class Scripted(pb_grpc.RecommendationServiceServicer):
+    """Fails with each code of `failures` in turn, then answers."""
+
+    def __init__(self) -> None:
+        self.failures: list[grpc.StatusCode] = []
+        self.calls, self.delay_s = 0, 0.0
+
+    def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:  # noqa: N802
+        self.calls += 1
+        time.sleep(self.delay_s)
+        if self.failures:
+            context.abort(self.failures.pop(0), "as told")
+        return pb.RecommendResponse(release_id="r1")
+
+
+@pytest.fixture
+def scripted() -> Iterator[tuple[Scripted, GatewayClient]]:
+    server, service = grpc.server(ThreadPoolExecutor(4)), Scripted()
+    pb_grpc.add_RecommendationServiceServicer_to_server(service, server)
+    client = GatewayClient(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+    yield service, client
+    client.close()
+    server.stop(None)
+
+
+def test_a_gateway_that_is_away_for_a_moment_is_asked_again(scripted) -> None:
+    service, client = scripted
+    service.failures = [CODE.UNAVAILABLE, CODE.UNAVAILABLE]
+    assert client.recommend(pb.RecommendRequest(user_id="u")).release_id == "r1"
+    assert service.calls == 3
+
+
+def test_three_attempts_are_all(scripted) -> None:
+    service, client = scripted
+    service.failures = [CODE.UNAVAILABLE] * 9
+    with pytest.raises(UnavailableError, match="is it running"):
+        client.recommend(pb.RecommendRequest(user_id="u"))
+    assert service.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (CODE.INVALID_ARGUMENT, InvalidInputError),
+        (CODE.NOT_FOUND, NotFoundError),
+        (CODE.RESOURCE_EXHAUSTED, UnavailableError),
+        (CODE.FAILED_PRECONDITION, BaguniError),
+    ],
+)
+def test_what_another_attempt_would_not_change_is_said_at_once(scripted, code, error) -> None:
+    service, client = scripted
+    service.failures = [code]
+    with pytest.raises(error, match="as told"):
+        client.recommend(pb.RecommendRequest(user_id="u"))
+    assert service.calls == 1
+
+
+def test_a_deadline_holds_for_all_attempts(scripted) -> None:
+    service, client = scripted
+    service.failures, service.delay_s = [CODE.UNAVAILABLE] * 9, 0.2
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match="in time"):
+        client.recommend(pb.RecommendRequest(user_id="u"), timeout_s=0.3)
+    assert time.monotonic() - started < 1
+
+
+def test_many_failures_in_a_row_stop_the_trying_again(scripted) -> None:
+    service, client = scripted
+    service.failures = [CODE.UNAVAILABLE] * 200
+    for _ in range(20):
+        with pytest.raises(UnavailableError):
+            client.recommend(pb.RecommendRequest(user_id="u"))
+    assert 20 < service.calls < 45  # of 60 that three attempts each would be
