@@ -18,6 +18,7 @@ SUMMARIES = {
     "segment": "Who buys of a category, and when something is bought again.",
     "export": "Make a release of a finished run.",
     "release": "List, show, activate and roll back releases.",
+    "token": "Make a bearer token for a caller of the gateway.",
     "up": "Start the local stack.",
     "down": "Stop the local stack, every process of it.",
     "status": "Show the local stack's processes.",

@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.sequences import ModelInputs
 from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
+from baguni.telemetry import trace_headers
 
 Arrays = dict[str, NDArray[Any]]
 KEEPALIVE = triton.KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=5_000)
@@ -143,6 +144,7 @@ def _request(spec: ModelSpec, release_id: str, inputs: Mapping[str, NDArray[Any]
         "outputs": [triton.InferRequestedOutput(tensor.name) for tensor in spec.outputs],
         "timeout": max(int(timeout_s * 1e6), 1),
         "client_timeout": timeout_s,
+        "headers": trace_headers(),
     }
 
 

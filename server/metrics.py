@@ -29,7 +29,30 @@ class Metrics:
         self.degraded = Counter(
             "baguni_degraded", "Lists that not everything answered for, by tier.", ["tier"], registry=registry
         )
-        self.shed = Counter("baguni_shed", "Requests refused because too many were being answered.", registry=registry)
-        self.in_flight = Gauge("baguni_requests_in_flight", "Requests being answered.", registry=registry)
-        self.loop_lag_s = Gauge("baguni_event_loop_lag_seconds", "How late the event loop is.", registry=registry)
-        self.release = Gauge("baguni_release_info", "1 for the release that is served.", ["release"], registry=registry)
+        self.refused = Counter(
+            "baguni_refused", "Requests refused before they were read, by reason.", ["reason"], registry=registry
+        )
+        self.in_flight = Gauge(
+            "baguni_requests_in_flight", "Requests being answered.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.loop_lag_s = Gauge(
+            "baguni_event_loop_lag_seconds",
+            "How late the event loop is; of several processes the latest.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._release = Gauge(
+            "baguni_release_info",
+            "Processes that serve the release.",
+            ["release"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._serving: str | None = None
+
+    def serves(self, release_id: str) -> None:
+        """From now on this process serves the release, and no other."""
+        if self._serving is not None:
+            self._release.labels(self._serving).set(0)
+        self._release.labels(release_id).set(1)
+        self._serving = release_id

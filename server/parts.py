@@ -11,6 +11,7 @@ from server.breaker import Breaker
 from server.deadline import Deadline
 from server.metrics import Metrics
 from server.settings import ServerSettings
+from server.telemetry import Telemetry
 from server.users import UserCache
 
 T = TypeVar("T")
@@ -25,18 +26,19 @@ class Parts:
     histories: HistoryReader
     users: UserCache
     metrics: Metrics
+    telemetry: Telemetry
     breakers: dict[str, Breaker]
 
     @classmethod
-    def of(cls, settings: ServerSettings, histories: HistoryReader, metrics: Metrics) -> Parts:
+    def of(cls, settings: ServerSettings, histories: HistoryReader, metrics: Metrics, telemetry: Telemetry) -> Parts:
         """Empty caches, closed breakers."""
         failures, open_s = settings.breaker_failures, settings.breaker_open_s
         breakers = {stage: Breaker(part, failures, open_s) for stage, part in STAGES.items()}
-        return cls(histories, UserCache(settings.remembered_users), metrics, breakers)
+        return cls(histories, UserCache(settings.remembered_users), metrics, telemetry, breakers)
 
     async def ask(self, stage: str, own_s: float, deadline: Deadline, make: Callable[[float], Awaitable[T]]) -> T:
         """What a stage's server answers to `make(timeout in s)` within the stage's own limit and what is left of the deadline.
         Raises UnavailableError or DeadlineExceeded."""
         timeout_s = deadline.limit(own_s)
-        with self.metrics.stage_s.labels(stage).time():
+        with self.metrics.stage_s.labels(stage).time(), self.telemetry.stage(stage, STAGES[stage]):
             return await self.breakers[stage].call(lambda: make(timeout_s), counted=timeout_s == own_s)

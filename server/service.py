@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from server.queries import RankedItem, Tier, UserRanking
 from server.recommend import recommend
 from server.settings import ServerSettings
 from server.similar import similar_items
+from server.telemetry import request_id as current_request
 from server.tokens import PageToken, exposure_token
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -39,7 +39,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             ranking = await recommend(serving, self._parts, self._settings, query, deadline)
             if ranking.tier is not Tier.FULL:
                 self._parts.metrics.degraded.labels(ranking.tier.name).inc()
-            request_id = request.request_id or uuid.uuid4().hex
+            request_id = current_request.get()
             next_offset = query.offset + len(ranking.items)
             rescored = ranking.tier is not Tier.RETRIEVAL_ORDER
             token = PageToken(serving.release_id, ranking.as_of_ms, next_offset, rescored, digest)
@@ -67,7 +67,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
                 _user(user_id, next(rankings)) if validation.is_user_id(user_id) else _invalid_user(user_id)
                 for user_id in request.user_ids
             ]
-            request_id = request.request_id or uuid.uuid4().hex
+            request_id = current_request.get()
             return pb.GenerateTopItemsResponse(request_id=request_id, users=users, release_id=serving.release_id)
 
     async def SimilarItems(self, request: pb.SimilarItemsRequest, context: Context) -> pb.SimilarItemsResponse:  # noqa: N802
@@ -76,7 +76,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             query = validation.similar_query(request, _attribute_types(serving))
             deadline = _deadline(context, self._settings.default_deadline_s)
             ranking = await similar_items(serving, self._settings, query, deadline)
-            request_id = request.request_id or uuid.uuid4().hex
+            request_id = current_request.get()
             return pb.SimilarItemsResponse(
                 request_id=request_id, items=_items(ranking.items, 0), release_id=serving.release_id
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field
 
 from baguni.settings import Endpoints
@@ -10,6 +13,16 @@ from baguni.settings import Endpoints
 class ServerSettings(Endpoints):
     """Every call out has the lesser of its own limit and what is left of the caller's deadline."""
 
+    processes: int = Field(default=1, ge=1)  # that answer Recommend and SimilarItems on one port
+    bulk_processes: int = Field(default=1, ge=0)  # that answer GenerateTopItems for these; 0: they do it themselves
+    run_dir: Path = Path(".baguni/run/gateway")  # sockets and counters of the processes; nobody else may read it
+    log_format: Literal["text", "json"] = "text"
+    tls_key: Path | None = None  # PEM; with tls_certificate, the port speaks TLS
+    tls_certificate: Path | None = None
+    tls_client_ca: Path | None = None  # clients need a certificate of this authority: mutual TLS
+    callers: Path | None = None  # who may call what, see callers.py
+    allow_anonymous: bool = False  # listen beyond this machine without callers
+    max_request_bytes: int = Field(default=1 << 20, ge=1 << 10)  # the largest lists that are allowed, five times over
     default_deadline_s: float = Field(default=2.0, gt=0)  # for callers that set none
     default_bulk_deadline_s: float = Field(default=60.0, gt=0)
     history_timeout_s: float = Field(default=0.3, gt=0)
@@ -20,7 +33,8 @@ class ServerSettings(Endpoints):
     remembered_users: int = Field(default=4_096, ge=1)
     breaker_failures: int = Field(default=5, ge=1)  # in a row, before calls to a part fail at once
     breaker_open_s: float = Field(default=1.0, gt=0)
-    max_in_flight: int = Field(default=24, ge=1)  # requests answered at a time; more are refused at once
+    max_in_flight: int = Field(default=24, ge=1)  # requests answered at a time by a process; more are refused at once
+    max_bulk_in_flight: int = Field(default=4, ge=1)  # the same, of GenerateTopItems
     max_lag_s: float = Field(default=0.05, gt=0)  # how late the event loop may be before requests are refused
     metrics_address: str = "127.0.0.1:7460"  # where Prometheus reads
     # Candidates from the vector search, before rules; a page that needs more gets more.
@@ -29,3 +43,17 @@ class ServerSettings(Endpoints):
     pointer_check_s: float = Field(default=1.0, gt=0)
     live_items_check_s: float = Field(default=0.3, gt=0)
     drain_s: float = Field(default=5.0, ge=0)
+
+    @property
+    def online_names(self) -> list[str]:
+        """The processes that share the gateway's port."""
+        return [f"online-{number}" for number in range(self.processes)]
+
+    @property
+    def bulk_names(self) -> list[str]:
+        """The processes for bulk."""
+        return [f"bulk-{number}" for number in range(self.bulk_processes)]
+
+    def socket_of(self, name: str) -> str:
+        """Where the gateway's other processes reach a process."""
+        return f"unix:{self.run_dir.resolve()}/{name}.sock"

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import grpc
 import redis
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from baguni.settings import Endpoints
 from deploy.local.settings import StackSettings
 
 HERE = Path(__file__).resolve().parent
@@ -108,12 +106,17 @@ def applications(settings: StackSettings) -> list[Program]:
         )
         for kind, file in consumer_files.items()
     ]
+    metrics_address = f"127.0.0.1:{settings.gateway_metrics_port}"
     gateway = Program(
         "gateway",
         (sys.executable, "-m", "server"),
         endpoints.gateway_address,
-        lambda: _gateway_ready(endpoints),
-        {**environment, "BAGUNI_METRICS_ADDRESS": f"127.0.0.1:{settings.gateway_metrics_port}"},
+        lambda: all(_http_ready(f"http://{metrics_address}/readyz{kind}") for kind in ("", "/bulk")),
+        {
+            **environment,
+            "BAGUNI_METRICS_ADDRESS": metrics_address,
+            "BAGUNI_RUN_DIR": str(settings.root / "run" / "gateway"),
+        },
     )
     return [gateway, *consumers]
 
@@ -161,12 +164,3 @@ def _http_ready(url: str) -> bool:
             return bool(reply.status == 200)
     except OSError:
         return False
-
-
-def _gateway_ready(endpoints: Endpoints) -> bool:
-    with grpc.insecure_channel(endpoints.gateway_address) as channel:
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
-        except grpc.RpcError:
-            return False
-        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

@@ -446,7 +446,7 @@ def test_metrics_count_what_was_asked_and_name_no_user(stub, shopper, local_stac
     address = f"http://127.0.0.1:{local_stack.settings.gateway_metrics_port}/metrics"
     with urllib.request.urlopen(address, timeout=2) as reply:
         text = reply.read().decode()
-    assert f'baguni_release_info{{release="{active_release.release_id}"}} 1.0' in text
+    assert f'baguni_release_info{{release="{active_release.release_id}"}} 2.0' in text  # online and bulk
     assert shopper not in text
 
 

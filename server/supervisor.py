@@ -1,0 +1,176 @@
+"""The processes of one gateway: started, started again when they end, told to stop together; and what they say of themselves,
+over HTTP on one port:
+
+    /metrics         the sum over all processes, for Prometheus
+    /livez           200 while the supervisor runs
+    /readyz          200 while a process answers page views; /readyz/bulk the same for bulk
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, make_wsgi_app, multiprocess
+
+from baguni.errors import InvalidInputError, UnavailableError
+from server.listening import split_address
+from server.settings import ServerSettings
+
+log = logging.getLogger("server.supervisor")
+CHECK_S = 0.2
+HEALTH_TIMEOUT_S = 1.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # before a process is started again; each end doubles it
+SOUND_S = 30.0  # one that ran that long begins with the first wait again
+LONGEST_SOCKET = 107  # bytes of a Unix socket's path, by the kernel
+KILL_AFTER_S = 5.0  # beyond the drain
+
+
+@dataclass
+class Process:
+    """One process; `due`: when to start it, if it does not run."""
+
+    name: str
+    running: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    wait_s: float = FIRST_WAIT_S
+    due: float = 0.0
+
+
+class Supervisor:
+    """Keeps the processes of the settings running."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._processes = [Process(name) for name in (*settings.bulk_names, *settings.online_names)]
+        self._counters = settings.run_dir.resolve() / "metrics"
+
+    def run(self, stopping: threading.Event) -> None:
+        """Run until told to stop; then let every process end what it has begun. Raises UnavailableError if the metrics port is
+        taken."""
+        self._prepare()
+        exporter = self._export()
+        try:
+            while not stopping.is_set():
+                for process in self._processes:
+                    self._look_after(process)
+                stopping.wait(CHECK_S)
+        finally:
+            self._stop()
+            exporter.shutdown()
+            exporter.server_close()
+            log.info("stopped")
+
+    def states(self) -> dict[str, str]:
+        """Process name → SERVING, NOT_SERVING or UNREACHABLE."""
+        return {process.name: _health(self._settings.socket_of(process.name)) for process in self._processes}
+
+    def _prepare(self) -> None:
+        run_dir = self._settings.run_dir
+        for process in self._processes:
+            path = self._settings.socket_of(process.name).removeprefix("unix:")
+            if len(path.encode()) > LONGEST_SOCKET:
+                raise InvalidInputError(
+                    f"run_dir: {path} has more than {LONGEST_SOCKET} bytes, expected less", "run_dir"
+                )
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_dir.chmod(0o700)
+        shutil.rmtree(self._counters, ignore_errors=True)
+        self._counters.mkdir()
+
+    def _look_after(self, process: Process) -> None:
+        now = time.monotonic()
+        if process.running is None:
+            if now >= process.due:
+                self._start(process)
+            return
+        code = process.running.poll()
+        if code is None:
+            return
+        multiprocess.mark_process_dead(process.running.pid, str(self._counters))  # type: ignore[no-untyped-call]
+        process.wait_s = FIRST_WAIT_S if now - process.started > SOUND_S else min(2 * process.wait_s, LONGEST_WAIT_S)
+        process.running, process.due = None, now + process.wait_s
+        log.error("ended process=%s code=%d again_in_s=%.1f", process.name, code, process.wait_s)
+
+    def _start(self, process: Process) -> None:
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._counters)}
+        command = [sys.executable, "-m", "server.worker", process.name]
+        process.running = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+        process.started = time.monotonic()
+        log.info("started process=%s pid=%d", process.name, process.running.pid)
+
+    def _stop(self) -> None:
+        running = [process.running for process in self._processes if process.running is not None]
+        for each in running:
+            each.terminate()
+        deadline = time.monotonic() + self._settings.drain_s + KILL_AFTER_S
+        for each in running:
+            try:
+                each.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                log.error("killed pid=%d: it did not end", each.pid)
+                each.kill()
+                each.wait()
+
+    def _export(self) -> WSGIServer:
+        host, port = split_address(self._settings.metrics_address)
+        try:
+            server = make_server(host, port, self._application(), WSGIServer, _Quiet)
+        except OSError as error:
+            raise UnavailableError("gateway", f"cannot serve metrics on {host}:{port}: {error}") from error
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+        return server
+
+    def _application(self) -> Callable[..., Iterable[bytes]]:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, str(self._counters))  # type: ignore[no-untyped-call]
+        metrics = make_wsgi_app(registry)
+        ready_for = {"/readyz": self._settings.online_names, "/readyz/bulk": self._settings.bulk_names}
+
+        def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            path = environ.get("PATH_INFO", "")
+            if path == "/metrics":
+                return list(metrics(environ, start_response))
+            if path == "/livez":
+                return _reply(start_response, "200 OK", {"live": True})
+            if path not in ready_for:
+                return _reply(start_response, "404 Not Found", {"expected": ["/metrics", "/livez", *ready_for]})
+            states = self.states()
+            needed = ready_for[path] or ready_for["/readyz"]
+            is_ready = any(states[name] == "SERVING" for name in needed)
+            return _reply(start_response, "200 OK" if is_ready else "503 Service Unavailable", states)
+
+        return answer
+
+
+def _reply(start_response: Callable[..., Any], status: str, content: object) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "application/json")])
+    return [json.dumps(content).encode() + b"\n"]
+
+
+def _health(socket: str) -> str:
+    with grpc.insecure_channel(socket, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
+        except grpc.RpcError:
+            return "UNREACHABLE"
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
+class _Quiet(WSGIRequestHandler):
+    """Without a line for each scrape."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""

@@ -1,0 +1,177 @@
+"""`python -m server.worker NAME`: one process of the gateway, until SIGTERM or until its supervisor is gone.
+
+NAME is `online-N` or `bulk-N`. Every process listens on a Unix socket of its own; the online ones share the gateway's port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import redis.asyncio
+import uvloop
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from baguni.errors import BaguniError, UnavailableError
+from baguni.history_store import HistoryReader
+from baguni.release import ReleaseStore
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+from server.active_release import ActiveRelease
+from server.bulk import BulkForwarder
+from server.callers import Callers
+from server.gate import Gate, Room
+from server.metrics import Metrics
+from server.parts import Parts
+from server.service import RecommendationService
+from server.settings import ServerSettings
+from server.telemetry import Telemetry, log_to_stderr
+from server.tls import certificates
+
+log = logging.getLogger("server")
+SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
+CALLERS_CHECK_S = 2.0
+
+
+class Worker:
+    """What one process holds. Healthy once a release is served; not any more before it drains."""
+
+    def __init__(self, settings: ServerSettings, name: str) -> None:
+        self._settings, self._name, self._is_online = settings, name, name in settings.online_names
+        self._redis = redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=2.0, socket_connect_timeout=1.0)
+        self._active = ActiveRelease(settings, ReleaseStore(settings.releases), self._redis)
+        self._metrics, self._telemetry = Metrics(), Telemetry.from_environment()
+        self._parts = Parts.of(settings, HistoryReader(self._redis), self._metrics, self._telemetry)
+        self._callers = Callers(settings.callers, share=1 / settings.processes)
+        self._gate = Gate(
+            SERVICE,
+            self._callers,
+            self._metrics,
+            self._telemetry,
+            Room(settings.max_in_flight),
+            Room(settings.max_bulk_in_flight),
+            settings.max_lag_s,
+        )
+        self._forwarder: BulkForwarder | None = None
+        if self._is_online and settings.bulk_processes:
+            self._forwarder = BulkForwarder(SERVICE, [settings.socket_of(bulk) for bulk in settings.bulk_names])
+        self._health = grpc_health.aio.HealthServicer()  # type: ignore[attr-defined]
+
+    async def serve(self, stopping: asyncio.Event) -> None:
+        """Serve until told to stop."""
+        server = self._server()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.start()
+        served = asyncio.Event()
+
+        def on_release(release_id: str) -> None:
+            self._metrics.serves(release_id)
+            served.set()
+
+        followers = [
+            asyncio.create_task(self._active.follow(on_release)),
+            asyncio.create_task(self._active.follow_items()),
+            asyncio.create_task(self._gate.watch_the_loop()),
+            asyncio.create_task(self._follow_callers()),
+            asyncio.create_task(self._healthy_when(served)),
+        ]
+        await stopping.wait()
+        await self._health.enter_graceful_shutdown()
+        await server.stop(self._settings.drain_s)
+        for task in followers:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await self._close()
+
+    def _server(self) -> grpc.aio.Server:
+        interceptors: list[Any] = [self._gate, *([self._forwarder] if self._forwarder else [])]
+        server = grpc.aio.server(interceptors=interceptors, options=_options(self._settings))
+        service = RecommendationService(self._settings, self._active, self._parts)
+        pb_grpc.add_RecommendationServiceServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        own = self._settings.socket_of(self._name)
+        Path(own.removeprefix("unix:")).unlink(missing_ok=True)  # of one that was killed
+        ports = [server.add_insecure_port(own)]
+        if self._is_online:
+            secured = certificates(self._settings)
+            address = self._settings.gateway_address
+            ports.append(
+                server.add_secure_port(address, secured.credentials()) if secured else server.add_insecure_port(address)
+            )
+        if 0 in ports:
+            raise UnavailableError("gateway", f"cannot listen on {self._settings.gateway_address} or {own}")
+        return server
+
+    async def _set_health(self, status: Any) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    async def _healthy_when(self, served: asyncio.Event) -> None:
+        await served.wait()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _follow_callers(self) -> None:
+        while True:
+            await asyncio.sleep(CALLERS_CHECK_S)
+            self._callers.reload()
+
+    async def _close(self) -> None:
+        if self._forwarder is not None:
+            await self._forwarder.close()
+        await self._active.close()
+        await self._redis.aclose()
+        self._telemetry.shutdown()
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", settings.max_request_bytes),
+        ("grpc.max_metadata_size", 16 << 10),
+        (
+            "grpc.max_concurrent_streams",
+            64,
+        ),  # of a connection: what is beyond waits at the client, not in the event loop
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # of clients that keep connections alive
+        ("grpc.max_connection_age_ms", 300_000),  # so that clients find new replicas
+        ("grpc.max_connection_age_grace_ms", 30_000),
+    ]
+
+
+async def _main(settings: ServerSettings, name: str) -> None:
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    # The supervisor writes nothing: this ends when it does, however it does.
+    loop.add_reader(sys.stdin, stopping.set)
+    try:
+        await Worker(settings, name).serve(stopping)
+    finally:
+        loop.remove_reader(sys.stdin)
+
+
+def main() -> None:
+    """Run the process that the command line names."""
+    settings = ServerSettings()
+    names = [*settings.online_names, *settings.bulk_names]
+    if len(sys.argv) != 2 or sys.argv[1] not in names:
+        sys.exit(f"usage: python -m server.worker {'|'.join(names)}")
+    log_to_stderr(settings.log_format)
+    try:
+        uvloop.run(_main(settings, sys.argv[1]))
+    except BaguniError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()
