@@ -33,6 +33,7 @@ TOPICS = {
 }
 USER_TOPICS = ("baguni.orders", "baguni.clicks", "baguni.carts")
 ITEM_TOPIC = "baguni.items"
+EXPOSURE_TOPIC = "baguni.exposures"  # what the gateway served: ListServed
 DEAD_LETTER_TOPIC = "baguni.dead-letters"
 _MESSAGES: dict[str, type[Message]] = {
     "OrderPlaced": pb.OrderPlaced,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 
 class Endpoints(BaseSettings):
-    """Addresses, from the environment: BAGUNI_TRITON_URL, BAGUNI_REDIS_URL and so on."""
+    """Addresses, from the environment: BAGUNI_TRITON_URL, BAGUNI_REDIS_URL and so on; or, where one holds a secret, from a file
+    such as `baguni_redis_url` in the folder that BAGUNI_SECRETS_DIR names."""
 
     model_config = SettingsConfigDict(env_prefix="BAGUNI_", frozen=True, extra="ignore")
 
@@ -20,3 +27,16 @@ class Endpoints(BaseSettings):
     releases: Path = Path(".baguni/releases")
     triton_repository: Path = Path(".baguni/triton")
     compute_capability: str = ""  # of the GPU that Triton has, if it is not on this machine: "8.9"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments before the environment before files."""
+        files = SecretsSettingsSource(settings_cls, secrets_dir=os.environ.get("BAGUNI_SECRETS_DIR"))
+        return init_settings, env_settings, files

@@ -32,6 +32,9 @@ class Metrics:
         self.refused = Counter(
             "baguni_refused", "Requests refused before they were read, by reason.", ["reason"], registry=registry
         )
+        self.exposures = Counter(
+            "baguni_exposures", "Pages that were served: told to Kafka, or dropped.", ["outcome"], registry=registry
+        )
         self.in_flight = Gauge(
             "baguni_requests_in_flight", "Requests being answered.", registry=registry, multiprocess_mode="livesum"
         )

@@ -13,6 +13,7 @@ from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server import validation
 from server.active_release import ActiveRelease, Serving
 from server.deadline import Deadline
+from server.exposures import Exposures
 from server.generate import generate_top_items
 from server.parts import Parts
 from server.queries import RankedItem, Tier, UserRanking
@@ -28,8 +29,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RecommendationService(pb_grpc.RecommendationServiceServicer):
     """The gateway's service over whichever release is active."""
 
-    def __init__(self, settings: ServerSettings, active: ActiveRelease, parts: Parts) -> None:
-        self._settings, self._active, self._parts = settings, active, parts
+    def __init__(self, settings: ServerSettings, active: ActiveRelease, parts: Parts, exposures: Exposures) -> None:
+        self._settings, self._active, self._parts, self._exposures = settings, active, parts, exposures
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802
         """See recommendation.proto."""
@@ -39,21 +40,21 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             ranking = await recommend(serving, self._parts, self._settings, query, deadline)
             if ranking.tier is not Tier.FULL:
                 self._parts.metrics.degraded.labels(ranking.tier.name).inc()
-            request_id = current_request.get()
+            request_id, time_ms = current_request.get(), int(time.time() * 1000)
             next_offset = query.offset + len(ranking.items)
             rescored = ranking.tier is not Tier.RETRIEVAL_ORDER
             token = PageToken(serving.release_id, ranking.as_of_ms, next_offset, rescored, digest)
-            return pb.RecommendResponse(
+            response = pb.RecommendResponse(
                 request_id=request_id,
                 items=_items(ranking.items, query.offset),
                 next_page_token=token.encode() if ranking.has_more else "",
                 release_id=serving.release_id,
                 degradation_tier=int(ranking.tier),  # type: ignore[arg-type]
-                exposure_token=exposure_token(
-                    request_id, serving.release_id, request.placement, int(time.time() * 1000)
-                ),
+                exposure_token=exposure_token(request_id, serving.release_id, request.placement, time_ms),
                 history_version=ranking.history_version,
             )
+            self._exposures.add(request, response, time_ms)
+            return response
 
     async def GenerateTopItems(  # noqa: N802
         self, request: pb.GenerateTopItemsRequest, context: Context

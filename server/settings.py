@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from baguni.events import EXPOSURE_TOPIC
 from baguni.settings import Endpoints
 
 
@@ -23,6 +24,7 @@ class ServerSettings(Endpoints):
     callers: Path | None = None  # who may call what, see callers.py
     allow_anonymous: bool = False  # listen beyond this machine without callers
     max_request_bytes: int = Field(default=1 << 20, ge=1 << 10)  # the largest lists that are allowed, five times over
+    exposure_topic: str = EXPOSURE_TOPIC  # in Kafka, of the pages that were served; empty: nowhere
     default_deadline_s: float = Field(default=2.0, gt=0)  # for callers that set none
     default_bulk_deadline_s: float = Field(default=60.0, gt=0)
     history_timeout_s: float = Field(default=0.3, gt=0)

@@ -28,6 +28,7 @@ from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.active_release import ActiveRelease
 from server.bulk import BulkForwarder
 from server.callers import Callers
+from server.exposures import Exposures
 from server.gate import Gate, Room
 from server.metrics import Metrics
 from server.parts import Parts
@@ -50,6 +51,8 @@ class Worker:
         self._active = ActiveRelease(settings, ReleaseStore(settings.releases), self._redis)
         self._metrics, self._telemetry = Metrics(), Telemetry.from_environment()
         self._parts = Parts.of(settings, HistoryReader(self._redis), self._metrics, self._telemetry)
+        topic = settings.exposure_topic if self._is_online else ""
+        self._exposures = Exposures(settings.kafka_bootstrap, topic, self._metrics)
         self._callers = Callers(settings.callers, share=1 / settings.processes)
         self._gate = Gate(
             SERVICE,
@@ -95,7 +98,7 @@ class Worker:
     def _server(self) -> grpc.aio.Server:
         interceptors: list[Any] = [self._gate, *([self._forwarder] if self._forwarder else [])]
         server = grpc.aio.server(interceptors=interceptors, options=_options(self._settings))
-        service = RecommendationService(self._settings, self._active, self._parts)
+        service = RecommendationService(self._settings, self._active, self._parts, self._exposures)
         pb_grpc.add_RecommendationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -130,6 +133,7 @@ class Worker:
             await self._forwarder.close()
         await self._active.close()
         await self._redis.aclose()
+        await asyncio.to_thread(self._exposures.close)
         self._telemetry.shutdown()
 
 

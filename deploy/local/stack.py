@@ -23,7 +23,7 @@ from kafka.errors import TopicAlreadyExistsError
 from supervisor.xmlrpc import SupervisorTransport
 
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError
-from baguni.events import DEAD_LETTER_TOPIC, ITEM_TOPIC, USER_TOPICS
+from baguni.events import DEAD_LETTER_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
 from deploy.local.programs import Program, applications, port_is_free, servers
 from deploy.local.settings import StackSettings
 
@@ -195,7 +195,7 @@ class LocalStack:
     def _create_topics(self) -> None:
         client = KafkaAdminClient(bootstrap_servers=self.settings.endpoints().kafka_bootstrap)
         try:
-            for topic in (*USER_TOPICS, ITEM_TOPIC, DEAD_LETTER_TOPIC):
+            for topic in (*USER_TOPICS, ITEM_TOPIC, EXPOSURE_TOPIC, DEAD_LETTER_TOPIC):
                 try:
                     client.create_topics([NewTopic(topic, num_partitions=4, replication_factor=1)])
                 except TopicAlreadyExistsError:
