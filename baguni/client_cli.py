@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
 from baguni.catalog import Catalog
-from baguni.client import GatewayClient
+from baguni.client import GatewayClient, Tls
 from baguni.errors import NotFoundError
 from baguni.history import Action, History
 from baguni.release import Release, ReleaseStore
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
+
+
+class ClientSettings(Endpoints):
+    """How the command line calls the gateway: BAGUNI_CLIENT_TOKEN, or a file; BAGUNI_CLIENT_AUTHORITY for TLS."""
+
+    client_token: SecretStr = SecretStr("")
+    client_authority: Path | None = None  # PEM, of who signs the gateway's certificate
+
 
 COUNT = click.option("-k", "--count", default=10, show_default=True, help="How many items.")
 ADDRESS = click.option("--address", default=None, help="The gateway's address.")
@@ -130,7 +140,9 @@ def semantic_id(release: Release, item_id: str) -> str:
 
 
 def _client(address: str | None) -> GatewayClient:
-    return GatewayClient(address or Endpoints().gateway_address)
+    settings = ClientSettings()
+    tls = Tls(settings.client_authority) if settings.client_authority else None
+    return GatewayClient(address or settings.gateway_address, settings.client_token.get_secret_value(), tls)
 
 
 def _release(release_id: str | None) -> Release:

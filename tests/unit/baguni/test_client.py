@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from baguni.client import GatewayClient
+from baguni.client import HEDGED_SHARE, MOST_HEDGES, GatewayClient, Tls
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
@@ -22,11 +22,19 @@ class Scripted(pb_grpc.RecommendationServiceServicer):
 
     def __init__(self) -> None:
         self.failures: list[grpc.StatusCode] = []
+        self.failures_after_delay: list[grpc.StatusCode] = []
         self.calls, self.delay_s = 0, 0.0
+        self.delays_s: list[float] = []
+        self.authorizations: list[str] = []
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:  # noqa: N802
         self.calls += 1
-        time.sleep(self.delay_s)
+        self.authorizations.append(dict(context.invocation_metadata()).get("authorization", ""))
+        delay_s = self.delays_s.pop(0) if self.delays_s else self.delay_s
+        failure = self.failures_after_delay.pop(0) if self.failures_after_delay else None
+        time.sleep(delay_s)
+        if failure:
+            context.abort(failure, "as told")
         if self.failures:
             context.abort(self.failures.pop(0), "as told")
         return pb.RecommendResponse(release_id="r1")
@@ -91,3 +99,44 @@ def test_many_failures_in_a_row_stop_the_trying_again(scripted) -> None:
         with pytest.raises(UnavailableError):
             client.recommend(pb.RecommendRequest(user_id="u"))
     assert 20 < service.calls < 45  # of 60 that three attempts each would be
+
+
+def test_a_page_that_is_late_is_asked_for_once_more_and_the_first_answer_counts(scripted) -> None:
+    service, client = scripted
+    client.recommend(pb.RecommendRequest(user_id="u"))  # connected
+    service.delays_s = [1.5]
+    started = time.monotonic()
+    assert client.recommend(pb.RecommendRequest(user_id="u")).release_id == "r1"
+    assert time.monotonic() - started < 1.0
+    assert service.calls == 3
+
+
+def test_a_gateway_that_is_slow_for_all_is_not_asked_twice_by_all(scripted) -> None:
+    service, client = scripted
+    quick = GatewayClient(client._address, hedge_after_s=0.001)
+    service.delay_s = 0.01
+    for _ in range(40):
+        quick.recommend(pb.RecommendRequest(user_id="u"))
+    quick.close()
+    time.sleep(0.1)  # of calls that were given up, the last may still be on its way
+    assert 48 <= service.calls <= 40 + MOST_HEDGES + 40 * HEDGED_SHARE
+
+
+def test_an_error_of_the_first_does_not_count_if_the_second_answers(scripted) -> None:
+    service, client = scripted
+    client.recommend(pb.RecommendRequest(user_id="u"))
+    service.delays_s, service.failures_after_delay = [0.4, 0.6], [CODE.INTERNAL]
+    assert client.recommend(pb.RecommendRequest(user_id="u")).release_id == "r1"
+
+
+def test_the_token_goes_with_every_call(scripted) -> None:
+    service, client = scripted
+    known = GatewayClient(client._address, token="secret")
+    known.recommend(pb.RecommendRequest(user_id="u"))
+    known.close()
+    assert service.authorizations[-1] == "Bearer secret"
+
+
+def test_a_certificate_that_is_not_there_is_named(tmp_path) -> None:
+    with pytest.raises(InvalidInputError, match=r"none\.pem"):
+        GatewayClient("127.0.0.1:1", tls=Tls(tmp_path / "none.pem"))
