@@ -130,7 +130,7 @@ class Callers:
 
 async def rows(stage: Scene) -> AsyncIterator[Row]:
     """Everything that is measured."""
-    callers, gateway = Callers(stage), stage.gateway()
+    callers, (gateway,) = Callers(stage), stage.gateway()
     await callers.prepare()
     for number in range(KNOWN):
         await callers.recommend(number)

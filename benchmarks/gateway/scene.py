@@ -33,9 +33,10 @@ class Scene:
     user_ids: tuple[str, ...]
     now_ms: int
 
-    def gateway(self) -> psutil.Process:
-        """The gateway's process."""
-        return psutil.Process(next(row.pid for row in self.stack.status() if row.name == "gateway"))
+    def gateway(self) -> list[psutil.Process]:
+        """The gateway's processes that answer page views."""
+        supervisor = psutil.Process(next(row.pid for row in self.stack.status() if row.name == "gateway"))
+        return [process for process in supervisor.children() if process.cmdline()[-1].startswith("online-")]
 
 
 @contextmanager
