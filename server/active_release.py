@@ -15,7 +15,8 @@ import redis.asyncio
 
 from baguni.errors import BaguniError, UnavailableError
 from baguni.inference import InferenceClient
-from baguni.item_index import AsyncItemIndex, ItemIndex
+from baguni.item_index import ItemIndex
+from baguni.item_search import AsyncItemIndex
 from baguni.live_items import LiveItemReader
 from baguni.release import Release, ReleaseStore
 from server.items import ItemTable

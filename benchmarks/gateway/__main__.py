@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baguni.history_store import HistoryReader
 from baguni.inference import Arrays, InferenceClient, triton_inputs
-from baguni.item_index import AsyncItemIndex
+from baguni.item_search import AsyncItemIndex
 from baguni.sequences import event_batch, model_inputs
 from baguni.signature import EVERYTHING
 from baguni.v1 import recommendation_pb2 as pb

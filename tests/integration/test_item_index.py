@@ -18,7 +18,9 @@ from baguni import filters
 from baguni.catalog import Catalog, Item
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.filters import Filter
-from baguni.item_index import AsyncItemIndex, Hits, IndexedItem, ItemIndex, collection_names
+from baguni.item_index import IndexedItem, ItemIndex
+from baguni.item_search import AsyncItemIndex, Hits
+from baguni.milvus import collection_names
 from baguni.release import Release, write_manifest
 from baguni.settings import Endpoints
 from tests.integration.streams import wait_for
@@ -117,6 +119,29 @@ def test_filters_let_enough_through_to_prove_something(release: Release) -> None
         )
     ]
     assert all(0.1 < share < 0.9 for share in shares)
+
+
+@pytest.mark.parametrize("limit", [1, 7, NUM_ITEMS])
+@pytest.mark.parametrize("expression", ["", "available == true", 'item_id not in ["item-3"]'])
+@pytest.mark.parametrize("content", [False, True])
+def test_hits_are_those_of_the_public_client(
+    stack: Endpoints, search: Search, release: Release, limit: int, expression: str, content: bool
+) -> None:
+    """AsyncItemIndex builds on parts of pymilvus that are not public: this fails where a new version changes them."""
+    query = np.linspace(-1, 1, CONTENT_DIM if content else VECTOR_DIM, dtype=np.float32)
+    hits = search(query, limit, expression, content)
+    client = MilvusClient(stack.milvus_uri, timeout=5)
+    (expected,) = client.search(
+        collection_names(release.release_id)[content],
+        data=[query],
+        limit=limit,
+        filter=expression,
+        search_params={"metric_type": "IP", "params": {"ef": 128}},
+        timeout=5,
+    )
+    client.close()
+    assert hits.item_ids == [hit.id for hit in expected]
+    assert hits.scores == [hit.distance for hit in expected]
 
 
 def test_a_thousand_values_in_one_filter_are_taken(search: Search) -> None:
