@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-demo bench-quality bench-training bench-inference bench-gateway bench-segments bench-page check-tensorrt peers lint types contracts proto check format clean
+.PHONY: help setup demo test test-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-segments bench-page check-tensorrt peers lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ demo: setup ## From nothing to live recommendations on real grocery orders (KEEP
 
 test: setup ## Every test, those against real Triton, Milvus, broker and Redis included
 	$(BIN)/python -m pytest
+
+test-faults: setup ## Servers that die, hang, are slow or cannot be reached, under load → benchmarks/results/faults.json
+	BAGUNI_FAULTS_RESULT=benchmarks/results/faults.json $(BIN)/python -m pytest -m fault tests/faults
 
 bench-demo: setup ## The demo's promised numbers → benchmarks/results/demo.json
 	$(BIN)/baguni demo --results benchmarks/results/demo.json

@@ -17,6 +17,7 @@ from kafka.errors import KafkaError
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from baguni.release import POINTER
 from deploy.local.settings import StackSettings
 
 HERE = Path(__file__).resolve().parent
@@ -83,6 +84,7 @@ def servers(settings: StackSettings) -> list[Program]:
                 str(HERE / "triton_server.py"),
                 str(endpoints.triton_repository),
                 str(root / "triton-work"),
+                str(endpoints.releases / POINTER),
                 *map(str, triton_ports),
             ),
             endpoints.triton_url,

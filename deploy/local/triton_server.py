@@ -1,8 +1,11 @@
 """Become Triton Inference Server, from the wheel nvidia-pytriton. Run by the servers' Python:
 
-python triton_server.py MODEL_REPOSITORY WORK_DIR GRPC_PORT HTTP_PORT METRICS_PORT
+python triton_server.py MODEL_REPOSITORY WORK_DIR RELEASE_POINTER GRPC_PORT HTTP_PORT METRICS_PORT
+
+The models of the active release are loaded before it listens, so that one that died comes back able to answer.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -10,7 +13,7 @@ import sysconfig
 from pathlib import Path
 
 
-def main(repository: str, work_dir: str, grpc_port: str, http_port: str, metrics_port: str) -> None:
+def main(repository: str, work_dir: str, pointer: str, grpc_port: str, http_port: str, metrics_port: str) -> None:
     """Prepare the Python backend once, then become the server."""
     site = Path(sysconfig.get_paths()["purelib"])
     triton = site / "pytriton" / "tritonserver"
@@ -34,8 +37,19 @@ def main(repository: str, work_dir: str, grpc_port: str, http_port: str, metrics
         f"--http-port={http_port}",
         f"--metrics-port={metrics_port}",
         "--exit-timeout-secs=5",
+        "--exit-on-error=false",  # a model that does not load leaves the others
+        *(f"--load-model={model}" for model in active_models(Path(repository), Path(pointer))),
     ]
     os.execve(binary, arguments, environment)
+
+
+def active_models(repository: Path, pointer: Path) -> list[str]:
+    """The models in the repository that belong to the release that is pointed to."""
+    try:
+        release_id = json.loads(pointer.read_text())["release_id"]
+    except FileNotFoundError:
+        return []
+    return sorted(model.name for model in repository.glob(f"*_{release_id}"))
 
 
 def prepare_python_backend(triton: Path, target: Path, site: Path) -> None:

@@ -388,10 +388,8 @@ def test_without_redis_known_users_are_served_as_last_seen(stub, shopper, local_
 
 
 def test_without_triton_a_new_order_is_not_seen_and_bulk_says_whom_it_failed(
-    stub, shopper, running, local_stack, active_release
+    stub, shopper, running, local_stack
 ) -> None:
-    from baguni.activation import publish
-
     before = page(stub, shopper)
     local_stack.stop_process("triton")
     try:
@@ -407,7 +405,6 @@ def test_without_triton_a_new_order_is_not_seen_and_bulk_says_whom_it_failed(
         assert generated.users[0].status == pb.USER_STATUS_FAILED
     finally:
         local_stack.restart("triton")
-        publish(active_release, local_stack.settings.endpoints())
     until_full(stub, shopper)
     assert page(stub, shopper).history_version > before.history_version
 
