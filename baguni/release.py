@@ -115,10 +115,7 @@ def load_release(path: Path, verify: bool = True) -> Release:
     """Open a release directory. Raises ReleaseMismatchError naming each part that does not match its manifest."""
     if not (path / MANIFEST).is_file():
         raise NotFoundError(f"{path} is not a release: it has no {MANIFEST}")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except ValueError as error:
-        raise ReleaseMismatchError(f"{path / MANIFEST} is no JSON: {error}") from error
+    manifest = _read_object(path / MANIFEST, {"release_id": str, "parts": dict})
     if verify:
         problems = _problems(path, manifest["parts"])
         if problems:
@@ -184,10 +181,20 @@ class ReleaseStore:
         return str(pointer["history"][-1])
 
     def _pointer(self) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads((self.root / POINTER).read_text()))
-        except FileNotFoundError:
-            return None
+        path = self.root / POINTER
+        return _read_object(path, {"release_id": str, "history": list}) if path.is_file() else None
+
+
+def _read_object(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object with these fields. Raises ReleaseMismatchError for anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ReleaseMismatchError(f"{path} is no JSON: {error}") from error
+    for name, kind in fields.items():
+        if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+            raise ReleaseMismatchError(f"{path} has no {name!r}, expected an object with {', '.join(fields)}")
+    return dict(found)
 
 
 def sha256_of(path: Path) -> str:

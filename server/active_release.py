@@ -74,7 +74,7 @@ class ActiveRelease:
                     await self._switch(wanted)
                     on_change(wanted)
                 refused = None
-            except BaguniError as error:
+            except (BaguniError, OSError) as error:
                 if str(error) != refused:
                     log.error("release refused: %s", error)
                 refused = str(error)

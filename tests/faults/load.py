@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc
@@ -70,19 +71,21 @@ class PageViews:
             for name, count in self.outcomes.most_common()
         )
 
-    def full_since(self) -> float:
-        """When the last page that was not full was due; 0 if all were."""
+    @property
+    def not_full(self) -> list[PageView]:
+        """Those with anything but a full page, in their order."""
         full = pb.DegradationTier.Name(pb.DEGRADATION_TIER_FULL)
-        return max((view.due for view in self.views if view.outcome != full), default=0.0)
+        return [view for view in self.views if view.outcome != full]
 
 
 async def page_views(
-    address: str, seconds: float, meanwhile: Callable[[], None] | None = None, per_s: float = PER_S
+    address: str, seconds: float, meanwhile: Callable[[], None] | None = None, connections: int = 1
 ) -> PageViews:
-    """Load of `per_s` for so many seconds, and for as long as `meanwhile` runs in a thread."""
+    """Load of PER_S for so many seconds, and for as long as `meanwhile` runs in a thread."""
     views: list[PageView] = []
-    async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel:
-        stub = pb_grpc.RecommendationServiceStub(channel)
+    async with AsyncExitStack() as opened:
+        channels = [grpc.aio.insecure_channel(address, options=OWN_CONNECTION) for _ in range(connections)]
+        stubs = [pb_grpc.RecommendationServiceStub(await opened.enter_async_context(channel)) for channel in channels]
         # A page's moment moves on, so that embeddings are made anew and not only remembered.
         began = time.monotonic()
 
@@ -90,7 +93,7 @@ async def page_views(
             now = Timestamp(seconds=NOW_MS // 1000 + int(due - began))
             request = pb.RecommendRequest(user_id=USERS[number % len(USERS)], page_size=10, now=now)
             try:
-                response = await stub.Recommend(request, timeout=DEADLINE_S)
+                response = await stubs[number % connections].Recommend(request, timeout=DEADLINE_S)
             except grpc.aio.AioRpcError as error:
                 views.append(PageView(due, time.monotonic() - due, error.code().name))
                 return
@@ -101,7 +104,7 @@ async def page_views(
         async def load() -> None:
             async with asyncio.TaskGroup() as asking:
                 for number in itertools.count():
-                    due = began + number / per_s
+                    due = began + number / PER_S
                     await asyncio.sleep(max(due - time.monotonic(), 0))
                     if done.is_set():
                         return

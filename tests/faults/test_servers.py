@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -167,13 +168,13 @@ def test_pages_come_while_a_server_is_away_and_are_full_soon_after(
     views = asyncio.run(page_views(gateway.address, 2 * RECOVERED_S, meanwhile))
     began, recovered = times
     during = views.between(began, recovered)
-    full_after_s = max(views.full_since() - recovered, 0.0)
+    full_after_s = max(max((view.due for view in views.not_full), default=0.0) - recovered, 0.0)
     tiers = {name.removeprefix("DEGRADATION_TIER_") for name in during.outcomes} - {"RESOURCE_EXHAUSTED"}
     row = _row(server, fault, views, during, full_after_s)
-    print(row)
+    print(row, file=sys.stderr)
     record(row)
     assert tiers <= TIERS[server]
-    assert set(views.between(0, began).outcomes) == {"DEGRADATION_TIER_FULL"}
+    assert not [view for view in views.not_full if view.due + view.took_s < began]
 
 
 def _row(server: str, fault: str, views: PageViews, during: PageViews, full_after_s: float) -> Row:
