@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf.json_format import Parse, ParseError
 from google.protobuf.message import DecodeError, Message
@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from baguni.catalog import AttributeValue, Item
 from baguni.errors import InvalidInputError
 from baguni.history import Action, HistoryEvent
+from baguni.placements import MAX_PLACEMENT
 from baguni.v1 import events_pb2 as pb
 
 MAX_ID_LENGTH = 256
@@ -54,10 +55,11 @@ class MalformedEvent(InvalidInputError):  # noqa: N818 - an event, which is malf
 
 @dataclass(frozen=True)
 class UserEvents:
-    """What one record adds to one user's history."""
+    """What one record adds to one user's history; `placement`: where it was clicked, if that is known."""
 
     user_id: str
     events: tuple[HistoryEvent, ...]
+    placement: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def _event(message: Message) -> Event:
     if isinstance(message, pb.OrderPlaced):
         return _order(message)
     if isinstance(message, pb.ItemClicked):
-        return _single(message, Action.CLICKED)
+        placement = message.placement if len(message.placement) <= MAX_PLACEMENT else ""
+        return replace(_single(message, Action.CLICKED), placement=placement)
     if isinstance(message, pb.CartAdded):
         return _single(message, Action.CARTED)
     if isinstance(message, pb.ItemUpserted):

@@ -111,7 +111,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             request_id.set(request.request_id[:MAX_REQUEST_ID] or uuid.uuid4().hex)
             return bytes(handler.response_serializer(await handler.unary_unary(request, context)))
         except grpc.aio.AbortError:
-            code = context.code()
+            code = _number(context.code())
             raise
         except asyncio.CancelledError:
             code = CANCELLED
@@ -146,6 +146,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except Exception as error:
             self._metrics.refused.labels(type(error).__name__.removesuffix("Error").lower()).inc()
             raise
+
+
+def _number(code: Any) -> int:
+    """Of a status: what was aborted here has a number, what another process aborted an enum's member."""
+    return int(code.value[0] if isinstance(code, grpc.StatusCode) else code)
 
 
 def _certificate_names(context: Any) -> Iterable[str]:

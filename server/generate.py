@@ -17,9 +17,11 @@ from baguni.inference import triton_inputs
 from baguni.semantic_ids import Trie
 from server.active_release import Serving
 from server.deadline import Deadline
-from server.parts import Parts
+from server.parts import FAILURES, Parts, in_time
+from server.popular import Popular, popular_items
 from server.queries import GenerateQuery, RankedItem, Rules, Source, UserRanking
-from server.recommend import FAILURES, as_of, in_time, popular_items, purchased_items, summarise
+from server.recommend import as_of, summarise
+from server.rules import purchased_items
 
 
 async def generate_top_items(
@@ -101,4 +103,4 @@ def _ranking(serving: Serving, items: NDArray[np.int32], scores: NDArray[np.floa
 
 def _cold_start(serving: Serving, history: History, query: GenerateQuery) -> UserRanking:
     items, purchased_I = serving.items, serving.items.indexes(purchased_items(history))
-    return UserRanking(popular_items(serving, query.rules, purchased_I, items.popular(), query.k), cold=True)
+    return UserRanking(popular_items(serving, query.rules, purchased_I, Popular(items).all(), query.k), cold=True)

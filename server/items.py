@@ -36,7 +36,8 @@ class ItemTable:
         self._live: dict[int, LiveItem] = {}
         self.removed: set[str] = set()
         self._popularity = release.popularity
-        self._by_popularity = np.argsort(-release.popularity, kind="stable")
+        self.total_popularity = float(release.popularity.sum())
+        self.by_popularity: NDArray[np.int64] = np.argsort(-release.popularity, kind="stable")  # of the release's items
         self._removed_indexes = np.zeros(0, np.int64)
         self._is_live_N = np.zeros(len(self.items), bool)
         self._tie_N = _ties(self.items)
@@ -81,16 +82,10 @@ class ItemTable:
         found.pop(None, None)
         return np.fromiter(found, np.int64, len(found))
 
-    def popular(self, item_ids: Iterable[str] | None = None) -> NDArray[np.int64]:
-        """Indexes of the release's items, most ordered lately first; or of these items."""
-        if item_ids is None:
-            return self._by_popularity
-        asked = self.indexes(item_ids)
-        return asked[np.argsort([-self.popularity(index) for index in asked.tolist()], kind="stable")]
-
-    def popularity(self, index: int) -> float:
-        """Orders of an item in the last weeks before the release; 0 for an item that came since."""
-        return float(self._popularity[index]) if index < self.num_trained else 0.0
+    def popularity(self, index_I: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[I] orders of an item in the last weeks before the release; 0 for an item that came since."""
+        known_I = self._popularity[np.minimum(index_I, self.num_trained - 1)].astype(np.float64)
+        return np.where(index_I < self.num_trained, known_I, 0.0)
 
     def are_allowed(self, index_I: NDArray[np.int64], conditions: Sequence[Filter]) -> NDArray[np.bool_]:
         """[I] whether each item is there and satisfies the conditions."""

@@ -71,6 +71,7 @@ class RecommendQuery:
     rescored: bool = True
     caps: tuple[Cap, ...] = ()
     diversity: float = 0.0
+    placement: str = ""
 
     @property
     def is_arranged(self) -> bool:

@@ -10,7 +10,6 @@ and marks it, and nothing else.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -19,23 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni import filters
-from baguni.errors import UnavailableError
-from baguni.history import Action, History
+from baguni.history import History
 from baguni.inference import triton_inputs
 from baguni.sequences import ModelInputs, event_batch, model_inputs
 from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.active_release import Serving
 from server.arrange import dealt, diverse
-from server.deadline import Deadline, DeadlineExceeded
-from server.parts import Parts
+from server.deadline import Deadline
+from server.parts import FAILURES, Parts, in_time
+from server.popular import popular_at, popular_items
 from server.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worse
+from server.rules import NOTHING, allowed, purchased_items
 from server.settings import ServerSettings
 from server.users import Float32, Int64, KnownUser
 
 T = TypeVar("T")
-NOTHING = np.zeros(0, np.int64)
-FAILURES = (UnavailableError, DeadlineExceeded)
-POPULAR_CHUNK = 256
 SOURCES = [tuple(source for source in Source if bits >> source & 1) for bits in range(2 << max(Source))]
 POPULAR_SCORE = -1e6  # popular items stand below every personal score, in the order of popularity
 
@@ -57,7 +54,6 @@ async def recommend(
     serving: Serving, parts: Parts, settings: ServerSettings, query: RecommendQuery, deadline: Deadline
 ) -> Ranking:
     """One page of a list."""
-    items = serving.items
     user, tier = await _known_user(serving, parts, settings, query, deadline)
     ranked = Scored(NOTHING, np.zeros(0, np.float32), NOTHING)
     if user is not None:
@@ -70,9 +66,12 @@ async def recommend(
     stop = query.offset + query.page_size
     longest = min(stop + 1, max(settings.max_list, len(query.candidate_item_ids)))
     purchased_I = user.purchased_I if user else NOTHING
-    popular_I = items.popular(query.candidate_item_ids) if query.candidate_item_ids else items.popular()
     missing = longest - len(ranked.index_I)
-    popular = popular_items(serving, query.rules, purchased_I, popular_I, missing, ranked.index_I)
+    popular: list[RankedItem] = []
+    if missing > 0:
+        known = await popular_at(serving, parts, query.placement, query.now_ms, settings.history_timeout_s, deadline)
+        chunks = known.among(query.candidate_item_ids) if query.candidate_item_ids else known.all()
+        popular = popular_items(serving, query.rules, purchased_I, chunks, missing, ranked.index_I)
     below = [replace(item, score=item.score + POPULAR_SCORE) for item in popular]
     page = [
         *_items(serving, ranked.take(slice(query.offset, stop))),
@@ -129,15 +128,6 @@ async def _history(
         return in_time(parts.histories.read_newer(user_id, version), timeout_s)
 
     return await parts.ask("history", settings.history_timeout_s, deadline, read)
-
-
-async def in_time(reading: Awaitable[T], timeout_s: float) -> T:
-    """What Redis answers, or UnavailableError when it does not come in time."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await reading
-    except TimeoutError as error:
-        raise UnavailableError("redis", f"no history within {timeout_s:.3f} s") from error
 
 
 def as_of(history: History, now_ms: int) -> History:
@@ -272,17 +262,6 @@ def _best_first(serving: Serving, scored: Scored) -> Scored:
     return scored.take(np.lexsort((serving.items.tie_break(scored.index_I), -scored.score_I)))
 
 
-def allowed(serving: Serving, index_I: Int64, rules: Rules, purchased_I: Int64 = NOTHING) -> NDArray[np.bool_]:
-    """[I] which items the rules let through for somebody who purchased these."""
-    items = serving.items
-    allowed_I = items.are_allowed(index_I, rules.filters)
-    if rules.exclude_item_ids:
-        allowed_I &= ~np.isin(index_I, items.indexes(rules.exclude_item_ids))
-    if rules.exclude_purchased:
-        allowed_I &= ~np.isin(index_I, purchased_I)
-    return allowed_I
-
-
 async def _rescored(
     serving: Serving,
     parts: Parts,
@@ -345,30 +324,7 @@ def _arranged(serving: Serving, ranked: Scored, query: RecommendQuery) -> Scored
     return ranked.take(np.r_[first, np.arange(len(first), len(ranked.index_I))])
 
 
-def popular_items(
-    serving: Serving, rules: Rules, purchased_I: Int64, popular_I: Int64, count: int, already_I: Int64 = NOTHING
-) -> list[RankedItem]:
-    """The first `count` of popular_I that the rules let through and the list has not already, with their popularity."""
-    items = serving.items
-    chosen: list[RankedItem] = []
-    for start in range(0, len(popular_I), POPULAR_CHUNK):
-        if len(chosen) >= count:
-            break
-        chunk_I = popular_I[start : start + POPULAR_CHUNK]
-        chunk_I = chunk_I[allowed(serving, chunk_I, rules, purchased_I) & ~np.isin(chunk_I, already_I)]
-        chosen += [
-            RankedItem(items.items[index].item_id, items.popularity(index), (Source.POPULAR,))
-            for index in chunk_I.tolist()
-        ]
-    return chosen[: max(count, 0)]
-
-
 def _items(serving: Serving, scored: Scored) -> list[RankedItem]:
     """As they are returned."""
     rows = zip(scored.index_I.tolist(), scored.score_I.tolist(), scored.source_I.tolist(), strict=True)
     return [RankedItem(serving.items.items[index].item_id, score, SOURCES[bits]) for index, score, bits in rows]
-
-
-def purchased_items(history: History) -> frozenset[str]:
-    """Ids of everything the user ordered."""
-    return frozenset(event.item_id for event in history.events if event.action is Action.ORDERED)

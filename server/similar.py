@@ -9,7 +9,7 @@ from baguni.errors import NotFoundError
 from server.active_release import Serving
 from server.deadline import Deadline
 from server.queries import RankedItem, Ranking, SimilarQuery, Source
-from server.recommend import allowed
+from server.rules import allowed
 from server.settings import ServerSettings
 
 SPARE = 20  # items that left the catalogue a moment ago may still be in the index

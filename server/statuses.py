@@ -31,6 +31,9 @@ from server.validation import InvalidRequestError, StalePageError
 log = logging.getLogger(__name__)
 DOMAIN = "baguni.v1"
 RETRY_AFTER_S = 1.0
+# A status travels in the trailers, of which many clients take 8 kB: ASCII of every other script is three to nine times as long.
+MAX_MESSAGE, MAX_FIELD, MAX_PROBLEM = 300, 80, 200  # characters
+MAX_VIOLATIONS_BYTES = 2_048
 
 
 class OverloadedError(BaguniError):
@@ -83,8 +86,18 @@ def _unexpected(error: Exception) -> Status:
 
 
 def _bad_request(violations: Iterable[tuple[str, str]]) -> BadRequest:
-    fields = [BadRequest.FieldViolation(field=field, description=problem) for field, problem in violations]
-    return BadRequest(field_violations=fields)
+    """As many of the violations as there is room for."""
+    found = BadRequest()
+    for field, problem in violations:
+        violation = BadRequest.FieldViolation(field=_short(field, MAX_FIELD), description=_short(problem, MAX_PROBLEM))
+        if found.ByteSize() + violation.ByteSize() > MAX_VIOLATIONS_BYTES:
+            break
+        found.field_violations.append(violation)
+    return found
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _status(code: int, reason: str, message: str, details: Iterable[Message]) -> Status:
@@ -93,4 +106,4 @@ def _status(code: int, reason: str, message: str, details: Iterable[Message]) ->
         holder = AnyMessage()
         holder.Pack(detail)
         packed.append(holder)
-    return Status(code=code, message=message, details=packed)
+    return Status(code=code, message=_short(message, MAX_MESSAGE), details=packed)

@@ -11,13 +11,13 @@ from baguni import filters
 from baguni.errors import BaguniError, InvalidInputError
 from baguni.filters import Filter
 from baguni.history import Action, HistoryEvent
+from baguni.placements import MAX_PLACEMENT
 from baguni.v1 import recommendation_pb2 as pb
 from server.queries import Cap, GenerateQuery, RecommendQuery, Rules, SimilarQuery
 from server.tokens import PageToken, query_hash
 
 MAX_ID = 256
 MAX_REQUEST_ID = 128
-MAX_PLACEMENT = 64
 MAX_PAGE, DEFAULT_PAGE = 200, 20
 MAX_K, DEFAULT_K = 50, 10
 MAX_USERS = 256
@@ -105,6 +105,7 @@ def recommend_query(
             token.rescored if token else True,
             caps,
             request.diversity,
+            request.placement,
         ),
         digest,
     )

@@ -21,7 +21,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from baguni.errors import BaguniError, UnavailableError
-from baguni.history_store import HistoryReader
 from baguni.release import ReleaseStore
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
@@ -50,7 +49,7 @@ class Worker:
         self._redis = redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=2.0, socket_connect_timeout=1.0)
         self._active = ActiveRelease(settings, ReleaseStore(settings.releases), self._redis)
         self._metrics, self._telemetry = Metrics(), Telemetry.from_environment()
-        self._parts = Parts.of(settings, HistoryReader(self._redis), self._metrics, self._telemetry)
+        self._parts = Parts.of(settings, self._redis, self._metrics, self._telemetry)
         topic = settings.exposure_topic if self._is_online else ""
         self._exposures = Exposures(settings.kafka_bootstrap, topic, self._metrics)
         self._callers = Callers(settings.callers, share=1 / settings.processes)

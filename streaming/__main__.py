@@ -18,6 +18,7 @@ from baguni.history_store import HistoryWriter
 from baguni.inference import SyncInferenceClient
 from baguni.item_index import ItemIndex
 from baguni.live_items import LiveItemWriter
+from baguni.placements import PlacementWriter
 from baguni.release import ReleaseStore
 from streaming.consumer import Apply, EventConsumer, stop_on_signals
 from streaming.dead_letters import DeadLetters
@@ -44,7 +45,7 @@ class Consumers:
 
     def consume_user_events(self) -> None:
         """Orders, clicks and carts → histories."""
-        updates = UserUpdates(HistoryWriter(self._redis, self._settings.max_events))
+        updates = UserUpdates(HistoryWriter(self._redis, self._settings.max_events), PlacementWriter(self._redis))
         while not self._stopping.is_set():
             self._consume(
                 USER_TOPICS, "baguni-users", updates.apply, self._settings.batch_records, self._stopping.is_set

@@ -28,7 +28,7 @@ from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.result import Row
 from tests.faults.fuzz import Fuzzer
-from tests.faults.load import NOW_MS, OWN_CONNECTION, USERS, page_views
+from tests.faults.load import NOW_MS, OWN_CONNECTION, SHED, USERS, page_views
 from tests.gateway_process import GatewayProcess, gateway_process
 
 pytestmark = [pytest.mark.stack, pytest.mark.fault]
@@ -227,7 +227,8 @@ def test_a_hundred_thousand_hostile_requests_change_nothing(
     assert set(after.outcomes) == {"DEGRADATION_TIER_FULL"}
     assert "Traceback" not in log, log[-3_000:]
     assert outcomes["OK"] > REQUESTS / 50, "hardly any request went all the way"
-    bad = sum(count for outcome, count in outcomes.items() if outcome not in REFUSALS)
+    assert outcomes[SHED] < REQUESTS / 200
+    bad = sum(count for outcome, count in outcomes.items() if outcome not in REFUSALS | {SHED})
     growth = memory[-1] / memory[0]
     record(
         Row(
@@ -259,7 +260,8 @@ async def _send(gateway: GatewayProcess, fuzzer: Fuzzer, memory: list[int]) -> C
                 except grpc.aio.AioRpcError as error:
                     outcome = error.code().name
                     if outcome not in REFUSALS:
-                        print(path, body, error.code(), error.details())
+                        print(path, error.code(), error.details(), body.hex())
+                    assert outcome != SHED or "too many requests" in str(error.details()), error
                 outcomes[outcome] += 1
                 if outcomes.total() == SETTLED:
                     memory.append(_memory(worker))

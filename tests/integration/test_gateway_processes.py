@@ -80,6 +80,8 @@ def test_bulk_is_answered_by_a_process_of_its_own(gateway, stub) -> None:
     assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "user_ids" in failure.value.details()
     assert any(key == "grpc-status-details-bin" for key, _ in failure.value.trailing_metadata())
+    refused = f'{METHODS}{{code="INVALID_ARGUMENT",method="GenerateTopItems"}}'
+    assert counted(gateway, refused) == 2  # by the process that was asked, and by the one that read it
 
 
 def test_page_views_go_on_while_the_bulk_process_hangs(gateway, stub) -> None:
