@@ -259,9 +259,10 @@ async def _send(gateway: GatewayProcess, fuzzer: Fuzzer, memory: list[int]) -> C
                     outcome = "OK"
                 except grpc.aio.AioRpcError as error:
                     outcome = error.code().name
+                    if outcome == SHED and "too many requests" not in str(error.details()):
+                        outcome = f"{SHED}, not by the gate"
                     if outcome not in REFUSALS:
                         print(path, error.code(), error.details(), body.hex())
-                    assert outcome != SHED or "too many requests" in str(error.details()), error
                 outcomes[outcome] += 1
                 if outcomes.total() == SETTLED:
                     memory.append(_memory(worker))
