@@ -40,6 +40,11 @@ class Serving:
         """The id."""
         return self.release.release_id
 
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.inference.close()
+        await self.index.close()
+
 
 class ActiveRelease:
     """Follows the store's pointer."""
@@ -97,10 +102,10 @@ class ActiveRelease:
         for task in self._closing:
             task.cancel()
         if self._serving is not None:
-            await _close(self._serving)
+            await self._serving.close()
 
     async def _switch(self, release_id: str) -> None:
-        serving = await self._open(release_id)
+        serving = await open_serving(self._settings, self._store, self._redis, release_id)
         old, self._serving = self._serving, serving
         log.info("serving release=%s items=%d", release_id, len(serving.items))
         if old is not None:
@@ -111,25 +116,28 @@ class ActiveRelease:
         if serving is self._serving or self._requests[serving] > 0:
             return
         del self._requests[serving]
-        task = asyncio.create_task(_close(serving))
+        task = asyncio.create_task(serving.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _open(self, release_id: str) -> Serving:
-        """Open a release and check that Triton and Milvus hold this one and no other."""
-        release = await asyncio.to_thread(self._store.get, release_id)
-        inference = InferenceClient(self._settings.triton_url, release_id, release.signature)
-        try:
-            await inference.check()
-            await asyncio.to_thread(_check_index, self._settings.milvus_uri, release_id)
-            items = await asyncio.to_thread(ItemTable, release)
-            live_items = LiveItemReader(self._redis, release_id)
-            items.apply(await live_items.changes())
-        except BaguniError:
-            await inference.close()
-            raise
-        index = AsyncItemIndex(self._settings.milvus_uri, release_id)
-        return Serving(release, items, inference, index, live_items)
+
+async def open_serving(
+    settings: ServerSettings, store: ReleaseStore, client: redis.asyncio.Redis, release_id: str
+) -> Serving:
+    """Open a release and check that Triton and Milvus hold this one and no other. Raises ReleaseMismatchError, NotFoundError or
+    UnavailableError."""
+    release = await asyncio.to_thread(store.get, release_id)
+    inference = InferenceClient(settings.triton_url, release_id, release.signature)
+    try:
+        await inference.check()
+        await asyncio.to_thread(_check_index, settings.milvus_uri, release_id)
+        items = await asyncio.to_thread(ItemTable, release)
+        live_items = LiveItemReader(client, release_id)
+        items.apply(await live_items.changes())
+    except BaguniError:
+        await inference.close()
+        raise
+    return Serving(release, items, inference, AsyncItemIndex(settings.milvus_uri, release_id), live_items)
 
 
 def _check_index(uri: str, release_id: str) -> None:
@@ -138,8 +146,3 @@ def _check_index(uri: str, release_id: str) -> None:
         index.check()
     finally:
         index.close()
-
-
-async def _close(serving: Serving) -> None:
-    await serving.inference.close()
-    await serving.index.close()

@@ -35,6 +35,9 @@ class Metrics:
         self.exposures = Counter(
             "baguni_exposures", "Pages that were served: told to Kafka, or dropped.", ["outcome"], registry=registry
         )
+        self.captured = Counter(
+            "baguni_captured", "Requests written down for replay, or dropped.", ["outcome"], registry=registry
+        )
         self.in_flight = Gauge(
             "baguni_requests_in_flight", "Requests being answered.", registry=registry, multiprocess_mode="livesum"
         )

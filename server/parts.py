@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +17,7 @@ from baguni.errors import UnavailableError
 from baguni.history_store import HistoryReader
 from baguni.placements import PlacementReader
 from server.breaker import Breaker
+from server.capture import stage_ms
 from server.deadline import Deadline, DeadlineExceeded
 from server.metrics import Metrics
 from server.settings import ServerSettings
@@ -69,8 +71,15 @@ class Parts:
         """What a stage's server answers to `make(timeout in s)` within the stage's own limit and what is left of the deadline.
         Raises UnavailableError or DeadlineExceeded."""
         timeout_s = deadline.limit(own_s)
-        with self.metrics.stage_s.labels(stage).time(), self.telemetry.stage(stage, STAGES[stage]):
-            return await self.breakers[stage].call(lambda: make(timeout_s), counted=timeout_s == own_s)
+        started = time.perf_counter()
+        try:
+            with self.telemetry.stage(stage, STAGES[stage]):
+                return await self.breakers[stage].call(lambda: make(timeout_s), counted=timeout_s == own_s)
+        finally:
+            took_s = time.perf_counter() - started
+            self.metrics.stage_s.labels(stage).observe(took_s)
+            if (taken := stage_ms.get()) is not None:
+                taken[stage] = round(1e3 * took_s, 3)
 
 
 async def in_time(reading: Awaitable[T], timeout_s: float) -> T:

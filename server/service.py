@@ -12,11 +12,12 @@ from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server import validation
 from server.active_release import ActiveRelease, Serving
+from server.capture import Capture, Recorded, stage_ms
 from server.deadline import Deadline
 from server.exposures import Exposures
 from server.generate import generate_top_items
 from server.parts import Parts
-from server.queries import RankedItem, Tier, UserRanking
+from server.queries import RankedItem, RecommendQuery, Tier, UserRanking
 from server.recommend import recommend
 from server.settings import ServerSettings
 from server.similar import similar_items
@@ -29,11 +30,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RecommendationService(pb_grpc.RecommendationServiceServicer):
     """The gateway's service over whichever release is active."""
 
-    def __init__(self, settings: ServerSettings, active: ActiveRelease, parts: Parts, exposures: Exposures) -> None:
-        self._settings, self._active, self._parts, self._exposures = settings, active, parts, exposures
+    def __init__(
+        self, settings: ServerSettings, active: ActiveRelease, parts: Parts, exposures: Exposures, capture: Capture
+    ) -> None:
+        self._settings, self._active, self._parts = settings, active, parts
+        self._exposures, self._capture = exposures, capture
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802
         """See recommendation.proto."""
+        started = time.perf_counter()
+        stage_ms.set({})
         with self._active.held() as serving:
             query, digest = validation.recommend_query(request, _attribute_types(serving), serving.release_id)
             deadline = _deadline(context, self._settings.default_deadline_s)
@@ -54,6 +60,9 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
                 history_version=ranking.history_version,
             )
             self._exposures.add(request, response, time_ms)
+            took_ms = 1e3 * (time.perf_counter() - started)
+            if self._capture.is_wanted(took_ms):
+                self._capture.add(_recorded(request, query, response, took_ms))
             return response
 
     async def GenerateTopItems(  # noqa: N802
@@ -81,6 +90,23 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             return pb.SimilarItemsResponse(
                 request_id=request_id, items=_items(ranking.items, 0), release_id=serving.release_id
             )
+
+
+def _recorded(
+    request: pb.RecommendRequest, query: RecommendQuery, response: pb.RecommendResponse, took_ms: float
+) -> Recorded:
+    return Recorded(
+        request,
+        response.request_id,
+        response.release_id,
+        query.now_ms,
+        query.offset,
+        query.rescored,
+        Tier(response.degradation_tier).name,
+        tuple(item.item_id for item in response.items),
+        round(took_ms, 3),
+        dict(stage_ms.get() or {}),
+    )
 
 
 def _attribute_types(serving: Serving) -> dict[str, str]:

@@ -27,6 +27,7 @@ from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.active_release import ActiveRelease
 from server.bulk import BulkForwarder
 from server.callers import Callers
+from server.capture import Capture
 from server.exposures import Exposures
 from server.gate import Gate, Room
 from server.metrics import Metrics
@@ -52,6 +53,9 @@ class Worker:
         self._parts = Parts.of(settings, self._redis, self._metrics, self._telemetry)
         topic = settings.exposure_topic if self._is_online else ""
         self._exposures = Exposures(settings.kafka_bootstrap, topic, self._metrics)
+        capture_dir = settings.capture_dir if self._is_online else None
+        slow_s, share = settings.capture_slow_s, settings.capture_share
+        self._capture = Capture(capture_dir, name, slow_s, share, settings.capture_bytes, self._metrics)
         self._callers = Callers(settings.callers, share=1 / settings.processes)
         self._gate = Gate(
             SERVICE,
@@ -97,7 +101,7 @@ class Worker:
     def _server(self) -> grpc.aio.Server:
         interceptors: list[Any] = [self._gate, *([self._forwarder] if self._forwarder else [])]
         server = grpc.aio.server(interceptors=interceptors, options=_options(self._settings))
-        service = RecommendationService(self._settings, self._active, self._parts, self._exposures)
+        service = RecommendationService(self._settings, self._active, self._parts, self._exposures, self._capture)
         pb_grpc.add_RecommendationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -133,6 +137,7 @@ class Worker:
         await self._active.close()
         await self._redis.aclose()
         await asyncio.to_thread(self._exposures.close)
+        self._capture.close()
         self._telemetry.shutdown()
 
 
