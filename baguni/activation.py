@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,37 @@ def unload_others(release: Release, endpoints: Endpoints) -> list[str]:
         inference.close()
 
 
-def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda stage: None) -> None:
-    """Load a release into Triton and Milvus, beside those that are there, and check that it arrived whole."""
+@contextmanager
+def published(store: ReleaseStore, release: Release, endpoints: Endpoints) -> Iterator[None]:
+    """`publish` for a while: at the end everything is as it was, unless the release has become the active one meanwhile."""
+    inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
+    try:
+        was_loaded = inference.is_loaded()
+        was_filled = publish(release, endpoints)
+        try:
+            yield
+        finally:
+            if store.active_id() != release.release_id:
+                if not was_loaded:
+                    inference.unload()
+                if not was_filled:
+                    drop(release, endpoints)
+    finally:
+        inference.close()
+
+
+def drop(release: Release, endpoints: Endpoints) -> None:
+    """Delete a release's collections."""
+    index = ItemIndex(endpoints.milvus_uri, release.release_id)
+    try:
+        index.drop()
+    finally:
+        index.close()
+
+
+def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda stage: None) -> bool:
+    """Load a release into Triton and Milvus, beside those that are there, and check that it arrived whole. Returns whether
+    Milvus had it already."""
     check_device(release, endpoints)
     on_stage("load models into Triton")
     copy_models(release, endpoints.triton_repository)
@@ -86,9 +116,11 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
     on_stage("fill Milvus")
     index = ItemIndex(endpoints.milvus_uri, release.release_id)
     try:
-        if index.fill(release):
+        was_built = index.fill(release)
+        if was_built:
             restore_live_items(index, release, endpoints.redis_url)
         index.check()
+        return not was_built
     finally:
         index.close()
 

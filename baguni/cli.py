@@ -5,10 +5,10 @@ when it is called, so asking for help is fast and the gateway's machine needs no
 from __future__ import annotations
 
 import sys
-from importlib.metadata import EntryPoint, entry_points
 
 import click
 
+from baguni.commands import commands_of
 from baguni.errors import BaguniError
 
 SUMMARIES = {
@@ -17,7 +17,7 @@ SUMMARIES = {
     "evaluate": "Predict the last month's orders with a finished run.",
     "segment": "Who buys of a category, and when something is bought again.",
     "export": "Make a release of a finished run.",
-    "release": "List, show, activate and roll back releases.",
+    "release": "List, show, try, activate and roll back releases.",
     "token": "Make a bearer token for a caller of the gateway.",
     "up": "Start the local stack.",
     "down": "Stop the local stack, every process of it.",
@@ -35,11 +35,11 @@ class Commands(click.Group):
     """A group whose commands are entry points, in the order of SUMMARIES."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found = _entry_points()
+        found = commands_of("baguni.commands")
         return [name for name in SUMMARIES if name in found]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry_point = _entry_points().get(cmd_name)
+        entry_point = commands_of("baguni.commands").get(cmd_name)
         return None if entry_point is None else entry_point.load()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -76,10 +76,6 @@ def main() -> None:
         click.echo("Stopped.", err=True)
         status = 130
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _entry_points() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="baguni.commands")}
 
 
 if __name__ == "__main__":

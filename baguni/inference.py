@@ -103,6 +103,14 @@ class SyncInferenceClient:
         except InferenceServerException as error:
             raise _unavailable(error) from error
 
+    def is_loaded(self) -> bool:
+        """Whether every model of the release is ready."""
+        try:
+            names = [triton_model_name(name, self._release_id) for name in self._specs]
+            return all(self._client.is_model_ready(name, client_timeout=10.0) for name in names)
+        except InferenceServerException as error:
+            raise _unavailable(error) from error
+
     def unload(self) -> None:
         """Unload every model of the release."""
         try:

@@ -1,4 +1,4 @@
-"""`baguni release`: list, show, activate, roll back."""
+"""`baguni release`: list, show, activate, roll back; and, from the gateway, replay."""
 
 from __future__ import annotations
 
@@ -9,18 +9,33 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from baguni.commands import commands_of
 from baguni.release import ReleaseStore
 from baguni.settings import Endpoints
 
+MORE_COMMANDS = "baguni.release_commands"
 
-@click.group()
+
+class ReleaseCommands(click.Group):
+    """Those below, and what other processes add: the gateway's `replay`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *commands_of(MORE_COMMANDS)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry_point = commands_of(MORE_COMMANDS).get(cmd_name)
+        return super().get_command(ctx, cmd_name) if entry_point is None else entry_point.load()
+
+
+@click.group(cls=ReleaseCommands)
 @click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
 @click.pass_context
 def release(context: click.Context, releases: Path | None) -> None:
-    """List, show, activate and roll back releases.
+    """List, show, try, activate and roll back releases.
 
     \b
     baguni release list
+    baguni release replay --log captured/ --candidate r20261124_1f3a9c02
     baguni release activate r20261124_1f3a9c02
     baguni release rollback
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
@@ -12,7 +14,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from baguni.release import Release
+from baguni.release import Release, write_manifest
 from tests.tiny_shop import KINDS, SHELVES, write_tiny_shop
 from trainer.export import build_release
 from trainer.recipes import recipe_named
@@ -29,6 +31,21 @@ def build_tiny_release(path: Path, seed: int = 0) -> Release:
     run.train_dual_head()
     run.distil()
     return build_release(run, path / "release")
+
+
+def renamed(
+    release: Release, target: Path, release_id: str, change: Callable[[Path], object] = lambda path: None
+) -> Release:
+    """The same release under another id, as a second training would give: models, configs and manifest say so. `change` may
+    alter parts of the copy before its manifest is written."""
+    shutil.copytree(release.path, target)
+    for model in sorted((target / "triton").iterdir()):
+        config = model / "config.pbtxt"
+        config.write_text(config.read_text().replace(release.release_id, release_id))
+        model.rename(model.with_name(model.name.replace(release.release_id, release_id)))
+    (target / "manifest.json").unlink()
+    change(target)
+    return write_manifest(target, {"release_id": release_id, "dataset": "tiny-shop", "metrics": {}})
 
 
 def tiny_run(path: Path, seed: int = 0) -> Run:

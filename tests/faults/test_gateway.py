@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -19,10 +20,10 @@ import pytest
 import redis
 
 from baguni.activation import activate
-from baguni.catalog import Catalog, Item
+from baguni.catalog import Catalog
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
-from baguni.release import POINTER, Release, ReleaseStore, write_manifest
+from baguni.release import POINTER, Release, ReleaseStore
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
@@ -30,6 +31,7 @@ from benchmarks.result import Row
 from tests.faults.fuzz import Fuzzer
 from tests.faults.load import NOW_MS, OWN_CONNECTION, SHED, USERS, page_views
 from tests.gateway_process import GatewayProcess, gateway_process
+from tests.tiny_release import renamed
 
 pytestmark = [pytest.mark.stack, pytest.mark.fault]
 SWITCHES = 1_000
@@ -70,18 +72,9 @@ def test_a_killed_process_fails_only_what_it_had_begun(
 
 def twin(release: Release, target: Path, release_id: str) -> Release:
     """The same models over items that are all called otherwise: a list tells which release it is of."""
-    shutil.copytree(release.path, target)
-    for model in sorted((target / "triton").iterdir()):
-        config = model / "config.pbtxt"
-        config.write_text(config.read_text().replace(release.release_id, release_id))
-        model.rename(model.with_name(model.name.replace(release.release_id, release_id)))
-    items = [
-        Item(f"twin-{item.item_id}", item.title, item.category_path, item.attributes, item.available)
-        for item in release.catalog.items
-    ]
-    Catalog(items, release.catalog.attribute_types).save(target / "catalog.parquet")
-    (target / "manifest.json").unlink()
-    return write_manifest(target, {"release_id": release_id, "dataset": "tiny-shop", "metrics": {}})
+    items = [replace(item, item_id=f"twin-{item.item_id}") for item in release.catalog.items]
+    catalog = Catalog(items, release.catalog.attribute_types)
+    return renamed(release, target, release_id, lambda path: catalog.save(path / "catalog.parquet"))
 
 
 @pytest.mark.timeout(900)

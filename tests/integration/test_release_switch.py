@@ -22,11 +22,12 @@ from baguni.activation import activate
 from baguni.errors import ReleaseMismatchError
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
-from baguni.release import Release, ReleaseStore, load_release, write_manifest
+from baguni.release import Release, ReleaseStore, load_release
 from baguni.settings import Endpoints
 from baguni.signature import model_specs
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+from tests.tiny_release import renamed
 
 pytestmark = pytest.mark.stack
 
@@ -35,17 +36,6 @@ pytestmark = pytest.mark.stack
 def stub(running: Endpoints) -> Iterator[pb_grpc.RecommendationServiceStub]:
     with grpc.insecure_channel(running.gateway_address) as channel:
         yield pb_grpc.RecommendationServiceStub(channel)
-
-
-def renamed(release: Release, target: Path, release_id: str) -> Release:
-    """The same release under another id, as a second training would give: models, configs and manifest say so."""
-    shutil.copytree(release.path, target)
-    for model in sorted((target / "triton").iterdir()):
-        config = model / "config.pbtxt"
-        config.write_text(config.read_text().replace(release.release_id, release_id))
-        model.rename(model.with_name(model.name.replace(release.release_id, release_id)))
-    (target / "manifest.json").unlink()
-    return write_manifest(target, {"release_id": release_id, "dataset": "tiny-shop", "metrics": {}})
 
 
 @pytest.fixture
@@ -131,14 +121,14 @@ def test_models_that_carry_another_releases_id_are_refused_and_the_pointer_stays
     running: Endpoints, active_release: Release, tmp_path: Path
 ) -> None:
     store = ReleaseStore(running.releases)
-    mixed = renamed(active_release, tmp_path / "mixed", "r20990103_0000cafe")
-    config = mixed.triton_dir / f"user_encoder_{mixed.release_id}" / "config.pbtxt"
-    text = config.read_text().replace(
-        f'string_value: "{mixed.release_id}"', f'string_value: "{active_release.release_id}"'
-    )
-    config.write_text(text)
-    (mixed.path / "manifest.json").unlink()
-    write_manifest(mixed.path, {"release_id": mixed.release_id, "dataset": "tiny-shop", "metrics": {}})
+    mixed_id = "r20990103_0000cafe"
+
+    def another_releases(path: Path) -> None:
+        config = path / "triton" / f"user_encoder_{mixed_id}" / "config.pbtxt"
+        own, other = (f'string_value: "{release_id}"' for release_id in (mixed_id, active_release.release_id))
+        config.write_text(config.read_text().replace(own, other))
+
+    mixed = renamed(active_release, tmp_path / "mixed", mixed_id, another_releases)
     store.add(mixed.path)
     with pytest.raises(ReleaseMismatchError, match="user_encoder"):
         activate(store, mixed.release_id, running)
@@ -149,12 +139,14 @@ def test_a_model_that_encodes_known_users_otherwise_is_refused_and_the_pointer_s
     running: Endpoints, active_release: Release, tmp_path: Path
 ) -> None:
     """Weights of another training under this release's name: every file is as its manifest says, and still wrong."""
-    other = renamed(active_release, tmp_path / "wrong", "r20990104_0000feed")
-    golden = dict(other.golden_queries)
+    golden = dict(active_release.golden_queries)
     golden["user_embedding"] = golden["user_embedding"] * 1.1
-    np.savez(other.path / "golden_queries.npz", **golden)
-    (other.path / "manifest.json").unlink()
-    write_manifest(other.path, {"release_id": other.release_id, "dataset": "tiny-shop", "metrics": {}})
+    other = renamed(
+        active_release,
+        tmp_path / "wrong",
+        "r20990104_0000feed",
+        lambda path: np.savez(path / "golden_queries.npz", **golden),
+    )
     store = ReleaseStore(running.releases)
     store.add(other.path)
     with pytest.raises(
