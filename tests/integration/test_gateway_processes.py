@@ -143,9 +143,9 @@ def test_told_to_stop_under_load_it_ends_what_it_has_begun(stack, active_release
                 thread.join()
         assert not any(worker.is_running() for worker in workers)
     assert outcomes.count("OK") > 20
-    # A call that began after the listening ended found nobody; none that was being answered was cut.
-    assert set(outcomes) <= {"OK", "UNAVAILABLE"}
-    assert outcomes.count("UNAVAILABLE") <= 4
+    # A call that came after the listening ended found nobody, or was not begun; none that was being answered was cut.
+    assert set(outcomes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
+    assert len(outcomes) - outcomes.count("OK") <= 4
 
 
 def test_no_process_outlives_a_supervisor_that_was_killed(stack, active_release, tmp_path) -> None:
