@@ -114,7 +114,7 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
     finally:
         inference.close()
     on_stage("fill Milvus")
-    index = ItemIndex(endpoints.milvus_uri, release.release_id)
+    index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog.attribute_types)
     try:
         was_built = index.fill(release)
         if was_built:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,8 @@ from baguni.errors import InvalidInputError
 
 BUILT_IN_TYPES = {"category": "string", "available": "bool"}
 CATEGORY_PREFIXES = "category_prefixes"
+# The vector index has no value for "none" in a typed field. These are no attribute's: an item with one counts as without.
+NO_TEXT, NO_NUMBER, NO_TRUTH = "\uffff", -sys.float_info.max, 2
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,30 @@ class Filter:
         return value is self.is_
 
 
-def index_fields(item: Item) -> dict[str, str | float | bool | list[str]]:
-    """The fields under which the vector index holds an item, for `expression`.
+def field_kinds(attribute_types: Mapping[str, str]) -> dict[str, str]:
+    """The fields of the vector index beside id and vector, and the kind of each: string, number, bool or strings.
 
-    >>> index_fields(Item("1", "Rye", ("BAKERY", "BREAD"), {"size": 2.0}))
-    {'available': True, 'category_prefixes': ['BAKERY', 'BAKERY > BREAD'], 'attribute_size': 2.0}
+    >>> field_kinds({"size": "number"})
+    {'attribute_size': 'number', 'available': 'bool', 'category_prefixes': 'strings'}
+    """
+    attributes = {_field(name): kind for name, kind in attribute_types.items()}
+    return {**attributes, "available": "bool", CATEGORY_PREFIXES: "strings"}
+
+
+def index_fields(item: Item, attribute_types: Mapping[str, str]) -> dict[str, str | float | bool | list[str]]:
+    """What the vector index holds of an item, for `expression`: a value in every field.
+
+    >>> index_fields(Item("1", "Rye", ("BAKERY", "BREAD"), {"size": 2.0}), {"size": "number", "organic": "bool"})
+    {'attribute_size': 2.0, 'attribute_organic': 2, 'available': True, 'category_prefixes': ['BAKERY', 'BAKERY > BREAD']}
     """
     levels = item.category.split(CATEGORY_SEPARATOR)
     prefixes = [CATEGORY_SEPARATOR.join(levels[: depth + 1]) for depth in range(len(levels))]
-    attributes = {_field(name): value for name, value in item.attributes.items()}
-    return {"available": item.available, CATEGORY_PREFIXES: prefixes, **attributes}
+    missing: dict[str, str | float] = {"string": NO_TEXT, "number": NO_NUMBER, "bool": NO_TRUTH}
+    attributes: dict[str, str | float | bool | list[str]] = {}
+    for name, kind in attribute_types.items():
+        value = item.attributes.get(name)
+        attributes[_field(name)] = missing[kind] if value is None else int(value) if kind == "bool" else value
+    return {**attributes, "available": item.available, CATEGORY_PREFIXES: prefixes}
 
 
 def check(filters: Sequence[Filter], attribute_types: Mapping[str, str], field: str = "filters") -> None:
@@ -99,20 +117,25 @@ def expression(filters: Sequence[Filter], exclude_item_ids: Sequence[str] = ()) 
 def _term(condition: Filter) -> str:
     name = _field(condition.attribute)
     if condition.any_of is not None:
-        values = json.dumps(list(condition.any_of), ensure_ascii=False)
+        values = json.dumps([value for value in condition.any_of if value != NO_TEXT], ensure_ascii=False)
         # A path and everything below it: the index holds every prefix of an item's path.
-        return f"json_contains_any({name}, {values})" if name == CATEGORY_PREFIXES else f"{name} in {values}"
+        return f"array_contains_any({name}, {values})" if name == CATEGORY_PREFIXES else f"{name} in {values}"
     if condition.bounds is not None:
         low, high = condition.bounds
-        terms = [f"{name} >= {low!r}"] if low is not None else []
+        terms = [f"{name} > {NO_NUMBER!r}"]
+        terms += [f"{name} >= {low!r}"] if low is not None else []
         terms += [f"{name} <= {high!r}"] if high is not None else []
-        return "(" + (" and ".join(terms) or f"exists {name}") + ")"
-    return f"{name} == {str(condition.is_).lower()}"
+        return f"({' and '.join(terms)})"
+    truth = str(condition.is_).lower() if condition.attribute == "available" else str(int(bool(condition.is_)))
+    return f"{name} == {truth}"
 
 
 def _field(attribute: str) -> str:
-    """An attribute's name in the index. With the prefix it is never a word of the expression language, nor a key field."""
-    return {"category": CATEGORY_PREFIXES, "available": "available"}.get(attribute, f"attribute_{attribute}")
+    """An attribute's name in the index. With the prefix it is never a word of the expression language, nor a key field; what
+    may not stand in a field's name is written as its number, so no two attributes share a field."""
+    if attribute in BUILT_IN_TYPES:
+        return {"category": CATEGORY_PREFIXES}.get(attribute, attribute)
+    return "attribute_" + re.sub(r"[^A-Za-z0-9_]|_(?=x)", lambda found: f"_x{ord(found[0]):x}_", attribute)
 
 
 def _value(item: Item, attribute: str) -> AttributeValue | None:
@@ -120,4 +143,5 @@ def _value(item: Item, attribute: str) -> AttributeValue | None:
         return item.category
     if attribute == "available":
         return item.available
-    return item.attributes.get(attribute)
+    value = item.attributes.get(attribute)
+    return None if value in (NO_TEXT, NO_NUMBER) else value

@@ -15,11 +15,11 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni import filters
 from baguni.catalog import Item
 from baguni.filters import Filter
 from baguni.live_items import LiveItem
 from baguni.release import Release
+from server.columns import Columns
 
 REMEMBERED_FILTERS = 16  # a mask has a byte per item: 16 MB for a million of them
 
@@ -41,6 +41,7 @@ class ItemTable:
         self._removed_indexes = np.zeros(0, np.int64)
         self._is_live_N = np.zeros(len(self.items), bool)
         self._tie_N = _ties(self.items)
+        self._columns = Columns(self.items, release.catalog.attribute_types)
         self._trie = release.semantic_ids.trie
         self.allowed = lru_cache(maxsize=REMEMBERED_FILTERS)(self._allowed)
         self.node_mask = lru_cache(maxsize=REMEMBERED_FILTERS)(self._node_mask)
@@ -50,19 +51,25 @@ class ItemTable:
 
     def apply(self, changes: Sequence[LiveItem]) -> None:
         """Take over changed items."""
+        known, added = len(self.items), list[Item]()
         for live in changes:
             item_id = live.item.item_id
             index = self.index.setdefault(item_id, len(self.items))
             if index == len(self.items):
                 self.items.append(live.item)
+                added.append(live.item)
                 self.codes_NL = np.vstack([self.codes_NL, np.asarray([live.codes], np.int32)])
             else:
                 self.items[index] = live.item
+                if index < known:
+                    self._columns.replace(index, live.item)
+                else:
+                    added[index - known] = live.item
             self._live[index] = live
             (self.removed.add if live.removed else self.removed.discard)(item_id)
         if changes:
             self._removed_indexes = self.indexes(self.removed)
-            added = self.items[len(self._tie_N) :]
+            self._columns.extend(added)
             self._tie_N = np.r_[self._tie_N, _ties(added)]
             self._is_live_N = np.isin(np.arange(len(self.items)), list(self._live))
             self.allowed.cache_clear()
@@ -91,7 +98,7 @@ class ItemTable:
         """[I] whether each item is there and satisfies the conditions."""
         allowed = ~np.isin(index_I, self._removed_indexes) if self.removed else np.ones(len(index_I), bool)
         if conditions:
-            allowed &= filters.mask(conditions, [self.items[index] for index in index_I.tolist()])
+            allowed &= self._columns.mask(conditions, index_I)
         return allowed
 
     def tie_break(self, index_I: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -100,7 +107,7 @@ class ItemTable:
 
     def _allowed(self, conditions: tuple[Filter, ...]) -> NDArray[np.bool_]:
         """[N] which items are there and satisfy the conditions; remembered until an item changes (as `allowed`)."""
-        mask = filters.mask(conditions, self.items)
+        mask = self._columns.mask(conditions)
         mask[[self.index[item_id] for item_id in self.removed]] = False
         mask.flags.writeable = False
         return mask

@@ -216,6 +216,13 @@ async def _found(
     pool = NUM_CANDIDATES if rescored or query.is_arranged else 0
     limit = max(settings.num_retrieved, pool, needed) + num_known
     embedding_V = user.embedding_qV[_query(rules)]
+    if (few_I := _few(serving, rules, settings)) is not None:
+        left_I = few_I[~np.isin(few_I, items.indexes(excluded))]
+        score_I = items.item_vectors(left_I) @ embedding_V
+        found = left_I[np.argsort(-score_I, kind="stable")[:limit]]
+        if query.user_id:
+            parts.users.remember_found(serving.release_id, query.user_id, found)
+        return found, Tier.FULL
     try:
         hits = await parts.ask(
             "search",
@@ -224,12 +231,24 @@ async def _found(
             lambda timeout_s: serving.index.search_items(embedding_V, limit, expression, timeout_s),
         )
     except FAILURES:
-        found = parts.users.found(serving.release_id, query.user_id) if query.user_id else None
-        return (NOTHING, Tier.POPULAR) if found is None else (found, Tier.CACHED_LIST)
+        before = parts.users.found(serving.release_id, query.user_id) if query.user_id else None
+        return (NOTHING, Tier.POPULAR) if before is None else (before, Tier.CACHED_LIST)
     found = items.indexes(hits.item_ids)
     if query.user_id:
         parts.users.remember_found(serving.release_id, query.user_id, found)
     return found, Tier.FULL
+
+
+def _few(serving: Serving, rules: Rules, settings: ServerSettings) -> Int64 | None:
+    """What the filters let through, if that is less than half of the catalogue and not too much to be ranked here: there the
+    graph of the vector index misses items, every other one in the worst case (ADR 14)."""
+    if not rules.filters:
+        return None
+    allowed_N = serving.items.allowed(rules.filters)
+    count = int(np.count_nonzero(allowed_N))
+    if count > settings.exact_items or 2 * count > len(allowed_N):
+        return None
+    return np.flatnonzero(allowed_N)
 
 
 def _query(rules: Rules) -> int:

@@ -45,6 +45,9 @@ class ServerSettings(Endpoints):
     metrics_address: str = "127.0.0.1:7460"  # where Prometheus reads
     # Candidates from the vector search, before rules; a page that needs more gets more.
     num_retrieved: int = Field(default=50, ge=1, le=15_000)
+    exact_items: int = Field(
+        default=20_000, ge=0
+    )  # filters that let so few through are answered without the vector index
     max_list: int = Field(default=1_000, ge=1)  # items that paging can reach
     pointer_check_s: float = Field(default=1.0, gt=0)
     live_items_check_s: float = Field(default=0.3, gt=0)

@@ -109,7 +109,7 @@ class ReleaseUpdates:
 
     def _open(self) -> ItemServers:
         release_id, settings = self._release.release_id, self._settings
-        index = ItemIndex(settings.milvus_uri, release_id)
+        index = ItemIndex(settings.milvus_uri, release_id, self._release.catalog.attribute_types)
         inference = SyncInferenceClient(settings.triton_url, release_id, self._release.signature)
         return ItemServers(inference, index, LiveItemWriter(self._redis, release_id))
 

@@ -1,4 +1,5 @@
-"""The vector index in a real Milvus: exact neighbours, filters that agree with `filters.mask`, changes seen within a second."""
+"""The vector index in a real Milvus, standalone and embedded: exact neighbours, filters that agree with `filters.mask`,
+changes seen within a second."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pymilvus import DataType, MilvusClient
+from pymilvus import MilvusClient
 
 from baguni import filters
 from baguni.catalog import Catalog, Item
@@ -52,9 +53,17 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     )
 
 
+@pytest.fixture(scope="module", params=["standalone", "embedded"])
+def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The server's address, or a file: everything that asks for it holds for both."""
+    if request.param == "embedded":
+        return str(tmp_path_factory.mktemp("milvus") / "milvus.db")
+    return str(request.getfixturevalue("stack").milvus_uri)
+
+
 @pytest.fixture(scope="module")
-def index(stack: Endpoints, release: Release) -> Iterator[ItemIndex]:
-    built = ItemIndex(stack.milvus_uri, release.release_id)
+def index(uri: str, release: Release) -> Iterator[ItemIndex]:
+    built = ItemIndex(uri, release.release_id, ATTRIBUTE_TYPES)
     assert built.fill(release)
     yield built
     built.drop()
@@ -62,9 +71,9 @@ def index(stack: Endpoints, release: Release) -> Iterator[ItemIndex]:
 
 
 @pytest.fixture(scope="module")
-def search(stack: Endpoints, index: ItemIndex) -> Iterator[Search]:
+def search(uri: str, index: ItemIndex) -> Iterator[Search]:
     """AsyncItemIndex.search_items or, with content=True, search_content, without the await."""
-    searching = AsyncItemIndex(stack.milvus_uri, index.release_id)
+    searching = AsyncItemIndex(uri, index.release_id)
     with asyncio.Runner() as runner:
 
         def run(vector: object, limit: int = NUM_ITEMS, expression: str = "", content: bool = False) -> Hits:
@@ -125,12 +134,12 @@ def test_filters_let_enough_through_to_prove_something(release: Release) -> None
 @pytest.mark.parametrize("expression", ["", "available == true", 'item_id not in ["item-3"]'])
 @pytest.mark.parametrize("content", [False, True])
 def test_hits_are_those_of_the_public_client(
-    stack: Endpoints, search: Search, release: Release, limit: int, expression: str, content: bool
+    uri: str, search: Search, release: Release, limit: int, expression: str, content: bool
 ) -> None:
     """AsyncItemIndex builds on parts of pymilvus that are not public: this fails where a new version changes them."""
     query = np.linspace(-1, 1, CONTENT_DIM if content else VECTOR_DIM, dtype=np.float32)
     hits = search(query, limit, expression, content)
-    client = MilvusClient(stack.milvus_uri, timeout=5)
+    client = MilvusClient(uri, timeout=5)
     (expected,) = client.search(
         collection_names(release.release_id)[content],
         data=[query],
@@ -175,12 +184,12 @@ def test_a_change_is_found_within_a_second_and_a_removal_is_not(index: ItemIndex
     wait_for(lambda: not found(), 5.0)
 
 
-def test_a_filling_that_was_cut_short_is_done_again(stack: Endpoints, tmp_path: Path) -> None:
+def test_a_filling_that_was_cut_short_is_done_again(uri: str, tmp_path: Path) -> None:
     release = release_of(tmp_path / "r", [Item("a", "A"), Item("b", "B")], "r_halfway")
     half_filled = f"{collection_names('r_halfway')[0]}_filling"
-    client = MilvusClient(stack.milvus_uri, timeout=5)
+    client = MilvusClient(uri, timeout=5)
     client.create_collection(half_filled, dimension=2, timeout=10)
-    index = ItemIndex(stack.milvus_uri, "r_halfway")
+    index = ItemIndex(uri, "r_halfway")
     try:
         with pytest.raises(ReleaseMismatchError, match="Milvus has no collection items_r_halfway"):
             index.check()
@@ -193,26 +202,60 @@ def test_a_filling_that_was_cut_short_is_done_again(stack: Endpoints, tmp_path: 
         client.close()
 
 
-def test_a_collection_that_carries_another_release_is_refused(stack: Endpoints, tmp_path: Path) -> None:
+def test_a_collection_that_carries_another_release_is_refused(uri: str, tmp_path: Path) -> None:
     release = release_of(tmp_path / "r", [Item("a", "A")], "r_wanted")
-    client = MilvusClient(stack.milvus_uri, timeout=5)
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=True, description="r_other")
-    schema.add_field("item_id", DataType.VARCHAR, max_length=64, is_primary=True)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=VECTOR_DIM)
-    parameters = client.prepare_index_params()
-    parameters.add_index("vector", index_type="FLAT", metric_type="IP")
-    client.create_collection("items_r_wanted", schema=schema, index_params=parameters, timeout=10)
-    index = ItemIndex(stack.milvus_uri, "r_wanted")
+    client = MilvusClient(uri, timeout=5)
+    other = ItemIndex(uri, "r_other")
+    index = ItemIndex(uri, "r_wanted")
     try:
+        other.fill(release)
+        client.rename_collection("items_r_other", "items_r_wanted", timeout=10)
         index.fill(release)
         with pytest.raises(
             ReleaseMismatchError, match="items_r_wanted belongs to release 'r_other', expected 'r_wanted'"
         ):
             index.check()
     finally:
+        other.drop()
         index.drop()
+        other.close()
         index.close()
         client.close()
+
+
+def test_a_collection_without_the_fields_that_filters_need_is_built_anew(uri: str, tmp_path: Path) -> None:
+    release = release_of(tmp_path / "r", [Item("a", "A", (), {"brand": "own"})], "r_older")
+    older, index = ItemIndex(uri, "r_older"), ItemIndex(uri, "r_older", ATTRIBUTE_TYPES)
+    try:
+        assert older.fill(release)
+        assert index.fill(release)
+        assert not index.fill(release)
+        index.check()
+    finally:
+        index.drop()
+        older.close()
+        index.close()
+
+
+def test_more_attributes_than_a_collection_has_fields(uri: str, tmp_path: Path) -> None:
+    types = {f"attribute {number}": "number" for number in range(80)}
+    items = [Item(str(n), "A", (), {name: float(n) for name in types}) for n in range(10)]
+    release = release_of(tmp_path / "r", items, "r_wide")
+    index = ItemIndex(uri, "r_wide", types)
+
+    async def found(attribute: str) -> set[str]:
+        searching = AsyncItemIndex(uri, "r_wide")
+        condition = filters.expression([Filter(attribute, bounds=(5.0, 7.0))])
+        hits = await searching.search_items(np.ones(VECTOR_DIM, np.float32), 10, condition, timeout_s=5.0)
+        await searching.close()
+        return set(hits.item_ids)
+
+    try:
+        index.fill(release)
+        assert asyncio.run(found("attribute 0")) == asyncio.run(found("attribute 79")) == {"5", "6", "7"}
+    finally:
+        index.drop()
+        index.close()
 
 
 def test_milvus_away_is_said_within_the_deadline(stack: Endpoints) -> None:
