@@ -4,7 +4,6 @@ vector index, and as a mask over items. The last two agree item by item.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -20,6 +19,7 @@ from baguni.errors import InvalidInputError
 BUILT_IN_TYPES = {"category": "string", "available": "bool"}
 CATEGORY_PREFIXES = "category_prefixes"
 # The vector index has no value for "none" in a typed field. These are no attribute's: an item with one counts as without.
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 NO_TEXT, NO_NUMBER, NO_TRUTH = "\uffff", -sys.float_info.max, 2
 
 
@@ -107,17 +107,17 @@ def mask(filters: Sequence[Filter], items: Sequence[Item]) -> NDArray[np.bool_]:
 
 
 def expression(filters: Sequence[Filter], exclude_item_ids: Sequence[str] = ()) -> str:
-    """The conditions as a Milvus boolean expression; values are quoted as JSON strings, never pasted in."""
+    """The conditions as a Milvus boolean expression; values are quoted, never pasted in."""
     terms = [_term(condition) for condition in filters]
     if exclude_item_ids:
-        terms.append(f"item_id not in {json.dumps(list(exclude_item_ids), ensure_ascii=False)}")
+        terms.append(f"item_id not in {_quoted(exclude_item_ids)}")
     return " and ".join(terms)
 
 
 def _term(condition: Filter) -> str:
     name = _field(condition.attribute)
     if condition.any_of is not None:
-        values = json.dumps([value for value in condition.any_of if value != NO_TEXT], ensure_ascii=False)
+        values = _quoted([value for value in condition.any_of if value != NO_TEXT])
         # A path and everything below it: the index holds every prefix of an item's path.
         return f"array_contains_any({name}, {values})" if name == CATEGORY_PREFIXES else f"{name} in {values}"
     if condition.bounds is not None:
@@ -128,6 +128,11 @@ def _term(condition: Filter) -> str:
         return f"({' and '.join(terms)})"
     truth = str(condition.is_).lower() if condition.attribute == "available" else str(int(bool(condition.is_)))
     return f"{name} == {truth}"
+
+
+def _quoted(values: Sequence[str]) -> str:
+    """A list of string literals. Milvus knows these escapes; any other character stands for itself."""
+    return "[" + ", ".join(f'"{value.translate(_ESCAPES)}"' for value in values) + "]"
 
 
 def _field(attribute: str) -> str:

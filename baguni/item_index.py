@@ -63,6 +63,9 @@ class ItemIndex:
             missing = [name for name in vectors if not self._is_current(name)]
             with ThreadPoolExecutor(len(vectors)) as pool:  # it is mostly waiting for Milvus
                 list(pool.map(lambda name: self._build(name, release.catalog.items, vectors[name]), missing))
+            for name in missing:  # one after the other: the embedded Milvus loses names otherwise
+                self._client.drop_collection(name, timeout=BUILD_TIMEOUT_S)  # one with other fields
+                self._client.rename_collection(_filling(name), name, timeout=BUILD_TIMEOUT_S)
                 list(pool.map(lambda name: self._client.load_collection(name, timeout=BUILD_TIMEOUT_S), vectors))
         return bool(missing)
 
@@ -132,7 +135,7 @@ class ItemIndex:
         return schema
 
     def _build(self, name: str, items: Sequence[Item], vectors_ND: NDArray[np.float32]) -> None:
-        filling = f"{name}_filling"
+        filling = _filling(name)
         self._client.drop_collection(filling, timeout=BUILD_TIMEOUT_S)  # of a try that did not end
         self._client.create_collection(
             filling,
@@ -148,9 +151,11 @@ class ItemIndex:
             rows = zip(items[start : start + INSERT_ROWS], vectors_ND[start : start + INSERT_ROWS], strict=True)
             self._client.insert(filling, [self._row(item, vector) for item, vector in rows], timeout=BUILD_TIMEOUT_S)
         self._client.flush(filling, timeout=BUILD_TIMEOUT_S)
-        self._client.drop_collection(name, timeout=BUILD_TIMEOUT_S)  # one with other fields
-        self._client.rename_collection(filling, name, timeout=BUILD_TIMEOUT_S)
 
     def _row(self, item: Item, vector: NDArray[np.float32]) -> dict[str, Any]:
         fields = index_fields(item, self._types)
         return {**fields, "item_id": item.item_id, "vector": np.asarray(vector, np.float32).tolist()}
+
+
+def _filling(name: str) -> str:
+    return f"{name}_filling"

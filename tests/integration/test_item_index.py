@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,14 @@ NUM_ITEMS, VECTOR_DIM, CONTENT_DIM = 60, 9, 8
 Search = Callable[..., Hits]
 
 
-def release_of(path: Path, items: Sequence[Item], release_id: str) -> Release:
+def release_of(
+    path: Path, items: Sequence[Item], release_id: str, attribute_types: Mapping[str, str] = ATTRIBUTE_TYPES
+) -> Release:
     """A release with the parts that the index reads: random vectors."""
     rng = np.random.default_rng(0)
     path.mkdir()
     content = rng.standard_normal((len(items), CONTENT_DIM)).astype(np.float32)
-    Catalog(items, ATTRIBUTE_TYPES).save(path / "catalog.parquet")
+    Catalog(items, attribute_types).save(path / "catalog.parquet")
     np.save(path / "item_vectors.npy", rng.standard_normal((len(items), VECTOR_DIM)).astype(np.float32))
     np.save(path / "content_vectors.npy", content / np.linalg.norm(content, axis=1, keepdims=True))
     return write_manifest(path, {"release_id": release_id})
@@ -240,7 +242,7 @@ def test_a_collection_without_the_fields_that_filters_need_is_built_anew(uri: st
 def test_more_attributes_than_a_collection_has_fields(uri: str, tmp_path: Path) -> None:
     types = {f"attribute {number}": "number" for number in range(80)}
     items = [Item(str(n), "A", (), {name: float(n) for name in types}) for n in range(10)]
-    release = release_of(tmp_path / "r", items, "r_wide")
+    release = release_of(tmp_path / "r", items, "r_wide", types)
     index = ItemIndex(uri, "r_wide", types)
 
     async def found(attribute: str) -> set[str]:
