@@ -63,9 +63,9 @@ class ItemIndex:
             missing = [name for name in vectors if not self._is_current(name)]
             with ThreadPoolExecutor(len(vectors)) as pool:  # it is mostly waiting for Milvus
                 list(pool.map(lambda name: self._build(name, release.catalog.items, vectors[name]), missing))
-            for name in missing:  # one after the other: the embedded Milvus loses names otherwise
-                self._client.drop_collection(name, timeout=BUILD_TIMEOUT_S)  # one with other fields
-                self._client.rename_collection(_filling(name), name, timeout=BUILD_TIMEOUT_S)
+                for name in missing:  # one after the other: the embedded Milvus loses names otherwise
+                    self._client.drop_collection(name, timeout=BUILD_TIMEOUT_S)  # one with other fields
+                    self._client.rename_collection(_filling(name), name, timeout=BUILD_TIMEOUT_S)
                 list(pool.map(lambda name: self._client.load_collection(name, timeout=BUILD_TIMEOUT_S), vectors))
         return bool(missing)
 
