@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-segments bench-page check-tensorrt peers lint types contracts proto check format clean
+.PHONY: help setup demo test test-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-index bench-segments bench-page check-tensorrt peers lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ bench-inference: setup ## How quickly the models answer → benchmarks/results/i
 
 bench-gateway: setup ## Recommend beside the bare servers it asks → benchmarks/results/gateway.json (after bench-quality)
 	$(BIN)/python -m benchmarks.gateway
+
+bench-index: setup ## Recall and latency of the vector index, filters included → benchmarks/results/index.json (after bench-quality)
+	$(BIN)/python -m benchmarks.index
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json
 	$(BIN)/python -m benchmarks.training $(or $(DATASET),complete-journey)
