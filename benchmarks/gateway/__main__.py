@@ -1,8 +1,9 @@
 """What the gateway adds to the servers that it asks, and how it bears too much:
 
-python -m benchmarks.gateway [RUN]      writes benchmarks/results/gateway.json
+python -m benchmarks.gateway [RUN]      writes benchmarks/results/gateway.json and docs/gateway.png
 
-RUN is a finished run on Complete Journey. Everything runs on this machine, the load included; ratios are of one run.
+RUN is a finished run on Complete Journey; its release is measured as it is, and with a catalogue grown to LARGE items.
+Everything runs on this machine, the load included; ratios are of one run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -29,14 +31,17 @@ from baguni.signature import EVERYTHING
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.gateway.load import Load, Send, closed_loop, open_loop
+from benchmarks.gateway.plots import Curve, plot
 from benchmarks.gateway.scene import Scene, scene
-from benchmarks.result import RESULTS, Row, write_result
+from benchmarks.result import REPOSITORY, RESULTS, Row, write_result
 from server.settings import ServerSettings
 
 DEFAULT_RUN = Path(".baguni/quality/complete-journey/runs/seed0")
 PAGE, DEADLINE_S = 20, 2.0
 SEQUENTIAL, NEW = 1_000, 400
 CONCURRENCY, ROUNDS, SECONDS = 16, 3, 6.0
+LARGE = 100_000
+SHARES = (0.25, 0.5, 0.75, 0.9)  # of the most, for the picture
 KNOWN = 512  # users who come again and again
 MEGABYTE = 2**20
 REFUSALS = (
@@ -128,8 +133,8 @@ class Callers:
         return triton_inputs(inputs, release.semantic_ids.codes_NL, signature)
 
 
-async def rows(stage: Scene) -> AsyncIterator[Row]:
-    """Everything that is measured."""
+async def rows(stage: Scene, curves: list[Curve]) -> AsyncIterator[Row]:
+    """Everything that is measured; adds a curve."""
     callers, (gateway,) = Callers(stage), stage.gateway()
     await callers.prepare()
     for number in range(KNOWN):
@@ -140,6 +145,8 @@ async def rows(stage: Scene) -> AsyncIterator[Row]:
         yield row
     async for row in _under_load(callers):
         yield row
+        if row.what.startswith("Recommend a second"):
+            curves.append(await _curve(callers, row.value, f"{len(stage.release.catalog.items):,} items"))
     yield Row(
         "memory of a gateway process",
         gateway.memory_info().rss / MEGABYTE,
@@ -255,6 +262,14 @@ async def _under_load(callers: Callers) -> AsyncIterator[Row]:
     )
 
 
+async def _curve(callers: Callers, most: float, title: str) -> Curve:
+    """Latency at parts of the most, beside that of the bare search at the same rates."""
+    rates = [share * most for share in SHARES]
+    recommend = [await open_loop(callers.recommend, rate, SECONDS) for rate in rates]
+    search = [await open_loop(callers.search, rate, SECONDS) for rate in rates]
+    return Curve(title, rates, recommend, search)
+
+
 async def _in_turn(run: Callable[[Send], Awaitable[Load]], callers: Callers) -> tuple[list[Load], list[Load]]:
     """Both, one after the other, ROUNDS times."""
     ours, bare = [], []
@@ -264,24 +279,30 @@ async def _in_turn(run: Callable[[Send], Awaitable[Load]], callers: Callers) -> 
     return ours, bare
 
 
-async def measure(run: Path, folder: Path) -> list[Row]:
-    """All rows, printed as they come."""
-    found = []
-    with scene(run, folder) as stage:
-        async for row in rows(stage):
-            beside = f"   {row.reference}: {row.reference_value:.4g}" if row.reference_value is not None else ""
-            print(
-                f"{row.what}: {row.value:.4g} {row.unit}{beside}   {row.bar}: {'' if row.holds else 'MISSED'}",
-                flush=True,
-            )
-            found.append(row)
-    return found
+async def measure(run: Path, folder: Path) -> tuple[list[Row], list[Curve]]:
+    """All rows, printed as they come, and a curve of each catalogue."""
+    found: list[Row] = []
+    curves: list[Curve] = []
+    for name, num_items in (("", None), (f"{LARGE:,} items: ", LARGE)):
+        place = folder / f"items-{num_items}"
+        place.mkdir()
+        with scene(run, place, num_items=num_items) as stage:
+            async for row in rows(stage, curves):
+                row = replace(row, what=name + row.what)
+                beside = f"   {row.reference}: {row.reference_value:.4g}" if row.reference_value is not None else ""
+                print(
+                    f"{row.what}: {row.value:.4g} {row.unit}{beside}   {row.bar}: {'' if row.holds else 'MISSED'}",
+                    flush=True,
+                )
+                found.append(row)
+    return found, curves
 
 
 def main(run: str | None = None) -> None:
     """Measure and write the file."""
     with tempfile.TemporaryDirectory() as folder:
-        found = uvloop.run(measure(Path(run) if run else DEFAULT_RUN, Path(folder)))
+        found, curves = uvloop.run(measure(Path(run) if run else DEFAULT_RUN, Path(folder)))
+    plot(curves, REPOSITORY / "docs" / "gateway.png")
     write_result(RESULTS / "gateway.json", "gateway", "make bench-gateway", found)
 
 

@@ -13,6 +13,7 @@ import redis
 from baguni.activation import activate
 from baguni.history_store import HistoryWriter
 from baguni.release import Release, ReleaseStore
+from benchmarks.gateway.grown import grow
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack
 from trainer.data.splits import last_month_start_ms
@@ -40,15 +41,16 @@ class Scene:
 
 
 @contextmanager
-def scene(run_path: Path, folder: Path, rescored: bool = False) -> Iterator[Scene]:
-    """Start everything in `folder`, on free ports, and stop it at the end."""
+def scene(run_path: Path, folder: Path, rescored: bool = False, num_items: int | None = None) -> Iterator[Scene]:
+    """Start everything in `folder`, on free ports, and stop it at the end. `num_items`: grow the catalogue to so many."""
     recipe = recipe_named("complete-journey")
     run = Run(run_path, DATA, recipe if rescored else replace(recipe, rescored_share=0.0))
     stack = LocalStack(StackSettings.on_free_ports(folder))
     endpoints = stack.settings.endpoints()
     store = ReleaseStore(endpoints.releases)
     try:
-        release = store.add(build_release(run, folder / "building").path)
+        built = build_release(run, folder / "building")
+        release = store.add((grow(built, folder / "grown", num_items) if num_items else built).path)
         stack.start_servers()
         past = run.training_log
         with redis.Redis.from_url(endpoints.redis_url) as client:
