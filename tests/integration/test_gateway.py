@@ -26,6 +26,7 @@ from baguni.settings import Endpoints
 from baguni.signature import EVERYTHING, NUM_CANDIDATES, triton_model_name
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+from tests.gateway_process import gateway_process
 
 pytestmark = pytest.mark.stack
 NOW_MS = 1_712_000_000_000
@@ -217,6 +218,30 @@ def test_filters_exclusions_and_purchases_are_respected(stub, shopper) -> None:
     assert set(ids(response.items)) == {
         f"milk-{kind}" for kind in ("rye", "organic", "family", "small", "light", "classic", "premium")
     }
+
+
+@pytest.mark.parametrize("new_only", [False, True])
+def test_a_filter_is_answered_the_same_with_and_without_the_vector_index(
+    stub, shopper, running, tmp_path, new_only
+) -> None:
+    request = pb.RecommendRequest(
+        user_id=shopper,
+        page_size=20,
+        now=now(),
+        filters=[category("GROCERY > BREAD")],
+        exclude_purchased=new_only,
+        exclude_item_ids=["bread-aged"],
+    )
+    exact = stub.Recommend(request, timeout=5)
+    with (
+        gateway_process(running, tmp_path, exact_items=0) as searching,
+        grpc.insecure_channel(searching.address) as channel,
+    ):
+        searched = pb_grpc.RecommendationServiceStub(channel).Recommend(request, timeout=5)
+    assert ids(exact.items) == ids(searched.items)
+    assert len(exact.items) == (8 if new_only else 9)
+    np.testing.assert_allclose([i.score for i in exact.items], [i.score for i in searched.items], rtol=1e-4)
+    assert exact.degradation_tier == searched.degradation_tier == pb.DEGRADATION_TIER_FULL
 
 
 def test_an_unknown_user_gets_popular_items_not_an_error(stub, active_release) -> None:
