@@ -16,13 +16,14 @@ import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from baguni.channels import KEEPALIVE, RECONNECT, UNLIMITED
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.sequences import ModelInputs
 from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
 from baguni.telemetry import trace_headers
 
 Arrays = dict[str, NDArray[Any]]
-KEEPALIVE = triton.KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=5_000)
+CHANNEL = list({**UNLIMITED, **KEEPALIVE, **RECONNECT}.items())
 LOAD_TIMEOUT_S = 120.0  # a big engine on a busy machine
 
 
@@ -49,7 +50,7 @@ class InferenceClient:
     """Asynchronous calls to one release's models. One a process and event loop."""
 
     def __init__(self, url: str, release_id: str, signature: ModelSignature) -> None:
-        self._client = triton_aio.InferenceServerClient(url, keepalive_options=KEEPALIVE)
+        self._client = triton_aio.InferenceServerClient(url, channel_args=CHANNEL)
         self._release_id, self._specs = release_id, model_specs(signature)
 
     async def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> Arrays:
@@ -79,7 +80,7 @@ class SyncInferenceClient:
     """The same for processes without an event loop, and the control of what is loaded."""
 
     def __init__(self, url: str, release_id: str, signature: ModelSignature) -> None:
-        self._client = triton.InferenceServerClient(url, keepalive_options=KEEPALIVE)
+        self._client = triton.InferenceServerClient(url, channel_args=CHANNEL)
         self._release_id, self._specs = release_id, model_specs(signature)
 
     def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> Arrays:

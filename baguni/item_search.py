@@ -19,6 +19,7 @@ from pymilvus.client.utils import check_status
 from pymilvus.grpc_gen.common_pb2 import PlaceholderGroup, PlaceholderType, PlaceholderValue
 from pymilvus.grpc_gen.milvus_pb2 import SearchRequest
 
+from baguni.channels import RECONNECT
 from baguni.milvus import CONNECT_TIMEOUT_S, CONSISTENCY, METRIC, collection_names, milvus_errors, silence_pymilvus
 from baguni.telemetry import trace_headers
 
@@ -44,7 +45,8 @@ class AsyncItemIndex:
     def __init__(self, uri: str, release_id: str) -> None:
         self._items, self._content = collection_names(release_id)
         silence_pymilvus()
-        self._client = AsyncMilvusClient(uri, timeout=CONNECT_TIMEOUT_S)  # connects at the first search
+        # It connects at the first search.
+        self._client = AsyncMilvusClient(uri, timeout=CONNECT_TIMEOUT_S, grpc_options=dict(RECONNECT))
 
     async def search_items(self, vector_V: NDArray[np.float32], limit: int, expression: str, timeout_s: float) -> Hits:
         """Nearest in the collaborative space by inner product, best first, among items for which `expression` holds."""

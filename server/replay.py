@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import redis.asyncio
 
 from baguni.errors import BaguniError
 from baguni.release import ReleaseStore
@@ -24,7 +23,7 @@ from server.active_release import Serving, open_serving
 from server.capture import Recorded
 from server.deadline import Deadline
 from server.metrics import Metrics
-from server.parts import Parts
+from server.parts import Parts, redis_of
 from server.queries import Ranking
 from server.recommend import recommend
 from server.settings import ServerSettings
@@ -107,7 +106,7 @@ async def replay(
     store = ReleaseStore(settings.releases)
     found = Comparison(Side(active_id), Side(candidate_id))
     async with AsyncExitStack() as opened:
-        client = await opened.enter_async_context(redis.asyncio.Redis.from_url(settings.redis_url))
+        client = await opened.enter_async_context(redis_of(settings))
         sides = []
         for side in (found.active, found.candidate):
             serving = await open_serving(settings, store, client, side.release_id)

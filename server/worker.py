@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import redis.asyncio
 import uvloop
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -31,7 +30,7 @@ from server.capture import Capture
 from server.exposures import Exposures
 from server.gate import Gate, Room
 from server.metrics import Metrics
-from server.parts import Parts
+from server.parts import Parts, redis_of
 from server.service import RecommendationService
 from server.settings import ServerSettings
 from server.telemetry import Telemetry, log_to_stderr
@@ -47,7 +46,7 @@ class Worker:
 
     def __init__(self, settings: ServerSettings, name: str) -> None:
         self._settings, self._name, self._is_online = settings, name, name in settings.online_names
-        self._redis = redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=2.0, socket_connect_timeout=1.0)
+        self._redis = redis_of(settings)
         self._active = ActiveRelease(settings, ReleaseStore(settings.releases), self._redis)
         self._metrics, self._telemetry = Metrics(), Telemetry.from_environment()
         self._parts = Parts.of(settings, self._redis, self._metrics, self._telemetry)

@@ -188,7 +188,9 @@ def test_pages_come_while_a_server_is_away_and_are_full_soon_after(
     full_after_s = max(max((view.due for view in views.not_full), default=0.0) - recovered, 0.0)
     tiers = {name.removeprefix("DEGRADATION_TIER_") for name in during.outcomes} - {"RESOURCE_EXHAUSTED"}
     row = _row(server, fault, views, during, full_after_s)
-    print(row, file=sys.stderr)
+    print(
+        row, [(view.outcome, view.due - recovered) for view in views.not_full if view.due > recovered], file=sys.stderr
+    )
     record(row)
     assert tiers <= TIERS[server]
     assert not [view for view in views.not_full if view.due + view.took_s < began]
