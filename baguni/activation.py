@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -75,29 +75,19 @@ def unload_others(release: Release, endpoints: Endpoints) -> list[str]:
 @contextmanager
 def published(store: ReleaseStore, release: Release, endpoints: Endpoints) -> Iterator[None]:
     """`publish` for a while: at the end everything is as it was, unless the release has become the active one meanwhile."""
-    inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
-    try:
+    release_id = release.release_id
+    with closing(SyncInferenceClient(endpoints.triton_url, release_id, release.signature)) as inference:
         was_loaded = inference.is_loaded()
         was_filled = publish(release, endpoints)
         try:
             yield
         finally:
-            if store.active_id() != release.release_id:
-                if not was_loaded:
-                    inference.unload()
-                if not was_filled:
-                    drop(release, endpoints)
-    finally:
-        inference.close()
-
-
-def drop(release: Release, endpoints: Endpoints) -> None:
-    """Delete a release's collections."""
-    index = ItemIndex(endpoints.milvus_uri, release.release_id)
-    try:
-        index.drop()
-    finally:
-        index.close()
+            undone = store.active_id() != release_id
+            if undone and not was_loaded:
+                inference.unload()
+            if undone and not was_filled:
+                with closing(ItemIndex(endpoints.milvus_uri, release_id)) as index:
+                    index.drop()
 
 
 def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda stage: None) -> bool:

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from baguni.commands import commands_of
+from baguni.commands import CommandGroup
 from baguni.errors import BaguniError
 
 SUMMARIES = {
@@ -31,23 +31,19 @@ SUMMARIES = {
 }
 
 
-class Commands(click.Group):
-    """A group whose commands are entry points, in the order of SUMMARIES."""
+class Commands(CommandGroup):
+    """In the order of SUMMARIES, which say what each does without importing it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found = commands_of("baguni.commands")
+        found = set(super().list_commands(ctx))
         return [name for name in SUMMARIES if name in found]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry_point = commands_of("baguni.commands").get(cmd_name)
-        return None if entry_point is None else entry_point.load()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, SUMMARIES[name]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, registry="baguni.commands")
 @click.version_option(package_name="baguni")
 def root() -> None:
     """Personalised recommendations for shops.

@@ -21,6 +21,7 @@ from typing import Any
 
 import grpc
 
+from baguni.channels import KEEPALIVE
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
@@ -49,8 +50,7 @@ SERVICE_CONFIG = {
 }
 OPTIONS = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-    ("grpc.keepalive_time_ms", 30_000),  # a connection that a router has forgotten is found out
-    ("grpc.keepalive_timeout_ms", 5_000),
+    *KEEPALIVE.items(),
     ("grpc.use_local_subchannel_pool", 1),  # so that two channels are two connections
 ]
 

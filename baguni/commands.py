@@ -1,10 +1,28 @@
-"""Commands that processes bring along, by entry point: whoever has a group of commands names it, and imports none of them."""
+"""Commands that processes bring along, by entry point: a group names where they are registered, and imports none of them until
+it is called.
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
 
 
-def commands_of(group: str) -> dict[str, EntryPoint]:
-    """Command name → where it is."""
-    return {entry.name: entry for entry in entry_points(group=group)}
+class CommandGroup(click.Group):
+    """A group whose commands are its own and those of the entry points `registry`."""
+
+    def __init__(self, *args: Any, registry: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._registry = registry
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *self._registered()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry_point = self._registered().get(cmd_name)
+        return super().get_command(ctx, cmd_name) if entry_point is None else entry_point.load()
+
+    def _registered(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=self._registry)}

@@ -18,8 +18,8 @@ from baguni.errors import InvalidInputError
 
 BUILT_IN_TYPES = {"category": "string", "available": "bool"}
 CATEGORY_PREFIXES = "category_prefixes"
-# The vector index has no value for "none" in a typed field. These are no attribute's: an item with one counts as without.
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+# The vector index has no value for "none" in a typed field. These are no attribute's: an item with one counts as without.
 NO_TEXT, NO_NUMBER, NO_TRUTH = "\uffff", -sys.float_info.max, 2
 
 
@@ -39,7 +39,7 @@ class Filter:
 
     def holds_for(self, item: Item) -> bool:
         """Whether the item satisfies the condition; an item without the attribute does not."""
-        value = _value(item, self.attribute)
+        value = value_of(item, self.attribute)
         if value is None:
             return False
         if self.any_of is not None:
@@ -68,14 +68,32 @@ def index_fields(item: Item, attribute_types: Mapping[str, str]) -> dict[str, st
     >>> index_fields(Item("1", "Rye", ("BAKERY", "BREAD"), {"size": 2.0}), {"size": "number", "organic": "bool"})
     {'attribute_size': 2.0, 'attribute_organic': 2, 'available': True, 'category_prefixes': ['BAKERY', 'BAKERY > BREAD']}
     """
-    levels = item.category.split(CATEGORY_SEPARATOR)
-    prefixes = [CATEGORY_SEPARATOR.join(levels[: depth + 1]) for depth in range(len(levels))]
     missing: dict[str, str | float] = {"string": NO_TEXT, "number": NO_NUMBER, "bool": NO_TRUTH}
     attributes: dict[str, str | float | bool | list[str]] = {}
     for name, kind in attribute_types.items():
-        value = item.attributes.get(name)
+        value = value_of(item, name)
         attributes[_field(name)] = missing[kind] if value is None else int(value) if kind == "bool" else value
-    return {**attributes, "available": item.available, CATEGORY_PREFIXES: prefixes}
+    return {**attributes, "available": item.available, CATEGORY_PREFIXES: category_prefixes(item.category)}
+
+
+def category_prefixes(category: str) -> list[str]:
+    """A category's path and every path above it.
+
+    >>> category_prefixes("BAKERY > BREAD")
+    ['BAKERY', 'BAKERY > BREAD']
+    """
+    levels = category.split(CATEGORY_SEPARATOR)
+    return [CATEGORY_SEPARATOR.join(levels[: depth + 1]) for depth in range(len(levels))]
+
+
+def value_of(item: Item, attribute: str) -> AttributeValue | None:
+    """What a condition on the attribute is about; None for an item without it."""
+    if attribute == "category":
+        return item.category
+    if attribute == "available":
+        return item.available
+    value = item.attributes.get(attribute)
+    return None if value in (NO_TEXT, NO_NUMBER) else value
 
 
 def check(filters: Sequence[Filter], attribute_types: Mapping[str, str], field: str = "filters") -> None:
@@ -141,12 +159,3 @@ def _field(attribute: str) -> str:
     if attribute in BUILT_IN_TYPES:
         return {"category": CATEGORY_PREFIXES}.get(attribute, attribute)
     return "attribute_" + re.sub(r"[^A-Za-z0-9_]|_(?=x)", lambda found: f"_x{ord(found[0]):x}_", attribute)
-
-
-def _value(item: Item, attribute: str) -> AttributeValue | None:
-    if attribute == "category":
-        return item.category
-    if attribute == "available":
-        return item.available
-    value = item.attributes.get(attribute)
-    return None if value in (NO_TEXT, NO_NUMBER) else value

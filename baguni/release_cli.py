@@ -9,25 +9,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from baguni.commands import commands_of
+from baguni.commands import CommandGroup
 from baguni.release import ReleaseStore
 from baguni.settings import Endpoints
 
-MORE_COMMANDS = "baguni.release_commands"
 
-
-class ReleaseCommands(click.Group):
-    """Those below, and what other processes add: the gateway's `replay`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *commands_of(MORE_COMMANDS)]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry_point = commands_of(MORE_COMMANDS).get(cmd_name)
-        return super().get_command(ctx, cmd_name) if entry_point is None else entry_point.load()
-
-
-@click.group(cls=ReleaseCommands)
+@click.group(cls=CommandGroup, registry="baguni.release_commands")  # the gateway's: replay
 @click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
 @click.pass_context
 def release(context: click.Context, releases: Path | None) -> None:

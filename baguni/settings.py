@@ -28,6 +28,10 @@ class Endpoints(BaseSettings):
     triton_repository: Path = Path(".baguni/triton")
     compute_capability: str = ""  # of the GPU that Triton has, if it is not on this machine: "8.9"
 
+    def environment(self) -> dict[str, str]:
+        """The variables that say the same to another process."""
+        return {f"BAGUNI_{name.upper()}": str(value) for name, value in self.model_dump().items()}
+
     @classmethod
     def settings_customise_sources(
         cls,

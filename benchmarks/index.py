@@ -24,6 +24,7 @@ from baguni.filters import Filter
 from baguni.item_index import ItemIndex
 from baguni.item_search import AsyncItemIndex
 from baguni.release import Release, write_manifest
+from benchmarks.gateway.scene import DATA, DEFAULT_RUN
 from benchmarks.result import RESULTS, Row, write_result
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack
@@ -32,8 +33,6 @@ from trainer.export import build_release
 from trainer.recipes import recipe_named
 from trainer.run import Run
 
-DATA = Path(".baguni/complete-journey")
-DEFAULT_RUN = Path(".baguni/quality/complete-journey/runs/seed0")
 ITEMS, DIM, CLUSTERS, QUERIES, K = 100_000, 128, 200, 100, 100
 TYPES = {"brand": "string", "price": "number"}
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1, 0.01)

@@ -26,7 +26,7 @@ FILE_MODE = 0o600
 BACKUPS = 1  # the file that was full, beside the one being written
 
 stage_ms: ContextVar[dict[str, float] | None] = ContextVar("stage_ms", default=None)
-"""What each stage of the request being answered took, in ms; the gate makes it, `Parts.ask` fills it."""
+"""What each stage of the request being answered took, in ms; `Recommend` makes it, `Parts.ask` fills it."""
 
 
 @dataclass(frozen=True)

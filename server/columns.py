@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.catalog import CATEGORY_SEPARATOR, AttributeValue, Item
-from baguni.filters import NO_NUMBER, NO_TEXT, Filter
+from baguni.catalog import AttributeValue, Item
+from baguni.filters import BUILT_IN_TYPES, Filter, category_prefixes, value_of
 
 Mask = NDArray[np.bool_]
 
@@ -66,31 +66,23 @@ class Columns:
         return np.asarray(codes, np.int32)
 
     def _of(self, items: Sequence[Item]) -> dict[str, NDArray[Any]]:
-        columns: dict[str, NDArray[Any]] = {
-            "available": np.asarray([item.available for item in items], np.int8),
-            "category": np.asarray([self._category(item.category) for item in items], np.int32),
+        return {
+            name: self._column(name, kind, [value_of(item, name) for item in items])
+            for name, kind in {**self._types, **BUILT_IN_TYPES}.items()
         }
-        for name, kind in self._types.items():
-            values = [item.attributes.get(name) for item in items]
-            if kind == "string":
-                columns[name] = np.asarray([self._text(name, value) for value in values], np.int32)
-            elif kind == "number":
-                columns[name] = np.asarray([np.nan if v in (None, NO_NUMBER) else v for v in values], np.float64)
-            else:
-                columns[name] = np.asarray([-1 if value is None else value for value in values], np.int8)
-        return columns
 
-    def _text(self, name: str, value: AttributeValue | None) -> int:
-        if value is None or value == NO_TEXT:
-            return -1
+    def _column(self, name: str, kind: str, values: Sequence[AttributeValue | None]) -> NDArray[Any]:
+        if kind == "number":
+            return np.asarray([np.nan if value is None else value for value in values], np.float64)
+        if kind == "bool":
+            return np.asarray([-1 if value is None else value for value in values], np.int8)
+        return np.asarray([-1 if value is None else self._code(name, str(value)) for value in values], np.int32)
+
+    def _code(self, name: str, value: str) -> int:
         codes = self._codes[name]
-        return codes.setdefault(str(value), len(codes))
-
-    def _category(self, category: str) -> int:
-        codes = self._codes["category"]
-        if category not in codes:
-            codes[category] = len(codes)
-            levels = category.split(CATEGORY_SEPARATOR)
-            for depth in range(len(levels)):
-                self._below[CATEGORY_SEPARATOR.join(levels[: depth + 1])].append(codes[category])
-        return codes[category]
+        if value not in codes:
+            codes[value] = len(codes)
+            if name == "category":
+                for prefix in category_prefixes(value):
+                    self._below[prefix].append(codes[value])
+        return codes[value]

@@ -51,24 +51,22 @@ class ItemTable:
 
     def apply(self, changes: Sequence[LiveItem]) -> None:
         """Take over changed items."""
-        known, added = len(self.items), list[Item]()
+        known = len(self.items)
         for live in changes:
             item_id = live.item.item_id
             index = self.index.setdefault(item_id, len(self.items))
             if index == len(self.items):
                 self.items.append(live.item)
-                added.append(live.item)
                 self.codes_NL = np.vstack([self.codes_NL, np.asarray([live.codes], np.int32)])
             else:
                 self.items[index] = live.item
                 if index < known:
                     self._columns.replace(index, live.item)
-                else:
-                    added[index - known] = live.item
             self._live[index] = live
             (self.removed.add if live.removed else self.removed.discard)(item_id)
         if changes:
             self._removed_indexes = self.indexes(self.removed)
+            added = self.items[known:]
             self._columns.extend(added)
             self._tie_N = np.r_[self._tie_N, _ties(added)]
             self._is_live_N = np.isin(np.arange(len(self.items)), list(self._live))

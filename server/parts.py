@@ -97,4 +97,4 @@ async def in_time(reading: Awaitable[T], timeout_s: float) -> T:
         async with asyncio.timeout(timeout_s):
             return await reading
     except TimeoutError as error:
-        raise UnavailableError("redis", f"no history within {timeout_s:.3f} s") from error
+        raise UnavailableError("redis", f"no answer within {timeout_s:.3f} s") from error

@@ -205,10 +205,6 @@ async def _found(
 ) -> tuple[Int64, Tier]:
     """The nearest items, or those that were found for the user before."""
     items, rules = serving.items, query.rules
-    excluded = set(rules.exclude_item_ids)
-    if rules.exclude_purchased:
-        excluded.update(items.items[index].item_id for index in user.purchased_I.tolist())
-    expression = filters.expression(rules.filters, sorted(excluded))
     # Enough for the page to be exact wherever the repeat scores put what is known, and for the generative head to be asked of
     # the same items on every page.
     needed = min(query.offset + query.page_size + 1, settings.max_list)
@@ -216,24 +212,27 @@ async def _found(
     pool = NUM_CANDIDATES if rescored or query.is_arranged else 0
     limit = max(settings.num_retrieved, pool, needed) + num_known
     embedding_V = user.embedding_qV[_query(rules)]
-    if (few_I := _few(serving, rules, settings)) is not None:
-        left_I = few_I[~np.isin(few_I, items.indexes(excluded))]
+    few_I = _few(serving, rules, settings)
+    if few_I is not None:
+        left_I = few_I[allowed(serving, few_I, rules, user.purchased_I)]
         score_I = items.item_vectors(left_I) @ embedding_V
         found = left_I[np.argsort(-score_I, kind="stable")[:limit]]
-        if query.user_id:
-            parts.users.remember_found(serving.release_id, query.user_id, found)
-        return found, Tier.FULL
-    try:
-        hits = await parts.ask(
-            "search",
-            settings.search_timeout_s,
-            deadline,
-            lambda timeout_s: serving.index.search_items(embedding_V, limit, expression, timeout_s),
-        )
-    except FAILURES:
-        before = parts.users.found(serving.release_id, query.user_id) if query.user_id else None
-        return (NOTHING, Tier.POPULAR) if before is None else (before, Tier.CACHED_LIST)
-    found = items.indexes(hits.item_ids)
+    else:
+        excluded = set(rules.exclude_item_ids)
+        if rules.exclude_purchased:
+            excluded.update(items.items[index].item_id for index in user.purchased_I.tolist())
+        expression = filters.expression(rules.filters, sorted(excluded))
+        try:
+            hits = await parts.ask(
+                "search",
+                settings.search_timeout_s,
+                deadline,
+                lambda timeout_s: serving.index.search_items(embedding_V, limit, expression, timeout_s),
+            )
+        except FAILURES:
+            before = parts.users.found(serving.release_id, query.user_id) if query.user_id else None
+            return (NOTHING, Tier.POPULAR) if before is None else (before, Tier.CACHED_LIST)
+        found = items.indexes(hits.item_ids)
     if query.user_id:
         parts.users.remember_found(serving.release_id, query.user_id, found)
     return found, Tier.FULL

@@ -63,13 +63,13 @@ def environment(endpoints: Endpoints, folder: Path, **settings: object) -> dict[
     """The variables of a gateway over these servers."""
     port, metrics_port = free_port(), free_port()
     chosen = {
-        **endpoints.model_dump(),
         "gateway_address": f"127.0.0.1:{port}",
         "metrics_address": f"127.0.0.1:{metrics_port}",
         "run_dir": folder / "run",
         **settings,
     }
-    return {**os.environ, **{f"BAGUNI_{name.upper()}": str(value) for name, value in chosen.items()}}
+    own = {f"BAGUNI_{name.upper()}": str(value) for name, value in chosen.items()}
+    return {**os.environ, **endpoints.environment(), **own}
 
 
 @contextmanager

@@ -32,11 +32,10 @@ from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.gateway.load import Load, Send, closed_loop, open_loop
 from benchmarks.gateway.plots import Curve, plot
-from benchmarks.gateway.scene import Scene, scene
+from benchmarks.gateway.scene import DEFAULT_RUN, Scene, scene
 from benchmarks.result import REPOSITORY, RESULTS, Row, write_result
 from server.settings import ServerSettings
 
-DEFAULT_RUN = Path(".baguni/quality/complete-journey/runs/seed0")
 PAGE, DEADLINE_S = 20, 2.0
 SEQUENTIAL, NEW = 1_000, 400
 CONCURRENCY, ROUNDS, SECONDS = 16, 3, 6.0
@@ -143,10 +142,8 @@ async def rows(stage: Scene, curves: list[Curve]) -> AsyncIterator[Row]:
         yield row
     async for row in _new_histories(callers):
         yield row
-    async for row in _under_load(callers):
+    async for row in _under_load(callers, curves, f"{len(stage.release.catalog.items):,} items"):
         yield row
-        if row.what.startswith("Recommend a second"):
-            curves.append(await _curve(callers, row.value, f"{len(stage.release.catalog.items):,} items"))
     yield Row(
         "memory of a gateway process",
         gateway.memory_info().rss / MEGABYTE,
@@ -214,8 +211,8 @@ async def _new_histories(callers: Callers) -> AsyncIterator[Row]:
     )
 
 
-async def _under_load(callers: Callers) -> AsyncIterator[Row]:
-    """Throughput beside the bare search's, latency at half of it, and what becomes of three times as much."""
+async def _under_load(callers: Callers, curves: list[Curve], title: str) -> AsyncIterator[Row]:
+    """Throughput beside the bare search's, latency at parts and at half of it, and what becomes of three times as much."""
     most = await _in_turn(lambda send: closed_loop(send, CONCURRENCY, SECONDS), callers)
     served, searched = (float(np.median([load.answered_per_s for load in loads])) for loads in most)
     yield Row(
@@ -227,6 +224,7 @@ async def _under_load(callers: Callers) -> AsyncIterator[Row]:
         "bare search",
         searched,
     )
+    curves.append(await _curve(callers, served, title))
     half = await _in_turn(lambda send: open_loop(send, served / 2, SECONDS), callers)
     for percentile, bar in ((50, 1.5), (99, 3.0)):
         ours, bare = (float(np.median([load.ms(percentile) for load in loads])) for loads in half)

@@ -22,6 +22,7 @@ from trainer.recipes import recipe_named
 from trainer.run import Run
 
 DATA = Path(".baguni/complete-journey")
+DEFAULT_RUN = Path(".baguni/quality/complete-journey/runs/seed0")
 BATCH = 100
 
 

@@ -96,7 +96,7 @@ def servers(settings: StackSettings) -> list[Program]:
 def applications(settings: StackSettings) -> list[Program]:
     """The gateway and the two consumers."""
     endpoints = settings.endpoints()
-    environment = {f"BAGUNI_{name.upper()}": str(value) for name, value in endpoints.model_dump().items()}
+    environment = endpoints.environment()
     consumer_files = {kind: settings.root / "run" / f"{kind}-consumer.ready" for kind in ("user", "item")}
     consumers = [
         Program(

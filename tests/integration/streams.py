@@ -58,7 +58,7 @@ class ConsumerProcess:
     ) -> None:
         self._ready_file = work_dir / f"{kind}-{uuid.uuid4().hex[:8]}.ready"
         self.log = self._ready_file.with_suffix(".log")
-        environment = {f"BAGUNI_{name.upper()}": str(value) for name, value in endpoints.model_dump().items()}
+        environment = endpoints.environment()
         environment |= {"BAGUNI_GROUP_SUFFIX": group_suffix, "BAGUNI_READY_FILE": str(self._ready_file)}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

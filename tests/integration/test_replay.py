@@ -76,9 +76,8 @@ def candidate(stack: Endpoints, active_release: Release, tmp_path_factory: pytes
 
 
 def replay(stack: Endpoints, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {f"BAGUNI_{name.upper()}": str(value) for name, value in stack.model_dump().items()}
     command = [sys.executable, "-m", "baguni.cli", "release", "replay", *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    return subprocess.run(command, env={**os.environ, **stack.environment()}, capture_output=True, text=True)
 
 
 def test_what_is_written_down_is_for_nobody_else_and_complete(captured: Path) -> None:
