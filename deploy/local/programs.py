@@ -7,6 +7,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import redis
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from pymilvus import MilvusClient
+from pymilvus.client.types import LoadState
 from pymilvus.exceptions import MilvusException
 
 from baguni.release import POINTER
@@ -152,9 +154,11 @@ def _milvus_ready(uri: str, port: int) -> bool:
         return False
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # a server that is starting is no news
     try:
-        client = MilvusClient(uri, timeout=2)
-        client.list_collections(timeout=2)
-        client.close()
+        with closing(MilvusClient(uri, timeout=2)) as client:
+            # It lists collections long before it has loaded them again.
+            for name in client.list_collections(timeout=2):
+                if client.get_load_state(name, timeout=2)["state"] != LoadState.NotLoad:
+                    client.query(name, limit=1, timeout=2)
     except (MilvusException, grpc.RpcError):
         return False
     return True

@@ -10,18 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-import grpc
-import numpy as np
 import psutil
 import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
-from pymilvus import MilvusClient
-from pymilvus.exceptions import MilvusException
 
 from baguni.events import EXPOSURE_TOPIC
-from baguni.milvus import collection_names
 from baguni.release import Release
 from benchmarks.result import Row
 from deploy.local.programs import servers
@@ -89,8 +84,8 @@ class Broker:
 class Servers:
     """What can be done to the real servers, and to the way to them."""
 
-    def __init__(self, stack: LocalStack, release: Release, proxies: dict[str, Proxy], broker: Broker) -> None:
-        self._stack, self._release, self._proxies, self._broker = stack, release, proxies, broker
+    def __init__(self, stack: LocalStack, proxies: dict[str, Proxy], broker: Broker) -> None:
+        self._stack, self._proxies, self._broker = stack, proxies, broker
 
     def kill(self, name: str) -> None:
         """kill -9; the supervisor starts it again. Returns when it is ready."""
@@ -101,7 +96,7 @@ class Servers:
             return
         (program,) = (program for program in servers(self._stack.settings) if program.name == name)
         deadline = time.monotonic() + 180
-        while not program.is_ready() or (name == "milvus" and not self._milvus_searches()):
+        while not program.is_ready():
             assert time.monotonic() < deadline, f"{name} did not come back"
             time.sleep(0.05)
 
@@ -125,18 +120,6 @@ class Servers:
         self._proxies[name].refuse()
         time.sleep(FAULT_S)
         self._proxies[name].accept()
-
-    def _milvus_searches(self) -> bool:
-        """It lists collections long before it has loaded them again."""
-        client = MilvusClient(self._stack.settings.endpoints().milvus_uri, timeout=2)
-        try:
-            name, _ = collection_names(self._release.release_id)
-            client.search(name, [np.ones(self._release.signature.vector_dim, np.float32)], limit=1, timeout=2)
-        except (MilvusException, grpc.RpcError):
-            return False
-        finally:
-            client.close()
-        return True
 
     def _processes(self, name: str) -> list[psutil.Process]:
         """The server itself, without the launcher that waits for it."""
@@ -164,7 +147,7 @@ def behind_proxies(
         through = endpoints.model_copy(update=addresses)
         folder = tmp_path_factory.mktemp("gateway")
         gateway = opened.enter_context(gateway_process(through, folder, embedding_age_s=1.0))
-        yield gateway, Servers(local_stack, active_release, proxies, broker)
+        yield gateway, Servers(local_stack, proxies, broker)
 
 
 @pytest.mark.parametrize("fault", list(FAULTS))
