@@ -26,6 +26,7 @@ from torch.profiler import record_function
 
 from baguni.errors import BaguniError
 from baguni.semantic_ids import SemanticIdTable
+from trainer.devices import precision_here
 from trainer.distill import candidate_lists, distillation_losses, teacher_scores
 from trainer.files import written_whole
 from trainer.losses import code_loss
@@ -144,7 +145,7 @@ def train(
     """Train both heads of a fresh model for `recipe.steps` steps or, with a frozen `teacher`, a trained one for
     `recipe.distill.steps` more; resumes from `checkpoint` if it exists. The model ends with the averaged weights. Returns each
     step's losses."""
-    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=recipe.precision)
+    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=precision_here(recipe))
     phase, first_step = (recipe, 0) if teacher is None else (recipe.distill, recipe.steps)
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=phase.learning_rate)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))

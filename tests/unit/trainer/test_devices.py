@@ -9,11 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from trainer.devices import precision_here
+from trainer.recipes import recipe_named
 from trainer.run import Run
 
 SCRIPT = Path(__file__).with_name("train_in_processes.py")
 ROOT = SCRIPT.parents[3]
+
+
+@pytest.mark.parametrize(("instructions", "expected"), [({}, "32-true"), ({"avx512_bf16": True}, "bf16-mixed")])
+def test_half_precision_is_for_processors_that_have_it(monkeypatch, instructions, expected) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, **instructions})
+    assert precision_here(recipe_named("demo")) == expected
+    assert precision_here(recipe_named("demo", precision="32-true")) == "32-true"
 
 
 def losses_with(processes: int, run: Run, output: Path) -> list[dict[str, float]]:
