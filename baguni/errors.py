@@ -4,6 +4,7 @@ BaguniError
 ├── InvalidInputError      what the caller gave is wrong; the message names the value and what was expected
 ├── NotFoundError          what the caller named does not exist
 ├── ReleaseMismatchError   two parts do not belong to one release, or a part is not what its manifest says
+├── SchemaBreakError       too much of what streams in is malformed
 ├── EngineError            a model cannot be compiled, or cannot run on this device
 └── UnavailableError       a server that is needed did not answer
 """
@@ -29,6 +30,10 @@ class NotFoundError(BaguniError):
 
 class ReleaseMismatchError(BaguniError):
     """Parts of two releases, or a part that its manifest does not describe."""
+
+
+class SchemaBreakError(BaguniError):
+    """Most of a topic's last records are malformed: it is not the records that are wrong."""
 
 
 class EngineError(BaguniError):

@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from baguni.catalog import AttributeValue, Item
 from baguni.errors import InvalidInputError
-from baguni.history import Action, HistoryEvent
+from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
 from baguni.placements import MAX_PLACEMENT
 from baguni.v1 import events_pb2 as pb
 
@@ -27,19 +27,23 @@ LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999, where google.p
 TYPE_PREFIX = "baguni.v1."
 TOPICS = {
     "OrderPlaced": "baguni.orders",
+    "OrderCancelled": "baguni.orders",
     "ItemClicked": "baguni.clicks",
     "CartAdded": "baguni.carts",
+    "UserDeleted": "baguni.users",
     "ItemUpserted": "baguni.items",
     "ItemRemoved": "baguni.items",
 }
-USER_TOPICS = ("baguni.orders", "baguni.clicks", "baguni.carts")
+USER_TOPICS = ("baguni.orders", "baguni.clicks", "baguni.carts", "baguni.users")
 ITEM_TOPIC = "baguni.items"
 EXPOSURE_TOPIC = "baguni.exposures"  # what the gateway served: ListServed
 DEAD_LETTER_TOPIC = "baguni.dead-letters"
 _MESSAGES: dict[str, type[Message]] = {
     "OrderPlaced": pb.OrderPlaced,
+    "OrderCancelled": pb.OrderCancelled,
     "ItemClicked": pb.ItemClicked,
     "CartAdded": pb.CartAdded,
+    "UserDeleted": pb.UserDeleted,
     "ItemUpserted": pb.ItemUpserted,
     "ItemRemoved": pb.ItemRemoved,
 }
@@ -55,10 +59,10 @@ class MalformedEvent(InvalidInputError):  # noqa: N818 - an event, which is malf
 
 @dataclass(frozen=True)
 class UserEvents:
-    """What one record adds to one user's history; `placement`: where it was clicked, if that is known."""
+    """What one record changes in one user's history; `placement`: where it was clicked, if that is known."""
 
     user_id: str
-    events: tuple[HistoryEvent, ...]
+    changes: tuple[Change, ...]
     placement: str = ""
 
 
@@ -120,6 +124,11 @@ def _event(message: Message) -> Event:
         return replace(_single(message, Action.CLICKED), placement=placement)
     if isinstance(message, pb.CartAdded):
         return _single(message, Action.CARTED)
+    if isinstance(message, pb.OrderCancelled):
+        cancellation = Cancellation(_identifier("order_id", message.order_id), _time_ms(message.event_time))
+        return UserEvents(_identifier("user_id", message.user_id), (cancellation,))
+    if isinstance(message, pb.UserDeleted):
+        return UserEvents(_identifier("user_id", message.user_id), (Deletion(_time_ms(message.event_time)),))
     if isinstance(message, pb.ItemUpserted):
         return ItemUpsert(_item(message), _time_ms(message.event_time))
     assert isinstance(message, pb.ItemRemoved)

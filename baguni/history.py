@@ -1,8 +1,9 @@
 """A user's history: the newest events, raw, as a set.
 
 Because a history is the newest `max_events` of a *set* of events under one total order, adding events is associative,
-commutative and idempotent: any delivery order with any redelivery gives the same history as a batch build. What the
-model makes of it (positions, counts, buckets) is in `baguni.sequences` and never stored.
+commutative and idempotent: any delivery order with any redelivery gives the same history as a batch build. What takes
+something away again, a cancellation or a deletion, is a member of the set too, so that it may come before what it is about.
+What the model makes of a history (positions, counts, buckets) is in `baguni.sequences` and never stored.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from baguni.errors import InvalidInputError
 
 MAX_EVENTS = 2048  # a grocery's heaviest 2 % of households order more lines than this in a year
+CLOCK_SKEW_MS = 86_400_000  # how much earlier than its order a cancellation may seem to be
 
 
 class Action(IntEnum):
@@ -24,8 +27,7 @@ class Action(IntEnum):
     CARTED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEvent:
+class HistoryEvent(NamedTuple):
     """One user did one thing with one item. `time_ms`: UTC, since the epoch. `order_id` is empty unless ORDERED."""
 
     item_id: str
@@ -34,26 +36,28 @@ class HistoryEvent:
     order_id: str = ""
 
     @property
-    def sort_key(self) -> tuple[int, bytes]:
-        """The total order of a history: time, then the event's own bytes, as a Redis sorted set orders its members."""
-        return self.time_ms, encode_event(self)
+    def sort_key(self) -> tuple[int, int, str, str]:
+        """The total order of a history."""
+        return self.time_ms, self.action, self.order_id, self.item_id
 
 
-def encode_event(event: HistoryEvent) -> bytes:
-    """The event as stored: `time|action|order|item`, with `|` and `%` escaped in the order id.
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """An order that is none any more: its lines leave the history, whenever they come."""
 
-    >>> encode_event(HistoryEvent("rye", Action.ORDERED, 1_700_000_000_000, "o1"))
-    b'1700000000000|1|o1|rye'
-    """
-    order_id = event.order_id.replace("%", "%25").replace("|", "%7C")
-    return f"{event.time_ms}|{int(event.action)}|{order_id}|{event.item_id}".encode()
+    order_id: str
+    time_ms: int
 
 
-def decode_event(member: bytes) -> HistoryEvent:
-    """Inverse of `encode_event`."""
-    time_ms, action, order_id, item_id = member.decode().split("|", 3)
-    order_id = order_id.replace("%7C", "|").replace("%25", "%")
-    return HistoryEvent(item_id, Action(int(action)), int(time_ms), order_id)
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """Everything up to this moment is to be forgotten, and what arrives later of it too."""
+
+    time_ms: int
+
+
+Change = HistoryEvent | Cancellation | Deletion
+"""What can happen to a history."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,35 @@ class History:
         return len(self.events)
 
 
-def append(history: History, events: Iterable[HistoryEvent], max_events: int = MAX_EVENTS) -> History:
-    """The history with `events` in it. Events already there change nothing, and neither does the order of arrival.
+def build(changes: Iterable[Change], max_events: int = MAX_EVENTS) -> tuple[HistoryEvent, ...]:
+    """The events of a history, from all that ever happened to it in any order and number.
 
-    The version grows by one if the history changed. Raises InvalidInputError if `max_events` < 1.
+    What was deleted is gone; of the rest the newest `max_events` are kept; then cancelled orders leave. Raises
+    InvalidInputError if `max_events` < 1.
     """
     if max_events < 1:
         raise InvalidInputError(f"max_events is {max_events}, expected at least 1")
-    newest = tuple(sorted({*history.events, *events}, key=lambda event: event.sort_key)[-max_events:])
-    return history if newest == history.events else History(newest, history.version + 1)
+    distinct = set(changes)
+    deleted_ms = max((change.time_ms for change in distinct if isinstance(change, Deletion)), default=-1)
+    left = [change for change in distinct if change.time_ms > deleted_ms]
+    events = sorted((c for c in left if isinstance(c, HistoryEvent)), key=lambda event: event.sort_key)
+    return without_cancelled(events[-max_events:], (c for c in left if isinstance(c, Cancellation)))
+
+
+def without_cancelled(
+    events: Iterable[HistoryEvent], cancellations: Iterable[Cancellation]
+) -> tuple[HistoryEvent, ...]:
+    """The events less the lines of cancelled orders. A cancellation is of no use to an order that is more than CLOCK_SKEW_MS
+    younger: that is what lets it be dropped with the events of its time."""
+    cancelled: dict[str, int] = {}
+    for cancellation in cancellations:
+        cancelled[cancellation.order_id] = max(cancelled.get(cancellation.order_id, 0), cancellation.time_ms)
+    if not cancelled:
+        return tuple(events)
+    return tuple(
+        event
+        for event in events
+        if event.action is not Action.ORDERED
+        or event.order_id not in cancelled
+        or event.time_ms > cancelled[event.order_id] + CLOCK_SKEW_MS
+    )

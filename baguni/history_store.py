@@ -1,79 +1,250 @@
-"""Histories in Redis: one sorted set a user, the members being events and the scores their times.
+"""Histories in Redis: one value a user, changed by one Lua call for each user and batch.
 
-A sorted set is exactly a history: a set, ordered by time and then by the member's bytes, of which the newest are kept.
-So applying an event twice, or late, or in another order, changes nothing that it should not. One Lua call per user and
-batch adds, trims, raises the version if anything changed, and renews the expiry.
+What is stored holds every event that can be among the newest, so adding is what adding to a set is: an event twice, late, or
+in another order changes nothing that it should not. The call merges, forgets what is too old to matter, raises the version
+if anything changed, and renews the expiry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import cast
 
 import redis
 import redis.asyncio
 
 from baguni.errors import UnavailableError
-from baguni.history import MAX_EVENTS, History, HistoryEvent, decode_event, encode_event
+from baguni.history import CLOCK_SKEW_MS, MAX_EVENTS, Change, History
+from baguni.packed_history import VERSION_BYTES, pack_changes, unpack_history, unpack_version
 
-_TTL_S = 400 * 86_400  # a user who comes back within a year is known
-_KEY = "baguni:{%s}:history"  # braces: a user's keys share one slot in a Redis cluster
-_VERSION_KEY = "baguni:{%s}:version"
+TTL_S = 400 * 86_400  # a user who comes back within a year is known; longer than any topic keeps events
+_PREFIX, _SUFFIX = "baguni:{", "}:h"  # braces: a cluster keeps a user's keys in one slot
+_KEY = f"{_PREFIX}%s{_SUFFIX}"
+_SCAN = 1_000
 
-# KEYS: history, version. ARGV: max events, ttl in s, then score and member of each event.
-# The kept set is compared before and after: an event that is trimmed at once is no change.
+# KEYS: history. ARGV: max events, ttl in s, the clock in s, the clock skew in ms, changes as `pack_changes` writes them.
+# Returns the version, a letter for each change: what became of it, see `Outcome`, and the bytes written, 0 if nothing changed.
+# What is newer than everything stored is appended; anything else takes apart what is stored, as does one append in SLACK.
+# Arrays T, A, C: time, action and content of what is stored, oldest first.
 _APPLY = """
-local added, is_new = 0, {}
-for i = 3, #ARGV, 2 do
-  if redis.call('ZADD', KEYS[1], 'NX', ARGV[i], ARGV[i + 1]) == 1 then
-    added = added + 1
-    is_new[ARGV[i + 1]] = true
-  end
+local ORDERED, CANCELLED, DELETED, SLACK = 1, 4, 5, 128
+local HEAD, HEAD_BYTES = '>I4I4I4I8I8', 28
+local cap, ttl, clock, skew = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local changes = cmsgpack.unpack(ARGV[5])
+local value = redis.call('GET', KEYS[1])
+local version, count, newest, deleted = 0, 0, 0, 0
+if value then
+  local _
+  version, count, _, newest, deleted = struct.unpack(HEAD, value)
 end
-local version = tonumber(redis.call('GET', KEYS[2]) or '0')
-if added > 0 then
-  local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[1])
-  if over > 0 then
-    for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, over - 1)) do
-      if is_new[member] then added = added - 1 end
+
+local function has(content, id)
+  for k = 2, #content do
+    if content[k] == id then return true end
+  end
+  return false
+end
+
+local function add(content, others)
+  local added = 0
+  for k = 2, #others do
+    if not has(content, others[k]) then
+      content[#content + 1] = others[k]
+      added = added + 1
     end
-    redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1)
   end
-  if added > 0 then version = redis.call('INCR', KEYS[2]) end
-  redis.call('EXPIRE', KEYS[1], ARGV[2])
-  redis.call('EXPIRE', KEYS[2], ARGV[2])
+  return added
 end
-return version
+
+local function size(action, content)
+  if action == ORDERED then return #content - 1 end
+  return action == CANCELLED and 0 or 1
+end
+
+local function once(action, content) -- an order that names an item twice has it once
+  if action ~= ORDERED then return content end
+  local distinct = {content[1]}
+  add(distinct, content)
+  return distinct
+end
+
+local function store(body)
+  version = math.max(version + 1, clock)
+  local head = struct.pack(HEAD, version, count, cap, newest, deleted)
+  redis.call('SET', KEYS[1], head .. body, 'EX', ttl)
+  return #head + #body
+end
+
+local function append()
+  if #changes == 0 or count > cap + SLACK then return nil end
+  local latest, total, pieces = math.max(newest, deleted), count, {}
+  for i = 1, #changes, 3 do
+    local time, action, content = changes[i], changes[i + 1], once(changes[i + 1], changes[i + 2])
+    if time <= latest or action == DELETED then return nil end
+    pieces[#pieces + 1] = cmsgpack.pack(time - (i == 1 and newest or latest), action, content)
+    latest, total = time, total + size(action, content)
+  end
+  newest, count = latest, total
+  return table.concat(pieces)
+end
+
+local appended = append()
+if appended then
+  local bytes = store((value and string.sub(value, HEAD_BYTES + 1) or '') .. appended)
+  return {version, string.rep('n', #changes / 3), bytes}
+end
+
+local T, A, C = {}, {}, {}
+if value then
+  local at, now = HEAD_BYTES, 0
+  while at >= 0 and at < #value do
+    local fields = {cmsgpack.unpack_limit(value, 300, at)}
+    at = fields[1]
+    for i = 2, #fields, 3 do
+      now = now + fields[i]
+      local n = #T + 1
+      T[n], A[n], C[n] = now, fields[i + 1], fields[i + 2]
+    end
+  end
+end
+
+local latest_change = -1
+local function insert(time, action, content)
+  if time <= deleted then return 'f' end
+  local place = #T
+  while place > 0 and T[place] > time do place = place - 1 end
+  local letter = place < #T and 'l' or 'n'
+  local same = place
+  while same > 0 and T[same] == time do
+    if A[same] == action then
+      if action ~= ORDERED then
+        if C[same] == content then return 'd' end
+      elseif C[same][1] == content[1] then
+        if add(C[same], content) == 0 then return 'd' end
+        latest_change = math.max(latest_change, time)
+        return letter
+      end
+    end
+    same = same - 1
+  end
+  table.insert(T, place + 1, time)
+  table.insert(A, place + 1, action)
+  table.insert(C, place + 1, once(action, content))
+  latest_change = math.max(latest_change, action == CANCELLED and time + skew or time)
+  return letter
+end
+
+local letters, is_changed = {}, false
+for i = 1, #changes, 3 do
+  local time, action, letter = changes[i], changes[i + 1], 'd'
+  if action ~= DELETED then
+    letter = insert(time, action, changes[i + 2])
+  elseif time > deleted then
+    deleted, letter, is_changed = time, 'n', true
+    local kept = 1
+    while T[kept] and T[kept] <= deleted do kept = kept + 1 end
+    local function rest(from)
+      local to = {}
+      for k = kept, #from do to[#to + 1] = from[k] end
+      return to
+    end
+    T, A, C = rest(T), rest(A), rest(C)
+  end
+  letters[#letters + 1] = letter
+end
+
+-- What is older than the cap-th newest event cannot be among the newest any more.
+local oldest, events, place, bytes = 0, 0, #T, 0
+while place > 0 do
+  events = events + size(A[place], C[place])
+  if events >= cap then oldest = T[place] break end
+  place = place - 1
+end
+if is_changed or latest_change >= oldest then
+  local pieces, now = {}, 0
+  count = 0
+  for i = 1, #T do
+    if T[i] >= oldest or (A[i] == CANCELLED and T[i] + skew >= oldest) then
+      pieces[#pieces + 1] = cmsgpack.pack(T[i] - now, A[i], C[i])
+      now = T[i]
+      count = count + size(A[i], C[i])
+    end
+  end
+  newest = now
+  bytes = store(table.concat(pieces))
+end
+return {version, table.concat(letters), bytes}
 """
 
 
-class HistoryWriter:
-    """Applies events; for the consumer, which is synchronous."""
+class Outcome(IntEnum):
+    """What became of a change; the letters of the script's reply."""
 
-    def __init__(self, client: redis.Redis, max_events: int = MAX_EVENTS, ttl_s: int = _TTL_S) -> None:
+    NEW = ord("n")
+    LATE = ord("l")  # new, and older than what was there
+    DUPLICATE = ord("d")
+    FORGOTTEN = ord("f")  # it is older than the deletion of its user
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A history's version, what became of each change, and the bytes that were written, 0 if nothing changed. Adjacent lines of
+    an order share one outcome, at the position of the first."""
+
+    version: int
+    outcomes: dict[int, Outcome]
+    size: int
+
+
+class HistoryWriter:
+    """Applies changes; for the consumer, which is synchronous."""
+
+    def __init__(self, client: redis.Redis, max_events: int = MAX_EVENTS, ttl_s: int = TTL_S) -> None:
         self._client = client
         self._apply = client.register_script(_APPLY)
-        self._limits = (max_events, ttl_s)
+        self._max_events, self._ttl_s = max_events, ttl_s
 
-    def apply(self, events: Mapping[str, Sequence[HistoryEvent]]) -> dict[str, int]:
-        """Add events to users' histories in one round trip; returns each user's version. Safe to repeat."""
+    def apply(self, changes: Mapping[str, Sequence[Change]]) -> dict[str, Applied]:
+        """Change users' histories in one round trip. Safe to repeat. Raises UnavailableError."""
+        packed = {user_id: pack_changes(theirs) for user_id, theirs in changes.items()}
+        limits = (self._max_events, self._ttl_s, int(time.time()), CLOCK_SKEW_MS)
         try:
             pipeline = self._client.pipeline(transaction=False)
-            for user_id, user_events in events.items():
-                pairs = [part for event in user_events for part in (event.time_ms, encode_event(event))]
-                keys = [_KEY % user_id, _VERSION_KEY % user_id]
-                self._apply(keys=keys, args=[*self._limits, *pairs], client=pipeline)
-            return dict(zip(events, pipeline.execute(), strict=True))
+            for user_id, their in packed.items():
+                self._apply(keys=[_KEY % user_id], args=[*limits, their.value], client=pipeline)
+            replies = pipeline.execute()
+        except redis.RedisError as error:
+            raise UnavailableError("redis", str(error)) from error
+        return {
+            user_id: Applied(version, dict(zip(their.first, map(Outcome, letters), strict=True)), size)
+            for (user_id, their), (version, letters, size) in zip(packed.items(), replies, strict=True)
+        }
+
+    def read(self, user_ids: Sequence[str]) -> list[History]:
+        """Histories in the order of `user_ids`, in one round trip; a user without one has an empty history."""
+        try:
+            values = cast("list[bytes | None]", self._client.mget([_KEY % user_id for user_id in user_ids]))
+        except redis.RedisError as error:
+            raise UnavailableError("redis", str(error)) from error
+        return [unpack_history(value) for value in values]
+
+    def user_ids(self) -> Iterator[str]:
+        """Everybody of whom something is stored, a tombstone included, in no order; those who come or go meanwhile may be
+        among them or not."""
+        try:
+            for key in self._client.scan_iter(_PREFIX + "*" + _SUFFIX, count=_SCAN):
+                yield key.decode().removeprefix(_PREFIX).removesuffix(_SUFFIX)
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
 
-    def forget(self, user_ids: Sequence[str]) -> None:
-        """Delete users' histories and versions; a user without one is no error."""
+    def drop(self, user_ids: Sequence[str]) -> None:
+        """Remove what is stored, without a tombstone: events that come again are taken again."""
         try:
-            keys = [key % user_id for user_id in user_ids for key in (_KEY, _VERSION_KEY)]
-            pipeline = self._client.pipeline(transaction=False)
-            for key in keys:
-                pipeline.delete(key)
-            pipeline.execute()
+            if user_ids:
+                self._client.unlink(*[_KEY % user_id for user_id in user_ids])
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
 
@@ -88,23 +259,17 @@ class HistoryReader:
         """A user's history, or None if it still has this version."""
         if version is not None:
             try:
-                if int(await self._client.get(_VERSION_KEY % user_id) or 0) == version:
-                    return None
+                stored = cast("bytes", await self._client.getrange(_KEY % user_id, 0, VERSION_BYTES - 1))
             except redis.RedisError as error:
                 raise UnavailableError("redis", str(error)) from error
+            if unpack_version(stored) == version:
+                return None
         return (await self.read([user_id]))[0]
 
     async def read(self, user_ids: Sequence[str]) -> list[History]:
         """Histories in the order of `user_ids`, in one round trip; a user without one has an empty history."""
         try:
-            pipeline = self._client.pipeline(transaction=False)
-            for user_id in user_ids:
-                pipeline.zrange(_KEY % user_id, 0, -1)
-                pipeline.get(_VERSION_KEY % user_id)
-            replies = await pipeline.execute()
+            values = cast("list[bytes | None]", await self._client.mget([_KEY % user_id for user_id in user_ids]))
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
-        return [
-            History(tuple(decode_event(member) for member in members), int(version or 0))
-            for members, version in zip(replies[::2], replies[1::2], strict=True)
-        ]
+        return [unpack_history(value) for value in values]

@@ -30,8 +30,10 @@ for i = 1, #ARGV, 2 do
 end
 """
 
-# KEYS: items, changes. ARGV: the last sequence that is known. Returns sequence, payload, sequence, payload, …
+# KEYS: items, changes, sequence. ARGV: the last sequence that is known; everything is new to one who knows a later one than
+# Redis, which has lost something then. Returns sequence, payload, sequence, payload, …
 _CHANGES = """
+if tonumber(redis.call('GET', KEYS[3]) or '0') < tonumber(ARGV[1]) then ARGV[1] = 0 end
 local changed = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES')
 local reply = {}
 for i = 1, #changed, 2 do
@@ -84,14 +86,14 @@ class LiveItemWriter:
         """Publish items, in their order, at once."""
         arguments = [part for live in items for part in (live.item.item_id, _encode(live))]
         try:
-            self._write(keys=[self._keys.items, self._keys.changes, self._keys.sequence], args=arguments)
+            self._write(keys=self._keys.changing, args=arguments)
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
 
     def changes(self) -> list[LiveItem]:
         """Items that anyone changed since the last call, in order; at first, all of them."""
         try:
-            reply = self._changes(keys=[self._keys.items, self._keys.changes], args=[self._last_sequence])
+            reply = self._changes(keys=self._keys.changing, args=[self._last_sequence])
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
         self._last_sequence, changed = _changed(cast("list[bytes]", reply), self._last_sequence)
@@ -121,7 +123,7 @@ class LiveItemReader:
     async def changes(self) -> list[LiveItem]:
         """Items that changed since the last call, in order."""
         try:
-            reply: Any = await self._changes(keys=[self._keys.items, self._keys.changes], args=[self._last_sequence])
+            reply: Any = await self._changes(keys=self._keys.changing, args=[self._last_sequence])
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
         self._last_sequence, changed = _changed(reply, self._last_sequence)
@@ -136,6 +138,11 @@ class _Keys:
         self.changes = f"{self.items}:changes"
         self.sequence = f"{self.items}:sequence"
         self.claims = f"{self.items}:claims"
+
+    @property
+    def changing(self) -> list[str]:
+        """The keys of `_CHANGES`."""
+        return [self.items, self.changes, self.sequence]
 
 
 def _changed(reply: Sequence[bytes], last_sequence: int) -> tuple[int, list[LiveItem]]:

@@ -20,9 +20,10 @@ from baguni.item_index import ItemIndex
 from baguni.live_items import LiveItemWriter
 from baguni.placements import PlacementWriter
 from baguni.release import ReleaseStore
-from streaming.consumer import Apply, EventConsumer, stop_on_signals
+from streaming.consumer import ConsumerParts, EventConsumer, stop_on_signals
 from streaming.dead_letters import DeadLetters
 from streaming.item_updates import ItemServers, ItemUpdates, Rejections
+from streaming.metrics import Metrics
 from streaming.settings import StreamingSettings
 from streaming.user_updates import UserUpdates
 
@@ -30,25 +31,30 @@ log = logging.getLogger("streaming")
 POINTER_CHECK_S = 2.0
 BROKER_RETRY_S = 1.0
 REDIS_TIMEOUT_S = 2.0
+USER_GROUP = "baguni-users"
 
 
 class Consumers:
-    """What the consumers of this process share: settings, the dead letters, and the wish to stop."""
+    """The consumers of this process: what they share, and the wish to stop."""
 
     def __init__(self, settings: StreamingSettings, stopping: threading.Event) -> None:
         self._settings, self._stopping = settings, stopping
-        self._dead_letters = DeadLetters(settings.kafka_bootstrap)
         # One more try, at once, for a connection that went stale; longer patience is the consumer's.
-        self._redis = redis.Redis.from_url(
-            settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1)
-        )
+        client = redis.Redis.from_url(settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1))
+        self._parts = ConsumerParts(client, DeadLetters(settings.kafka_bootstrap), Metrics())
+        self._parts.metrics.serve(settings.metrics_address)
 
     def consume_user_events(self) -> None:
         """Orders, clicks and carts → histories."""
-        updates = UserUpdates(HistoryWriter(self._redis, self._settings.max_events), PlacementWriter(self._redis))
+        client, metrics = self._parts.redis, self._parts.metrics
+        updates = UserUpdates(HistoryWriter(client, self._settings.max_events), PlacementWriter(client), metrics)
+        batch_records = self._settings.batch_records
         while not self._stopping.is_set():
             self._consume(
-                USER_TOPICS, "baguni-users", updates.apply, self._settings.batch_records, self._stopping.is_set
+                lambda: EventConsumer(
+                    self._settings, USER_TOPICS, USER_GROUP, updates.apply, self._parts, batch_records
+                ),
+                self._stopping.is_set,
             )
 
     def consume_item_events(self) -> None:
@@ -61,24 +67,27 @@ class Consumers:
                 self._stopping.wait(POINTER_CHECK_S)
                 continue
             log.info("following release=%s", release_id)
-            updates = ReleaseUpdates(store, release_id, self._settings, self._redis)
+            updates = ReleaseUpdates(store, release_id, self._settings, self._parts.redis)
             until = UntilSwitch(store, release_id, self._stopping)
             try:
-                group = f"baguni-items-{release_id}"
-                self._consume([ITEM_TOPIC], group, updates.apply, self._settings.item_batch_records, until)
+                self._consume(lambda updates=updates: self._item_consumer(updates), until)  # type: ignore[misc]
             finally:
                 updates.close()
 
     def close(self) -> None:
         """Close the connections."""
-        self._dead_letters.close()
-        self._redis.close()
+        self._parts.dead_letters.close()
+        self._parts.redis.close()
 
-    def _consume(
-        self, topics: Sequence[str], group: str, apply: Apply, batch_records: int, should_stop: Callable[[], bool]
-    ) -> None:
+    def _item_consumer(self, updates: ReleaseUpdates) -> EventConsumer:
+        group, batch_records = f"baguni-items-{updates.release_id}", self._settings.item_batch_records
+        return EventConsumer(
+            self._settings, [ITEM_TOPIC], group, updates.apply, self._parts, batch_records, updates.forget
+        )
+
+    def _consume(self, make: Callable[[], EventConsumer], should_stop: Callable[[], bool]) -> None:
         try:
-            consumer = EventConsumer(self._settings, topics, group, apply, self._dead_letters, batch_records)
+            consumer = make()
         except UnavailableError as error:
             log.warning("waiting retry_s=%.1f error=%s", BROKER_RETRY_S, error)
             self._stopping.wait(BROKER_RETRY_S)
@@ -101,6 +110,16 @@ class ReleaseUpdates:
             self._servers.index.check()
             self._updates = ItemUpdates(self._release, self._servers)
         return self._updates.apply(events)
+
+    @property
+    def release_id(self) -> str:
+        """Of the release that is kept up to date."""
+        return self._release.release_id
+
+    def forget(self) -> None:
+        """What was read of Redis is not true any more."""
+        self.close()
+        self._servers = self._updates = None
 
     def close(self) -> None:
         """Close the connections."""

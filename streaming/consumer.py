@@ -1,9 +1,11 @@
 """The Kafka loop: poll, apply, commit. What applying means is given; this knows offsets, groups and patience.
 
-Offsets are committed after the write, so a crash redelivers; what is applied must not mind. A record that will never
-parse goes to the dead letters and the loop goes on. While a server is away the position goes back to the first record
-that is not applied, the partitions are paused, and polling goes on, so that the group keeps its member: nothing is
-skipped, whatever partitions come and go meanwhile.
+Offsets are committed after the write, so a crash redelivers; what is applied must not mind. Redis keeps the offsets too,
+beside what was applied (`Positions`): a partition begins at the lower of both, and is read again from where Redis stands
+when Redis turns out to have lost something. A record that will never parse goes to the dead letters and the loop goes on,
+unless so many do that it must be their schema. While a server is away the position goes back to the first record that is
+not applied, the partitions are paused, and polling goes on, so that the group keeps its member: nothing is skipped,
+whatever partitions come and go meanwhile.
 """
 
 from __future__ import annotations
@@ -12,16 +14,23 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import redis
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 
-from baguni.errors import UnavailableError
+from baguni.errors import SchemaBreakError, UnavailableError
 from baguni.events import Event, MalformedEvent, parse
 from streaming.dead_letters import DeadLetters, Record
+from streaming.metrics import Metrics
+from streaming.positions import Positions
 from streaming.settings import StreamingSettings
 
 log = logging.getLogger(__name__)
@@ -29,7 +38,10 @@ POLL_MS = 200  # also how long a stop waits at most while nothing arrives
 FETCH_WAIT_MS = 50  # how long the broker holds an empty fetch: an event waits for the one before it, at most
 BOOTSTRAP_MS = 5_000
 COMMIT_MS = 5_000
+MAX_FETCH_BYTES = 8 << 20  # of a fetch, and so of what waits in memory; a record that is larger comes alone
+POSITIONS_CHECK_S = 2.0  # how soon a loss of Redis is noticed while nothing comes
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 5.0
+WINDOW, LEAST_DEAD = 1_000, 100  # records that the share of malformed ones is of; fewer malformed ones are an accident
 
 Apply = Callable[[Sequence[Event]], Sequence[tuple[int, MalformedEvent]]]
 """Applies events and returns those it rejects for good, by position. Raises UnavailableError to be called again."""
@@ -37,8 +49,18 @@ Apply = Callable[[Sequence[Event]], Sequence[tuple[int, MalformedEvent]]]
 Polled = Mapping[TopicPartition, Sequence[Any]]
 
 
+@dataclass(frozen=True)
+class ConsumerParts:
+    """What the consumers of a process share."""
+
+    redis: redis.Redis
+    dead_letters: DeadLetters
+    metrics: Metrics
+
+
 class EventConsumer:
-    """One member of a consumer group. Raises UnavailableError if no broker answers at the start."""
+    """One member of a consumer group. `forget` is called when Redis has lost something that was applied: what is remembered of
+    it is wrong then. Raises UnavailableError if no broker answers at the start."""
 
     def __init__(
         self,
@@ -46,52 +68,99 @@ class EventConsumer:
         topics: Sequence[str],
         group_id: str,
         apply: Apply,
-        dead_letters: DeadLetters,
+        parts: ConsumerParts,
         batch_records: int,
+        forget: Callable[[], None] = lambda: None,
     ) -> None:
-        self._apply, self._dead_letters = apply, dead_letters
-        self._retry_s = FIRST_RETRY_S
+        self._apply, self._forget, self._metrics, self._dead_letters = apply, forget, parts.metrics, parts.dead_letters
+        self._positions = Positions(parts.redis, group_id + settings.group_suffix)
+        self._dead_rate = DeadRate(settings.max_dead_share)
+        self._retry_s, self._next_check = FIRST_RETRY_S, 0.0
+        self._next: dict[TopicPartition, int] = {}  # the offset after the last that was applied, of placed partitions
+        self._members = _Membership(settings.ready_file)
         try:
             self._consumer = KafkaConsumer(
                 bootstrap_servers=settings.kafka_bootstrap,
                 group_id=group_id + settings.group_suffix,
+                group_instance_id=settings.instance_id or None,
+                partition_assignment_strategy=[CooperativeStickyAssignor],
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 session_timeout_ms=settings.session_timeout_ms,
                 heartbeat_interval_ms=settings.session_timeout_ms // 3,
                 max_poll_records=batch_records,
+                max_partition_fetch_bytes=MAX_FETCH_BYTES,
+                fetch_max_bytes=MAX_FETCH_BYTES,
                 fetch_max_wait_ms=FETCH_WAIT_MS,
                 bootstrap_timeout_ms=BOOTSTRAP_MS,
             )
         except KafkaError as error:
             raise UnavailableError("kafka", f"{settings.kafka_bootstrap}: {error}") from error
-        self._consumer.subscribe(topics, listener=_Readiness(settings.ready_file))
+        self._consumer.subscribe(topics, listener=self._members)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Consume until told to stop; leaves the group on the way out."""
+        """Consume until told to stop; leaves the group on the way out, unless the instance has a name that it comes back with.
+        Raises SchemaBreakError when most records are malformed; none of the last batch is committed then."""
         try:
             while not should_stop():
                 polled = self._consumer.poll(timeout_ms=POLL_MS)
-                if polled:
+                if polled or self._members.changed or time.monotonic() >= self._next_check:
                     self._step(polled, should_stop)
         finally:
             self._consumer.close()
 
     def _step(self, polled: Polled, should_stop: Callable[[], bool]) -> None:
-        records = [_record(raw) for partition in polled.values() for raw in partition]
         started = time.monotonic()
         try:
-            num_dead = self._apply_all(records)
+            placed = self._place()
+            polled = {partition: raws for partition, raws in polled.items() if partition not in placed}
+            records = [_record(raw) for partition in polled.values() for raw in partition]
+            num_dead = self._apply_all(records) if records else 0
+            lost = self._advance(polled)
         except UnavailableError as error:
-            log.warning("waiting retry_s=%.1f records=%d error=%s", self._retry_s, len(records), error)
+            log.warning("waiting retry_s=%.1f error=%s", self._retry_s, error)
+            self._metrics.waits.labels(error.part).inc()
             self._return(polled)
             self._pause(should_stop)
             self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
             return
         self._retry_s = FIRST_RETRY_S
-        self._commit(polled)
-        took_ms = (time.monotonic() - started) * 1000
-        log.info("applied records=%d dead=%d took_ms=%.1f", len(records), num_dead, took_ms)
+        if lost:
+            self._rewind(lost)
+        if records:
+            self._commit({partition: raws for partition, raws in polled.items() if partition not in lost})
+            took_ms = (time.monotonic() - started) * 1000
+            log.info("applied records=%d dead=%d took_ms=%.1f", len(records), num_dead, took_ms)
+
+    def _place(self) -> Collection[TopicPartition]:
+        """Begin partitions that were assigned at the lower of Kafka's and Redis' offset; at the beginning where one of them
+        knows nothing, or something that is beyond the end: then it is another topic than it was. Returns what was placed;
+        what was polled of it before is read again."""
+        gone, new = self._members.take()
+        for partition in gone:
+            self._next.pop(partition, None)
+        new &= self._consumer.assignment()
+        if not new:
+            return ()
+        try:
+            stored = self._positions.read(new)
+            with _kafka_errors():
+                ends = self._consumer.end_offsets(list(new))
+                begins = self._consumer.beginning_offsets(list(new))
+                start = {}
+                for partition in new:
+                    known = (self._consumer.committed(partition, timeout_ms=COMMIT_MS), stored[partition])
+                    offsets = [offset for offset in known if offset is not None and offset <= ends[partition]]
+                    start[partition] = min(offsets) if len(offsets) == len(known) else begins[partition]
+            self._positions.place(start)
+        except UnavailableError:
+            self._members.again(new)
+            raise
+        for partition, offset in start.items():
+            self._consumer.seek(partition, offset)
+            log.info("placed partition=%s/%d offset=%d", *partition, offset)
+        self._next |= start
+        return start.keys()
 
     def _apply_all(self, records: Sequence[Record]) -> int:
         """Apply what parses, then set aside what does not: in that order, a retry repeats no dead letter."""
@@ -103,9 +172,37 @@ class EventConsumer:
             except MalformedEvent as error:
                 dead.append((record, error))
         dead += [(sources[position], rejection) for position, rejection in self._apply(events)] if events else []
+        self._dead_rate.check(len(records), [error for _, error in dead])
         for record, malformed in dead:
             self._dead_letters.send(record, malformed)
+            self._metrics.dead_letters.labels(malformed.reason).inc()
         return len(dead)
+
+    def _advance(self, polled: Polled) -> Collection[TopicPartition]:
+        """Tell Redis how far everything is applied. Returns the partitions of which it has lost something before that, those of
+        which nothing new came included."""
+        self._next_check = time.monotonic() + POSITIONS_CHECK_S
+        again = {p: raws[0].offset for p, raws in polled.items() if raws[0].offset < self._next.get(p, 0)}
+        if again:  # the topic is another than it was a moment ago
+            self._positions.place(again)
+            self._next |= again
+        steps = {partition: (at, at) for partition, at in self._next.items()}
+        for partition, raws in self._still_ours(polled):
+            steps[partition] = (self._next.get(partition, raws[0].offset), raws[-1].offset + 1)
+        lost = self._positions.advance(steps) if steps else ()
+        for partition, raws in self._still_ours(polled):
+            self._next[partition] = end = raws[-1].offset + 1
+            self._metrics.records.labels(partition.topic).inc(len(raws))
+            behind = max((self._consumer.highwater(partition) or end) - end, 0)
+            self._metrics.consumer_lag.labels(partition.topic, partition.partition).set(behind)
+        return lost
+
+    def _rewind(self, lost: Collection[TopicPartition]) -> None:
+        """Redis has lost the last that was applied, of other partitions too: place everything anew."""
+        log.warning("redis has lost what was applied partitions=%d: reading again", len(lost))
+        self._metrics.rewinds.inc(len(lost))
+        self._forget()
+        self._members.again(self._consumer.assignment())
 
     def _return(self, polled: Polled) -> None:
         """Take back what was polled: the next poll begins with it. A partition that has moved on is its owner's."""
@@ -127,7 +224,8 @@ class EventConsumer:
             partition: OffsetAndMetadata(raws[-1].offset + 1, "", -1) for partition, raws in self._still_ours(polled)
         }
         try:
-            self._consumer.commit(offsets, timeout_ms=COMMIT_MS)
+            if offsets:
+                self._consumer.commit(offsets, timeout_ms=COMMIT_MS)
         except KafkaError as error:
             log.warning("commit failed error=%s", error)
 
@@ -136,20 +234,73 @@ class EventConsumer:
         return ((partition, raws) for partition, raws in polled.items() if partition in ours)
 
 
-class _Readiness(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Touches the ready file when partitions are assigned. Nothing is to be flushed when they are revoked: that happens
-    inside a poll, when all that was polled before is either committed or returned."""
+class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Which partitions came and went since it was last asked; kafka-python tells it on a thread of its own. Nothing is to be
+    flushed when partitions are revoked: groups are joined inside a poll, when all that was polled before is either committed
+    or returned. Touches the ready file when partitions are assigned."""
 
     def __init__(self, ready_file: Path | None) -> None:
-        self._ready_file = ready_file
+        self._ready_file, self._lock = ready_file, threading.Lock()
+        self._gone: set[TopicPartition] = set()
+        self._new: set[TopicPartition] = set()
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._gone or self._new)
+
+    def take(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
+        """What went and what came."""
+        with self._lock:
+            gone, new = self._gone, self._new
+            self._gone, self._new = set(), set()
+        return gone, new
+
+    def again(self, partitions: Collection[TopicPartition]) -> None:
+        """As if they had just been assigned."""
+        with self._lock:
+            self._new |= set(partitions)
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         log.info("revoked partitions=%d", len(revoked))
+        with self._lock:
+            self._gone |= set(revoked)
+            self._new -= set(revoked)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         log.info("assigned partitions=%d", len(assigned))
+        with self._lock:
+            self._new |= set(assigned)
         if self._ready_file is not None:
             self._ready_file.touch()
+
+
+class DeadRate:
+    """Tells a broken schema from a broken record: too large a share of the last records that will never parse."""
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._batches: deque[tuple[int, int]] = deque()
+
+    def check(self, num_records: int, errors: Sequence[MalformedEvent]) -> None:
+        """Count a batch. Raises SchemaBreakError when the share is beyond what is allowed."""
+        self._batches.append((num_records, len(errors)))
+        while len(self._batches) > 1 and sum(records for records, _ in self._batches) - self._batches[0][0] >= WINDOW:
+            self._batches.popleft()
+        records, dead = (sum(counts) for counts in zip(*self._batches, strict=True))
+        if dead >= LEAST_DEAD and dead > self._max_share * records:
+            raise SchemaBreakError(
+                f"{dead} of the last {records} records are malformed, expected at most {self._max_share:.0%}: has a "
+                f"producer's schema changed? The last: {errors[-1] if errors else 'in the batches before'}"
+            )
+
+
+@contextmanager
+def _kafka_errors() -> Iterator[None]:
+    try:
+        yield
+    except KafkaError as error:
+        raise UnavailableError("kafka", str(error)) from error
 
 
 def stop_on_signals() -> threading.Event:

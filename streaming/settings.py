@@ -17,5 +17,10 @@ class StreamingSettings(Endpoints):
     batch_records: int = Field(default=500, ge=1)  # one round trip to Redis
     item_batch_records: int = Field(default=64, ge=1)  # two calls of the encoders, so that a stop need not wait long
     session_timeout_ms: int = Field(default=6_000, ge=1_000)  # a crashed consumer's partitions move after this long
+    instance_id: str = ""  # a name that a restart comes back with, such as a pod's: it keeps its partitions meanwhile
+    max_dead_share: float = Field(
+        default=0.5, ge=0, le=1
+    )  # of the last records; beyond it the consumer stops. 1: never
+    metrics_address: str = ""  # HOST:PORT where Prometheus reads; empty: nowhere
     ready_file: Path | None = None
     group_suffix: str = ""

@@ -1,49 +1,74 @@
-"""What user events do: they join histories, and clicks count for the placement where they happened. Adding to a set twice
-adds once, so redelivery is harmless.
+"""What user events do: they change histories, and clicks count for the placement where they happened. A history is a set, so
+redelivery is harmless; a click counts when it is new there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from baguni.events import Event, MalformedEvent, UserEvents
-from baguni.history import HistoryEvent
-from baguni.history_store import HistoryWriter
+from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
+from baguni.history_store import Applied, HistoryWriter, Outcome
 from baguni.placements import PlacementWriter
+from streaming.metrics import Metrics
 
-
-def by_user(events: Sequence[Event]) -> tuple[dict[str, list[HistoryEvent]], list[tuple[int, MalformedEvent]]]:
-    """History events of each user, and the events that are no user's."""
-    grouped: dict[str, list[HistoryEvent]] = {}
-    rejected = []
-    for position, event in enumerate(events):
-        if isinstance(event, UserEvents):
-            grouped.setdefault(event.user_id, []).extend(event.events)
-        else:
-            rejected.append((position, MalformedEvent("wrong_topic", "an item event on a user topic")))
-    return grouped, rejected
-
-
-def by_placement(events: Sequence[Event]) -> dict[str, list[tuple[str, int]]]:
-    """(item id, time in ms) of the clicks at each placement."""
-    grouped: dict[str, list[tuple[str, int]]] = {}
-    for event in events:
-        if isinstance(event, UserEvents) and event.placement:
-            grouped.setdefault(event.placement, []).extend((click.item_id, click.time_ms) for click in event.events)
-    return grouped
+KINDS: dict[object, str] = {
+    **{action: action.name.lower() for action in Action},
+    Cancellation: "cancelled",
+    Deletion: "deleted",
+}
 
 
 class UserUpdates:
     """Applies batches of user events to the history store."""
 
-    def __init__(self, writer: HistoryWriter, placements: PlacementWriter) -> None:
-        self._writer, self._placements = writer, placements
+    def __init__(self, writer: HistoryWriter, placements: PlacementWriter, metrics: Metrics) -> None:
+        self._writer, self._placements, self._metrics = writer, placements, metrics
+        self._lag_s = {kind: metrics.visible_lag_s.labels(name) for kind, name in KINDS.items()}
 
     def apply(self, events: Sequence[Event]) -> list[tuple[int, MalformedEvent]]:
-        """Two round trips to Redis a batch. Raises UnavailableError if Redis is away; nothing is lost by trying again."""
-        grouped, rejected = by_user(events)
-        if grouped:
-            self._writer.apply(grouped)
-        if clicks := by_placement(events):  # last: what fails before is tried again as a whole
-            self._placements.count(clicks)
+        """One round trip to Redis a batch, and one more for clicks at placements. Raises UnavailableError if Redis is away;
+        nothing is lost by trying again, but a click's count for its placement may be."""
+        changes: dict[str, list[Change]] = {}
+        rejected, clicks = [], []
+        for position, event in enumerate(events):
+            if not isinstance(event, UserEvents):
+                rejected.append((position, MalformedEvent("wrong_topic", "an item event on a user topic")))
+                continue
+            theirs = changes.setdefault(event.user_id, [])
+            if event.placement:
+                clicks.append((event, len(theirs)))
+            theirs += event.changes
+        applied = self._writer.apply(changes) if changes else {}
+        self._count(clicks, applied)
+        self._measure(events, applied)
         return rejected
+
+    def _count(self, clicks: Sequence[tuple[UserEvents, int]], applied: Mapping[str, Applied]) -> None:
+        """Count the clicks that are new in their histories."""
+        new: dict[str, list[tuple[str, int]]] = {}
+        for event, position in clicks:
+            if applied[event.user_id].outcomes[position] in (Outcome.NEW, Outcome.LATE):
+                clicked = [
+                    (change.item_id, change.time_ms) for change in event.changes if isinstance(change, HistoryEvent)
+                ]
+                new.setdefault(event.placement, []).extend(clicked)
+        if new:
+            self._placements.count(new)
+
+    def _measure(self, events: Sequence[Event], applied: dict[str, Applied]) -> None:
+        now_ms = time.time() * 1000
+        counts: Counter[Outcome] = Counter()
+        for theirs in applied.values():
+            counts.update(theirs.outcomes.values())
+            if theirs.size:
+                self._metrics.history_bytes.observe(theirs.size)
+        for outcome, count in counts.items():
+            self._metrics.changes.labels(outcome.name.lower()).inc(count)
+        for event in events:
+            if isinstance(event, UserEvents):
+                first = event.changes[0]
+                kind = first.action if isinstance(first, HistoryEvent) else type(first)
+                self._lag_s[kind].observe(max(now_ms - first.time_ms, 0.0) / 1000)

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from baguni.catalog import AttributeValue, Item
 from baguni.filters import Filter
-from baguni.history import Action, HistoryEvent
+from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
 
 DAY_MS = 86_400_000
 NOW_MS = 1_700_000_000_000
-IDS = st.sampled_from(["rye", "milk", "jam", "소금", "a|b", "50%"])
+IDS = st.sampled_from(["rye", "7", "07", "milk", "jam", "소금", "a|b", "50%"])
 TIMES = st.one_of(st.integers(1, 6), st.integers(NOW_MS - 400 * DAY_MS, NOW_MS + DAY_MS))
 
 
@@ -22,6 +22,12 @@ def history_events(draw: st.DrawFn, ids: st.SearchStrategy[str] = IDS) -> Histor
     action = draw(st.sampled_from(Action))
     order_id = draw(ids) if action is Action.ORDERED else ""
     return HistoryEvent(draw(ids), action, draw(TIMES), order_id)
+
+
+def history_changes() -> st.SearchStrategy[Change]:
+    """Mostly events; sometimes one takes something away."""
+    cancellations = st.builds(Cancellation, IDS, TIMES)
+    return st.one_of(history_events(), history_events(), cancellations, st.builds(Deletion, st.integers(1, 6)))
 
 
 ATTRIBUTE_TYPES = {"brand": "string", "in": "string", "size": "number", "organic": "bool"}

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61guni/v1/events.proto\x12\tbaguni.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x01\n\x0bOrderPlaced\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12#\n\x05lines\x18\x03 \x03(\x0b\x32\x14.baguni.v1.OrderLine\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65xposure_token\x18\x05 \x01(\t\"B\n\tOrderLine\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\x12\x12\n\nunit_price\x18\x03 \x01(\x01\"\x8a\x01\n\x0bItemClicked\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tplacement\x18\x04 \x01(\t\x12\x16\n\x0e\x65xposure_token\x18\x05 \x01(\t\"\x87\x01\n\tCartAdded\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x10\n\x08quantity\x18\x03 \x01(\x05\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65xposure_token\x18\x05 \x01(\t\"\xbb\x02\n\x0cItemUpserted\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x15\n\rcategory_path\x18\x03 \x03(\t\x12;\n\nattributes\x18\x04 \x03(\x0b\x32\'.baguni.v1.ItemUpserted.AttributesEntry\x12\x16\n\tavailable\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12.\n\nevent_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x1aL\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.baguni.v1.AttributeValue:\x02\x38\x01\x42\x0c\n\n_available\"_\n\x0e\x41ttributeValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x16\n\x0cnumber_value\x18\x02 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x03 \x01(\x08H\x00\x42\x07\n\x05value\"N\n\x0bItemRemoved\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*[\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43TION_ORDERED\x10\x01\x12\x12\n\x0e\x41\x43TION_CLICKED\x10\x02\x12\x11\n\rACTION_CARTED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61guni/v1/events.proto\x12\tbaguni.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x01\n\x0bOrderPlaced\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12#\n\x05lines\x18\x03 \x03(\x0b\x32\x14.baguni.v1.OrderLine\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65xposure_token\x18\x05 \x01(\t\"B\n\tOrderLine\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\x05\x12\x12\n\nunit_price\x18\x03 \x01(\x01\"c\n\x0eOrderCancelled\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x0bUserDeleted\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x0bItemClicked\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tplacement\x18\x04 \x01(\t\x12\x16\n\x0e\x65xposure_token\x18\x05 \x01(\t\"\x87\x01\n\tCartAdded\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x10\n\x08quantity\x18\x03 \x01(\x05\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65xposure_token\x18\x05 \x01(\t\"\xbb\x02\n\x0cItemUpserted\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x15\n\rcategory_path\x18\x03 \x03(\t\x12;\n\nattributes\x18\x04 \x03(\x0b\x32\'.baguni.v1.ItemUpserted.AttributesEntry\x12\x16\n\tavailable\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12.\n\nevent_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x1aL\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.baguni.v1.AttributeValue:\x02\x38\x01\x42\x0c\n\n_available\"_\n\x0e\x41ttributeValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x16\n\x0cnumber_value\x18\x02 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x03 \x01(\x08H\x00\x42\x07\n\x05value\"N\n\x0bItemRemoved\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*[\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x41\x43TION_ORDERED\x10\x01\x12\x12\n\x0e\x41\x43TION_CLICKED\x10\x02\x12\x11\n\rACTION_CARTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,22 +34,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ITEMUPSERTED_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_ITEMUPSERTED_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_ACTION']._serialized_start=1072
-  _globals['_ACTION']._serialized_end=1163
+  _globals['_ACTION']._serialized_start=1253
+  _globals['_ACTION']._serialized_end=1344
   _globals['_ORDERPLACED']._serialized_start=71
   _globals['_ORDERPLACED']._serialized_end=228
   _globals['_ORDERLINE']._serialized_start=230
   _globals['_ORDERLINE']._serialized_end=296
-  _globals['_ITEMCLICKED']._serialized_start=299
-  _globals['_ITEMCLICKED']._serialized_end=437
-  _globals['_CARTADDED']._serialized_start=440
-  _globals['_CARTADDED']._serialized_end=575
-  _globals['_ITEMUPSERTED']._serialized_start=578
-  _globals['_ITEMUPSERTED']._serialized_end=893
-  _globals['_ITEMUPSERTED_ATTRIBUTESENTRY']._serialized_start=803
-  _globals['_ITEMUPSERTED_ATTRIBUTESENTRY']._serialized_end=879
-  _globals['_ATTRIBUTEVALUE']._serialized_start=895
-  _globals['_ATTRIBUTEVALUE']._serialized_end=990
-  _globals['_ITEMREMOVED']._serialized_start=992
-  _globals['_ITEMREMOVED']._serialized_end=1070
+  _globals['_ORDERCANCELLED']._serialized_start=298
+  _globals['_ORDERCANCELLED']._serialized_end=397
+  _globals['_USERDELETED']._serialized_start=399
+  _globals['_USERDELETED']._serialized_end=477
+  _globals['_ITEMCLICKED']._serialized_start=480
+  _globals['_ITEMCLICKED']._serialized_end=618
+  _globals['_CARTADDED']._serialized_start=621
+  _globals['_CARTADDED']._serialized_end=756
+  _globals['_ITEMUPSERTED']._serialized_start=759
+  _globals['_ITEMUPSERTED']._serialized_end=1074
+  _globals['_ITEMUPSERTED_ATTRIBUTESENTRY']._serialized_start=984
+  _globals['_ITEMUPSERTED_ATTRIBUTESENTRY']._serialized_end=1060
+  _globals['_ATTRIBUTEVALUE']._serialized_start=1076
+  _globals['_ATTRIBUTEVALUE']._serialized_end=1171
+  _globals['_ITEMREMOVED']._serialized_start=1173
+  _globals['_ITEMREMOVED']._serialized_end=1251
 # @@protoc_insertion_point(module_scope)

@@ -200,7 +200,7 @@ def _load_histories(dataset: Dataset, redis_url: str) -> None:
         for first in track(users[::50], "histories", console=console):
             chosen = users[first : first + 50]
             histories = {past.user_ids[user]: past.history(user) for user in chosen}
-            writer.forget(list(histories))
+            writer.drop(list(histories))
             writer.apply({user_id: events for user_id, events in histories.items() if events})
 
 

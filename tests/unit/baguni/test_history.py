@@ -1,4 +1,4 @@
-"""Folding events into a history, in any order with any redelivery, equals building it at once."""
+"""What a history is: the newest events of a set, less what was cancelled or deleted."""
 
 from __future__ import annotations
 
@@ -9,68 +9,55 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baguni.errors import InvalidInputError
-from baguni.history import Action, History, HistoryEvent, append, decode_event, encode_event
+from baguni.history import CLOCK_SKEW_MS, Action, Cancellation, Change, Deletion, HistoryEvent, build
 from tests.strategies import history_events
 
-EVENT = HistoryEvent("rye", Action.ORDERED, 1_700_000_000_000, "o1")
+RYE = HistoryEvent("rye", Action.ORDERED, 1_700_000_000_000, "o1")
+JAM = HistoryEvent("jam", Action.CLICKED, 1_700_000_000_001)
 
 
 @given(
     events=st.lists(history_events(), max_size=30),
     max_events=st.integers(1, 12),
-    cuts=st.lists(st.integers(1, 5), max_size=40),
     shuffle=st.randoms(use_true_random=False),
 )
-def test_any_delivery_order_with_any_redelivery_equals_the_batch_build(
-    events: list[HistoryEvent], max_events: int, cuts: list[int], shuffle: random.Random
+def test_any_order_with_any_repetition_builds_the_newest_of_the_set(
+    events: list[HistoryEvent], max_events: int, shuffle: random.Random
 ) -> None:
     delivered = [*events, *shuffle.choices(events, k=len(events))] if events else []
     shuffle.shuffle(delivered)
-    folded, rest = History(), delivered
-    for size in [*cuts, len(delivered)]:
-        folded, rest = append(folded, rest[:size], max_events), rest[size:]
-
-    assert folded.events == append(History(), events, max_events).events
-    assert folded.events == tuple(sorted(set(events), key=lambda event: event.sort_key))[-max_events:]
+    assert build(delivered, max_events) == tuple(sorted(set(events), key=lambda event: event.sort_key))[-max_events:]
 
 
-@given(st.lists(st.lists(history_events(), max_size=4), max_size=8), st.integers(1, 5))
-def test_the_version_grows_by_one_exactly_when_the_stored_set_changes(
-    batches: list[list[HistoryEvent]], max_events: int
-) -> None:
-    history = History()
-    for batch in batches:
-        after = append(history, batch, max_events)
-        assert after.version - history.version == int(after.events != history.events)
-        history = after
+@pytest.mark.parametrize(
+    "changes", [[RYE, JAM, Cancellation("o1", RYE.time_ms + 5)], [Cancellation("o1", 1 << 41), JAM, RYE]]
+)
+def test_a_cancelled_order_leaves_whenever_it_comes(changes: list[Change]) -> None:
+    assert build(changes) == (JAM,)
 
 
-def test_redelivered_event_changes_nothing() -> None:
-    history = append(History(), [EVENT])
-    assert append(history, [EVENT]) is history
+def test_a_cancellation_by_a_slow_clock_counts_and_one_of_another_age_does_not() -> None:
+    assert build([RYE, Cancellation("o1", RYE.time_ms - CLOCK_SKEW_MS)]) == ()
+    assert build([RYE, Cancellation("o1", RYE.time_ms - CLOCK_SKEW_MS - 1)]) == (RYE,)
 
 
-def test_an_event_older_than_a_full_history_changes_nothing() -> None:
-    history = append(History(), [EVENT], max_events=1)
-    assert append(history, [HistoryEvent("milk", Action.CLICKED, 1)], max_events=1) is history
+def test_a_cancellation_is_of_one_order_and_of_orders_only() -> None:
+    other = HistoryEvent("rye", Action.ORDERED, RYE.time_ms, "o2")
+    clicked = HistoryEvent("rye", Action.CLICKED, RYE.time_ms)
+    assert build([RYE, other, clicked, Cancellation("o1", RYE.time_ms)]) == (other, clicked)
 
 
-def test_events_of_one_millisecond_keep_one_order() -> None:
-    clicked, ordered = HistoryEvent("rye", Action.CLICKED, 5), HistoryEvent("rye", Action.ORDERED, 5, "o1")
-    assert append(append(History(), [clicked]), [ordered]).events == append(History(), [clicked, ordered]).events
+def test_cancelled_lines_still_take_room_so_that_nothing_old_comes_back() -> None:
+    """What is trimmed is gone: a history that took it back would depend on what came first."""
+    old = HistoryEvent("old", Action.CLICKED, 1)
+    assert build([old, JAM, RYE, Cancellation("o1", RYE.time_ms)], max_events=2) == (JAM,)
 
 
-@given(history_events(ids=st.text(min_size=1, max_size=8)))
-def test_decoding_an_encoded_event_gives_it_back(event: HistoryEvent) -> None:
-    assert decode_event(encode_event(event)) == event
-
-
-def test_separators_in_ids_survive() -> None:
-    event = HistoryEvent("a|b%7C", Action.ORDERED, 1, "x|y%7C%")
-    assert encode_event(event) == b"1|1|x%7Cy%257C%25|a|b%7C"
-    assert decode_event(encode_event(event)) == event
+def test_a_deletion_forgets_what_was_and_what_comes_late_of_it() -> None:
+    assert build([RYE, JAM, Deletion(RYE.time_ms)]) == (JAM,)
+    assert build([Deletion(JAM.time_ms), Deletion(1), RYE, JAM]) == ()
 
 
 def test_a_history_of_no_events_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="max_events is 0, expected at least 1"):
-        append(History(), [EVENT], max_events=0)
+        build([RYE], max_events=0)

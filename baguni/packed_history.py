@@ -1,0 +1,101 @@
+"""How a history lies in Redis: a head of fixed length, then a stream of msgpack, which Redis' Lua reads and writes too.
+
+    head     version, number of events, max_events: 4 bytes each; newest time, deletion's time: 8 bytes each; big endian
+    stream   gap_ms, action, content, gap_ms, action, content, ...
+
+Gaps are those between one change and the next, the first from 0. Content is an item, of an order a list of the order and
+its items, of a cancellation the order. An id that is a decimal number of at most 15 digits is stored as one: exact in the
+doubles of Lua, and half as long. More than the newest `max_events` may be there: never less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from struct import Struct
+from typing import Any
+
+import msgpack
+
+from baguni.history import Action, Cancellation, Change, History, HistoryEvent, without_cancelled
+
+VERSION_BYTES = 4
+_HEAD = Struct(">IIIQQ")
+CANCELLED, DELETED = 4, 5  # beside the numbers of Action
+MAX_NUMBER_LENGTH = 15
+_ACTIONS = (None, *Action)
+_sort_key = attrgetter("sort_key")
+
+
+@dataclass(frozen=True)
+class PackedChanges:
+    """Changes of one history as Redis is told of them; `first` has the position of the first of each that it counts as one:
+    the lines of an order are."""
+
+    value: bytes
+    first: tuple[int, ...]
+
+
+def pack_changes(changes: Sequence[Change]) -> PackedChanges:
+    """[time_ms, action, content, ...], with one entry for adjacent lines of an order."""
+    flat: list[Any] = []
+    first: list[int] = []
+    order: tuple[str, int] | None = None
+    for position, change in enumerate(changes):
+        if isinstance(change, HistoryEvent):
+            item = _id(change.item_id)
+            if change.action is Action.ORDERED:
+                if order == (change.order_id, change.time_ms):
+                    flat[-1].append(item)
+                    continue
+                order = (change.order_id, change.time_ms)
+                flat += (change.time_ms, 1, [_id(change.order_id), item])
+            else:
+                order = None
+                flat += (change.time_ms, int(change.action), item)
+        elif isinstance(change, Cancellation):
+            order = None
+            flat += (change.time_ms, CANCELLED, _id(change.order_id))
+        else:
+            order = None
+            flat += (change.time_ms, DELETED, 0)
+        first.append(position)
+    return PackedChanges(msgpack.packb(flat), tuple(first))
+
+
+def unpack_history(value: bytes | None) -> History:
+    """What is stored, as a history."""
+    if not value:
+        return History()
+    version, _, max_events, _, _ = _HEAD.unpack_from(value)
+    stream = msgpack.Unpacker(max_buffer_size=0)
+    stream.feed(memoryview(value)[_HEAD.size :])
+    events: list[HistoryEvent] = []
+    cancellations: list[Cancellation] = []
+    time_ms, is_sorted = 0, True
+    for gap_ms, action, content in zip(stream, stream, stream, strict=True):
+        is_sorted = is_sorted and gap_ms > 0
+        time_ms += gap_ms
+        if action == Action.ORDERED:
+            order_id, *items = content
+            order_id = str(order_id)
+            events += [HistoryEvent(i, Action.ORDERED, time_ms, order_id) for i in sorted(map(str, items))]
+        elif action == CANCELLED:
+            cancellations.append(Cancellation(str(content), time_ms))
+        else:
+            events.append(HistoryEvent(str(content), _ACTIONS[action], time_ms))
+    if not is_sorted:
+        events.sort(key=_sort_key)
+    return History(without_cancelled(events[-max_events:], cancellations), version)
+
+
+def _id(text: str) -> int | str:
+    if len(text) <= MAX_NUMBER_LENGTH and text.isdecimal() and text.isascii() and (text[0] != "0" or text == "0"):
+        return int(text)
+    return text
+
+
+def unpack_version(value: bytes | None) -> int:
+    """The version alone, from the first bytes of what is stored; 0 where nothing is."""
+    return int.from_bytes(value[:VERSION_BYTES], "big") if value else 0

@@ -1,0 +1,62 @@
+"""What a consumer says of itself to Prometheus. No label is a user, an item or anything else without an end."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from baguni.errors import UnavailableError
+
+LAG_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3600.0, 86_400.0)
+BYTES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+
+
+class Metrics:
+    """All of them, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.records = Counter("baguni_records", "Records that were applied.", ["topic"], registry=registry)
+        self.changes = Counter(
+            "baguni_history_changes",
+            "What became of what was to change in histories: new, late, duplicate, forgotten.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.dead_letters = Counter(
+            "baguni_dead_letters", "Records that will never parse, by reason.", ["reason"], registry=registry
+        )
+        self.visible_lag_s = Histogram(
+            "baguni_event_visible_lag_seconds",
+            "From an event's own time to when Recommend sees it, by what happened.",
+            ["kind"],
+            buckets=LAG_S,
+            registry=registry,
+        )
+        self.consumer_lag = Gauge(
+            "baguni_consumer_lag_records",
+            "Records of a partition that are not applied yet.",
+            ["topic", "partition"],
+            registry=registry,
+        )
+        self.rewinds = Counter(
+            "baguni_rewinds", "Partitions read again because Redis had lost what was applied.", registry=registry
+        )
+        self.waits = Counter(
+            "baguni_consumer_waits", "Times that a server was away, and waited for.", ["part"], registry=registry
+        )
+        self.history_bytes = Histogram(
+            "baguni_history_bytes",
+            "The stored size of a history that was changed.",
+            buckets=BYTES,
+            registry=registry,
+        )
+
+    def serve(self, address: str) -> None:
+        """Let Prometheus read them at HOST:PORT; nowhere if that is empty. Raises UnavailableError if the port is taken."""
+        if not address:
+            return
+        host, _, port = address.rpartition(":")
+        try:
+            start_http_server(int(port), host, self.registry)
+        except (OSError, ValueError) as error:
+            raise UnavailableError("metrics", f"cannot listen on {address!r}, expected HOST:PORT: {error}") from error
