@@ -18,6 +18,8 @@ SUMMARIES = {
     "segment": "Who buys of a category, and when something is bought again.",
     "export": "Make a release of a finished run.",
     "release": "List, show, try, activate and roll back releases.",
+    "histories": "Load, rebuild and check stored histories.",
+    "dlq": "List, show and replay what streams in and will never parse.",
     "token": "Make a bearer token for a caller of the gateway.",
     "up": "Start the local stack.",
     "down": "Stop the local stack, every process of it.",

@@ -99,7 +99,9 @@ async def _known_user(
         user = await _embed(serving, parts, as_of(history, query.now_ms), settings, query, deadline)
     except FAILURES:
         return remembered, Tier.CACHED_EMBEDDING if remembered else Tier.POPULAR
-    if user is not None and query.user_id and _is_settled(history, query):
+    if query.user_id and not history.events:
+        parts.users.forget(serving.release_id, query.user_id)  # a deletion, or a history that has expired
+    elif user is not None and query.user_id and _is_settled(history, query):
         parts.users.remember_user(serving.release_id, query.user_id, user)
     return user, Tier.FULL
 

@@ -48,6 +48,11 @@ class UserCache:
         """From now on the user's newest embedding."""
         self._users[release_id, user_id] = user
 
+    def forget(self, release_id: str, user_id: str) -> None:
+        """From now on a stranger."""
+        self._users.pop((release_id, user_id), None)
+        self._found.pop((release_id, user_id), None)
+
     def found(self, release_id: str, user_id: str) -> Int64 | None:
         """Indexes of the items that a search found last, best first."""
         found = self._found.get((release_id, user_id))

@@ -32,6 +32,7 @@ from streaming.dead_letters import DeadLetters, Record
 from streaming.metrics import Metrics
 from streaming.positions import Positions
 from streaming.settings import StreamingSettings
+from streaming.topics import record_of
 
 log = logging.getLogger(__name__)
 POLL_MS = 200  # also how long a stop waits at most while nothing arrives
@@ -114,7 +115,7 @@ class EventConsumer:
         try:
             placed = self._place()
             polled = {partition: raws for partition, raws in polled.items() if partition not in placed}
-            records = [_record(raw) for partition in polled.values() for raw in partition]
+            records = [record_of(raw) for partition in polled.values() for raw in partition]
             num_dead = self._apply_all(records) if records else 0
             lost = self._advance(polled)
         except UnavailableError as error:
@@ -309,7 +310,3 @@ def stop_on_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     return stopping
-
-
-def _record(raw: Any) -> Record:
-    return Record(raw.topic, raw.partition, raw.offset, raw.key, raw.value, tuple(raw.headers))

@@ -17,6 +17,9 @@ MAX_ERROR_LENGTH = 1_000
 MAX_REQUEST_BYTES = 10 << 20  # a record as big as the broker takes, and what is added to it
 
 
+ADDED = "dead_letter_"  # begins the names of the headers that are added
+
+
 @dataclass(frozen=True)
 class Record:
     """A Kafka record, without the client's classes."""
@@ -27,6 +30,18 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
+
+
+def original(letter: Record) -> Record:
+    """The record that a dead letter keeps, as it was. Raises MalformedEvent if it does not say where it came from."""
+    said = {name: value.decode(errors="replace") for name, value in letter.headers if name.startswith(ADDED)}
+    try:
+        topic, partition = said[f"{ADDED}topic"], int(said[f"{ADDED}partition"])
+        offset = int(said[f"{ADDED}offset"])
+    except (KeyError, ValueError) as error:
+        raise MalformedEvent("no_source", f"a dead letter that does not say where it came from: {error}") from error
+    headers = tuple((name, value) for name, value in letter.headers if not name.startswith(ADDED))
+    return Record(topic, partition, offset, letter.key, letter.value, headers)
 
 
 class DeadLetters:

@@ -122,6 +122,16 @@ def click(user_id: str, item_id: str, time_ms: int) -> pb.ItemClicked:
     return pb.ItemClicked(user_id=user_id, item_id=item_id, event_time=timestamp(time_ms))
 
 
+def cancellation(user_id: str, order_id: str, time_ms: int) -> pb.OrderCancelled:
+    """The end of an order."""
+    return pb.OrderCancelled(user_id=user_id, order_id=order_id, event_time=timestamp(time_ms))
+
+
+def deletion(user_id: str, time_ms: int) -> pb.UserDeleted:
+    """A user who is to be forgotten."""
+    return pb.UserDeleted(user_id=user_id, event_time=timestamp(time_ms))
+
+
 def item(
     item_id: str, title: str, time_ms: int = 1_700_000_000_000, price: float = 1.0, available: bool = True
 ) -> pb.ItemUpserted:

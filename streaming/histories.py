@@ -1,0 +1,193 @@
+"""Histories in bulk: from Parquet, from the topics, and whether Redis holds what both say. A history is a set, so consumers may
+run meanwhile: what both write is there once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from baguni.errors import InvalidInputError
+from baguni.events import MAX_ID_LENGTH, USER_TOPICS, MalformedEvent, UserEvents, parse
+from baguni.history import MAX_EVENTS, Action, Change, HistoryEvent, build
+from baguni.history_store import HistoryWriter
+from streaming.topics import Offsets, TopicReader
+
+COLUMNS = ("user_id", "item_id", "action", "order_id", "time")
+ACTIONS = {"order": Action.ORDERED, "click": Action.CLICKED, "cart": Action.CARTED}
+ROWS = 250_000  # read at a time
+USERS = 250  # written, or compared, at a time
+ROUNDS = 5  # of waiting for what arrives while histories are compared
+
+UserChanges = tuple[str, Sequence[Change]]
+
+
+def read_parquet(path: Path, timezone: str | None = None) -> Iterator[UserChanges]:
+    """Events of a file as docs/data-format.md has them, by user; a user may come several times. `timezone`: of times that name
+    none. Raises InvalidInputError that names the column or the first bad row."""
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInputError(f"{path} is no Parquet file: {error}") from error
+    with file:
+        missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+        if missing:
+            raise InvalidInputError(f"{path} has no column {', '.join(missing)}, expected {', '.join(COLUMNS)}")
+        first_row = 1
+        for batch in file.iter_batches(ROWS, columns=list(COLUMNS)):
+            yield from _by_user(_Rows.checked(batch, path, first_row, timezone))
+            first_row += batch.num_rows
+
+
+def read_events(reader: TopicReader) -> Iterator[UserChanges]:
+    """What the user topics say; malformed records, which have their dead letters, are skipped."""
+    for record in reader:
+        try:
+            event = parse(dict(record.headers), record.key, record.value)
+        except MalformedEvent:
+            continue
+        if isinstance(event, UserEvents):
+            yield event.user_id, event.changes
+
+
+def load(writer: HistoryWriter, histories: Iterable[UserChanges]) -> Iterator[int]:
+    """Write histories; yields how many events each round trip took. Raises UnavailableError; safe to repeat as a whole."""
+    batches = iter(histories)
+    while batch := list(islice(batches, USERS)):
+        changes: dict[str, list[Change]] = {}
+        for user_id, theirs in batch:
+            changes.setdefault(user_id, []).extend(theirs)
+        writer.apply(changes)
+        yield sum(map(len, changes.values()))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One user whose stored history is not what it should be."""
+
+    user_id: str
+    missing: tuple[HistoryEvent, ...]
+    surplus: tuple[HistoryEvent, ...]
+
+
+@dataclass
+class Expected:
+    """What histories should be, by all that ever happened to them, in memory."""
+
+    max_events: int = MAX_EVENTS
+    changes: dict[str, set[Change]] = field(default_factory=dict)
+
+    def add(self, histories: Iterable[UserChanges]) -> None:
+        """Take more into account."""
+        for user_id, theirs in histories:
+            self.changes.setdefault(user_id, set()).update(theirs)
+
+    def differences(self, writer: HistoryWriter, user_ids: Iterable[str]) -> Iterator[Difference]:
+        """Of these users, those whose stored histories differ."""
+        ids = iter(user_ids)
+        while batch := list(islice(ids, USERS)):
+            for user_id, stored in zip(batch, writer.read(batch), strict=True):
+                expected = build(self.changes.get(user_id, ()), self.max_events)
+                if stored.events != expected:
+                    missing = tuple(event for event in expected if event not in stored.events)
+                    surplus = tuple(event for event in stored.events if event not in expected)
+                    yield Difference(user_id, missing, surplus)
+
+
+def verify(
+    writer: HistoryWriter, bootstrap: str, files: Iterable[Iterator[UserChanges]] = (), max_events: int = MAX_EVENTS
+) -> tuple[int, list[Difference]]:
+    """Compare every history with a batch build of the topics, and of files that were loaded. Returns how many users there are
+    and those that differ. What arrives meanwhile is read, too, until the differences stay."""
+    expected = Expected(max_events)
+    for file in files:
+        expected.add(file)
+    since = _catch_up(expected, bootstrap, {})
+    user_ids = expected.changes.keys() | set(writer.user_ids())
+    found = list(expected.differences(writer, user_ids))
+    for _ in range(ROUNDS):
+        if not found:
+            break
+        since = _catch_up(expected, bootstrap, since)
+        again = list(expected.differences(writer, [difference.user_id for difference in found]))
+        if again == found:
+            break
+        found = again
+    return len(user_ids), found
+
+
+def _catch_up(expected: Expected, bootstrap: str, since: Offsets) -> Offsets:
+    reader = TopicReader(bootstrap, USER_TOPICS, since)
+    expected.add(read_events(reader))
+    return reader.ends
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Columns of a batch, sorted by user and time."""
+
+    user: list[str]
+    item: list[str]
+    action: list[str]
+    order: list[str]
+    time_ms: list[int]
+
+    @classmethod
+    def checked(cls, batch: pa.RecordBatch, path: Path, first_row: int, timezone: str | None) -> _Rows:
+        table = pa.Table.from_batches([batch])
+        time_ms = _milliseconds(table["time"], path, timezone)
+        texts = {name: table[name].cast(pa.string()) for name in COLUMNS[:-1]}
+        is_order = pc.equal(texts["action"], "order")
+        texts["order_id"] = pc.if_else(is_order, texts["order_id"], "")
+        for name in ("user_id", "item_id", "order_id"):
+            low = pc.if_else(is_order, 1, 0) if name == "order_id" else 1
+            length = pc.fill_null(pc.utf8_length(texts[name]), -1)
+            fits = pc.and_(pc.greater_equal(length, low), pc.less_equal(length, MAX_ID_LENGTH))
+            _require(fits, texts[name], name, f"text of 1 to {MAX_ID_LENGTH} characters", path, first_row)
+        known = pc.is_in(texts["action"], value_set=pa.array(list(ACTIONS)))
+        _require(known, texts["action"], "action", f"one of {', '.join(ACTIONS)}", path, first_row)
+        _require(pc.greater(pc.fill_null(time_ms, 0), 0), table["time"], "time", "a time after 1970", path, first_row)
+        columns = {**texts, "time_ms": time_ms}
+        keys = [("user_id", "ascending"), ("time_ms", "ascending"), ("order_id", "ascending")]
+        ordered = pa.table(columns).sort_by(keys)
+        names = ("user_id", "item_id", "action", "order_id", "time_ms")
+        return cls(*(ordered[name].to_pylist() for name in names))
+
+
+def _by_user(rows: _Rows) -> Iterator[UserChanges]:
+    events = map(HistoryEvent, rows.item, map(ACTIONS.__getitem__, rows.action), rows.time_ms, rows.order)
+    for user_id, theirs in groupby(zip(rows.user, events, strict=True), key=itemgetter(0)):
+        yield user_id, [event for _, event in theirs]
+
+
+def _milliseconds(time: pa.ChunkedArray, path: Path, timezone: str | None) -> pa.ChunkedArray:
+    if not pa.types.is_timestamp(time.type):
+        raise InvalidInputError(f"{path}: column time is {time.type}, expected timestamps")
+    if time.type.tz is None:
+        if timezone is None:
+            raise InvalidInputError(f"{path}: column time has no time zone, expected one, or --timezone")
+        try:
+            time = pc.assume_timezone(time, timezone, ambiguous="earliest", nonexistent="latest")
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInputError(
+                f"--timezone is {timezone!r}, expected a name such as Asia/Seoul: {error}"
+            ) from error
+    return pc.cast(time, pa.timestamp("ms", "UTC"), safe=False).cast(pa.int64())
+
+
+def _require(
+    fits: pa.ChunkedArray, values: pa.ChunkedArray, column: str, expected: str, path: Path, first_row: int
+) -> None:
+    fits = pc.fill_null(fits, fill_value=False)
+    if not pc.all(fits).as_py():
+        row = pc.index(fits, False).as_py()
+        raise InvalidInputError(
+            f"{path} row {first_row + row}: {column} is {values[row].as_py()!r}, expected {expected}"
+        )

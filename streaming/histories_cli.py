@@ -1,0 +1,117 @@
+"""`baguni histories`: load, rebuild, verify."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import redis
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from baguni.events import USER_TOPICS
+from baguni.history_store import HistoryWriter
+from streaming.histories import Difference, UserChanges, load, read_events, read_parquet, verify
+from streaming.settings import StreamingSettings
+from streaming.topics import TopicReader
+
+PARQUET = click.Path(exists=True, dir_okay=False, path_type=Path)
+TIMEZONE = click.option("--timezone", default=None, help="Of times without one, such as Asia/Seoul.")
+DROPPED_AT_ONCE = 1_000
+
+
+@click.group()
+def histories() -> None:
+    """Load, rebuild and check stored histories, while consumers run.
+
+    \b
+    baguni histories load events.parquet --timezone Asia/Seoul
+    baguni histories verify events.parquet --timezone Asia/Seoul
+    baguni histories rebuild --from-topic
+    """
+
+
+@histories.command("load")
+@click.argument("files", nargs=-1, required=True, type=PARQUET)
+@TIMEZONE
+def load_files(files: tuple[Path, ...], timezone: str | None) -> None:
+    """Add the events of Parquet FILES to histories. Loading twice adds nothing."""
+    with _writer() as (writer, _):
+        for file in files:
+            _load(writer, read_parquet(file, timezone), str(file))
+
+
+@histories.command()
+@click.option("--from-topic", is_flag=True, required=True, help="From what the user topics hold.")
+@click.option("--drop", is_flag=True, help="Remove what is stored first: what the topics do not hold any more is lost.")
+def rebuild(from_topic: bool, drop: bool) -> None:
+    """Write everything that the topics hold, which adds what Redis has lost."""
+    with _writer() as (writer, settings):
+        if drop:
+            click.confirm("Remove every stored history, those loaded from files included?", abort=True)
+            _drop(writer)
+        reader = TopicReader(settings.kafka_bootstrap, USER_TOPICS, {})
+        _load(writer, read_events(reader), "topics")
+
+
+@histories.command("verify")
+@click.argument("files", nargs=-1, type=PARQUET)
+@TIMEZONE
+@click.option("--limit", default=20, show_default=True, help="How many differing users to name.")
+@click.pass_context
+def verify_stored(context: click.Context, files: tuple[Path, ...], timezone: str | None, limit: int) -> None:
+    """Compare Redis with a batch build of the user topics and of FILES that were loaded; exit status 1 if they differ."""
+    with _writer() as (writer, settings):
+        sources = [read_parquet(file, timezone) for file in files]
+        num_users, found = verify(writer, settings.kafka_bootstrap, sources, settings.max_events)
+    if not found:
+        click.echo(f"{num_users:,} histories are what the batch build says.")
+        return
+    Console().print(_table(found[:limit], f"{len(found):,} of {num_users:,} histories differ"))
+    context.exit(1)
+
+
+@contextmanager
+def _writer() -> Iterator[tuple[HistoryWriter, StreamingSettings]]:
+    settings = StreamingSettings()
+    with redis.Redis.from_url(settings.redis_url, socket_timeout=10.0) as client:
+        yield HistoryWriter(client, settings.max_events), settings
+
+
+def _load(writer: HistoryWriter, source: Iterable[UserChanges], name: str) -> None:
+    started, total = time.monotonic(), 0
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,} events"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        for count in load(writer, source):
+            total += count
+            bar.update(task, completed=total)
+    seconds = time.monotonic() - started
+    click.echo(f"{name}: {total:,} events in {seconds:.1f} s, {total / max(seconds, 1e-9):,.0f} a second")
+
+
+def _drop(writer: HistoryWriter) -> None:
+    batch: list[str] = []
+    for user_id in writer.user_ids():
+        batch.append(user_id)
+        if len(batch) == DROPPED_AT_ONCE:
+            writer.drop(batch)
+            batch.clear()
+    writer.drop(batch)
+
+
+def _table(found: Iterable[Difference], title: str) -> Table:
+    table = Table("user", "missing in Redis", "only in Redis", "for example", title=title)
+    for difference in found:
+        example = next(iter((*difference.missing, *difference.surplus)))
+        table.add_row(
+            difference.user_id,
+            f"{len(difference.missing):,}",
+            f"{len(difference.surplus):,}",
+            f"{example.action.name.lower()} {example.item_id} at {example.time_ms} {example.order_id}".strip(),
+        )
+    return table

@@ -1,0 +1,167 @@
+"""Histories in bulk, beside a consumer: loaded from Parquet, rebuilt from topics, and compared with both."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from baguni.errors import InvalidInputError
+from baguni.history import Action, HistoryEvent
+from baguni.history_store import HistoryWriter
+from baguni.settings import Endpoints
+from streaming.histories import read_parquet
+from streaming.histories_cli import histories
+from tests.integration.streams import Shop, cancellation, click, deletion, order
+
+pytestmark = pytest.mark.stack
+TIME_MS = 1_700_000_000_000
+
+
+@pytest.fixture
+def endpoints(stack: Endpoints, monkeypatch: pytest.MonkeyPatch) -> Endpoints:
+    """The stack with an empty Redis database, which no consumer writes; commands find it by the environment."""
+    endpoints = stack.model_copy(update={"redis_url": stack.redis_url.replace("/0", "/6")})
+    for name, value in endpoints.environment().items():
+        monkeypatch.setenv(name, value)
+    with redis.Redis.from_url(endpoints.redis_url) as client:
+        client.flushdb()
+    return endpoints
+
+
+@pytest.fixture
+def writer(endpoints: Endpoints) -> Iterator[HistoryWriter]:
+    with redis.Redis.from_url(endpoints.redis_url) as client:
+        yield HistoryWriter(client)
+
+
+@pytest.fixture
+def shop(stack: Endpoints) -> Iterator[Shop]:
+    producing = Shop(stack)
+    yield producing
+    producing.close()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(histories, arguments, catch_exceptions=False)
+
+
+def write_events(path: Path, **columns: list[object]) -> Path:
+    """A file of two users, with some columns changed; times are of New York."""
+    zone = ZoneInfo("America/New_York")
+    times = [
+        datetime.fromtimestamp(TIME_MS / 1000 + n, UTC).astimezone(zone).replace(tzinfo=None) for n in (0, 0, 1, 2)
+    ]
+    table = {
+        "user_id": ["u1", "u1", "u2", "u1"],
+        "item_id": ["rye", "milk", "jam", "7"],
+        "action": ["order", "order", "click", "cart"],
+        "order_id": ["o1", "o1", None, "ignored"],
+        "time": times,
+        **columns,
+    }
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def test_a_file_is_loaded_once_however_often_and_beside_what_streams_in(
+    writer: HistoryWriter, tmp_path: Path, endpoints: Endpoints
+) -> None:
+    path = str(write_events(tmp_path / "events.parquet"))
+    writer.apply({"u1": [HistoryEvent("milk", Action.ORDERED, TIME_MS, "o1"), HistoryEvent("tea", Action.CLICKED, 5)]})
+    for _ in range(2):
+        result = run("load", path, "--timezone", "America/New_York")
+        assert result.exit_code == 0
+        assert "4 events" in result.output
+    first, second = writer.read(["u1", "u2"])
+    assert first.events == (
+        HistoryEvent("tea", Action.CLICKED, 5),
+        HistoryEvent("milk", Action.ORDERED, TIME_MS, "o1"),
+        HistoryEvent("rye", Action.ORDERED, TIME_MS, "o1"),
+        HistoryEvent("7", Action.CARTED, TIME_MS + 2_000),
+    )
+    assert second.events == (HistoryEvent("jam", Action.CLICKED, TIME_MS + 1_000),)
+
+
+@pytest.mark.parametrize(
+    ("columns", "timezone", "message"),
+    [
+        ({}, None, "column time has no time zone, expected one, or --timezone"),
+        ({}, "Mars", "--timezone is 'Mars', expected a name such as Asia/Seoul"),
+        (
+            {"action": ["order", "order", "look", "cart"]},
+            "UTC",
+            "row 3: action is 'look', expected one of order, click",
+        ),
+        ({"user_id": ["u1", "", "u2", "u1"]}, "UTC", "row 2: user_id is '', expected text of 1 to 256 characters"),
+        ({"item_id": ["rye", "milk", "jam", None]}, "UTC", "row 4: item_id is None"),
+        ({"order_id": [None, "o1", None, None]}, "UTC", "row 1: order_id is None"),
+        ({"time": [1, 2, 3, 4]}, "UTC", "column time is int64, expected timestamps"),
+        ({"time": [None, *[datetime(2023, 1, 1)] * 3]}, "UTC", "row 1: time is None, expected a time after 1970"),
+    ],
+)
+def test_a_bad_file_is_refused_by_row_and_column(tmp_path: Path, columns, timezone: str | None, message: str) -> None:
+    path = write_events(tmp_path / "events.parquet", **columns)
+    with pytest.raises(InvalidInputError) as error:
+        list(read_parquet(path, timezone))
+    assert message in str(error.value)
+
+
+def test_what_is_no_parquet_or_lacks_a_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.parquet").write_text("user_id,item_id")
+    with pytest.raises(InvalidInputError, match="is no Parquet file"):
+        list(read_parquet(tmp_path / "no.parquet"))
+    pq.write_table(pa.table({"user_id": ["u1"]}), tmp_path / "few.parquet")
+    with pytest.raises(InvalidInputError, match="has no column item_id, action, order_id, time"):
+        list(read_parquet(tmp_path / "few.parquet"))
+
+
+def test_topics_rebuild_what_redis_lost_and_a_difference_is_named(
+    writer: HistoryWriter, shop: Shop, tmp_path: Path, endpoints: Endpoints
+) -> None:
+    """Cancelled and deleted included. Other tests' events are in the topics too."""
+    user, gone = (f"{name}-{uuid.uuid4().hex[:8]}" for name in ("user", "gone"))
+    for message in (
+        order(user, "o1", "rye", "milk", time_ms=TIME_MS),
+        order(user, "o2", "salt", time_ms=TIME_MS + 1),
+        cancellation(user, "o2", TIME_MS + 2),
+        click(user, "tea", TIME_MS + 3),
+        click(gone, "jam", TIME_MS),
+        deletion(gone, TIME_MS + 5),
+    ):
+        shop.send(message)
+    path = str(write_events(tmp_path / "events.parquet", user_id=[user, user, f"{user}-2", user]))
+    assert run("load", path, "--timezone", "America/New_York").exit_code == 0
+    assert run("verify", path, "--timezone", "America/New_York").exit_code == 1  # the topics' part is missing
+    rebuilt = run("rebuild", "--from-topic")
+    assert rebuilt.exit_code == 0, rebuilt.output
+    assert [event.item_id for event in writer.read([user])[0].events] == ["milk", "rye", "tea", "7"]
+    assert writer.read([gone])[0].events == ()
+
+    verified = run("verify", path, "--timezone", "America/New_York")
+    assert verified.exit_code == 0, verified.output
+    assert "histories are what the batch build says" in verified.output
+
+    writer.apply({user: [HistoryEvent("stray", Action.CLICKED, TIME_MS + 9)]})
+    differing = run("verify", path, "--timezone", "America/New_York")
+    assert differing.exit_code == 1
+    assert "1 of" in differing.output
+    assert "stray" in differing.output
+
+
+def test_dropping_asks_first(writer: HistoryWriter, endpoints: Endpoints) -> None:
+    writer.apply({"u1": [HistoryEvent("rye", Action.CLICKED, 1)]})
+    refused = CliRunner().invoke(histories, ["rebuild", "--from-topic", "--drop"], input="n\n")
+    assert refused.exit_code == 1
+    assert len(writer.read(["u1"])[0]) == 1
+    agreed = CliRunner().invoke(histories, ["rebuild", "--from-topic", "--drop"], input="y\n", catch_exceptions=False)
+    assert agreed.exit_code == 0
+    assert len(writer.read(["u1"])[0]) == 0
