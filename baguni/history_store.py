@@ -27,12 +27,13 @@ _SCAN = 1_000
 
 # KEYS: history. ARGV: max events, ttl in s, the clock in s, the clock skew in ms, changes as `pack_changes` writes them.
 # Returns the version, a letter for each change: what became of it, see `Outcome`, and the bytes written, 0 if nothing changed.
-# What is newer than everything stored is appended; anything else takes apart what is stored, as does one append in SLACK.
+# What is newer than everything stored is appended; anything else takes apart what is stored, as does one append in `slack`.
 # Arrays T, A, C: time, action and content of what is stored, oldest first.
 _APPLY = """
-local ORDERED, CANCELLED, DELETED, SLACK = 1, 4, 5, 128
+local ORDERED, CANCELLED, DELETED = 1, 4, 5
 local HEAD, HEAD_BYTES = '>I4I4I4I8I8', 28
 local cap, ttl, clock, skew = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local slack = math.max(16, math.floor(cap / 8))
 local changes = cmsgpack.unpack(ARGV[5])
 local value = redis.call('GET', KEYS[1])
 local version, count, newest, deleted = 0, 0, 0, 0
@@ -79,7 +80,7 @@ local function store(body)
 end
 
 local function append()
-  if #changes == 0 or count > cap + SLACK then return nil end
+  if #changes == 0 or count > cap + slack then return nil end
   local latest, total, pieces = math.max(newest, deleted), count, {}
   for i = 1, #changes, 3 do
     local time, action, content = changes[i], changes[i + 1], once(changes[i + 1], changes[i + 2])

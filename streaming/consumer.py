@@ -174,8 +174,8 @@ class EventConsumer:
                 dead.append((record, error))
         dead += [(sources[position], rejection) for position, rejection in self._apply(events)] if events else []
         self._dead_rate.check(len(records), [error for _, error in dead])
-        for record, malformed in dead:
-            self._dead_letters.send(record, malformed)
+        self._dead_letters.send(dead)
+        for _, malformed in dead:
             self._metrics.dead_letters.labels(malformed.reason).inc()
         return len(dead)
 

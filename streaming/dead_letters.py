@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kafka import KafkaProducer
@@ -45,31 +46,34 @@ def original(letter: Record) -> Record:
 
 
 class DeadLetters:
-    """Sends records to the dead-letter topic; returns only when the broker has them. Connects at the first."""
+    """Sends records to the dead-letter topic. Connects at the first."""
 
     def __init__(self, bootstrap: str) -> None:
         self._bootstrap = bootstrap
         self._producer: KafkaProducer | None = None
 
-    def send(self, record: Record, error: MalformedEvent) -> None:
-        """Keep a record aside. Its own headers stay; those that begin with `dead_letter_` say what happened."""
-        headers = [
-            *record.headers,
-            ("dead_letter_reason", error.reason.encode()),
-            ("dead_letter_error", str(error)[:MAX_ERROR_LENGTH].encode(errors="replace")),
-            ("dead_letter_topic", record.topic.encode()),
-            ("dead_letter_partition", str(record.partition).encode()),
-            ("dead_letter_offset", str(record.offset).encode()),
-        ]
+    def send(self, dead: Sequence[tuple[Record, MalformedEvent]]) -> None:
+        """Keep records aside; returns only when the broker has them. Their own headers stay; those that begin with ADDED say
+        what happened. Raises UnavailableError."""
+        if not dead:
+            return
         try:
             if self._producer is None:
                 self._producer = self._connect()
-            future = self._producer.send(DEAD_LETTER_TOPIC, key=record.key, value=record.value, headers=headers)
-            future.get(timeout=SEND_TIMEOUT_S)
+            sent = [
+                self._producer.send(
+                    DEAD_LETTER_TOPIC, key=record.key, value=record.value, headers=_headers(record, error)
+                )
+                for record, error in dead
+            ]
+            self._producer.flush(timeout=SEND_TIMEOUT_S)
+            for future in sent:
+                future.get(timeout=SEND_TIMEOUT_S)
         except KafkaError as failure:
-            raise UnavailableError("kafka", f"dead letter not stored: {failure}") from failure
-        where = f"{record.topic}/{record.partition}@{record.offset}"
-        log.warning("dead letter reason=%s source=%s error=%s", error.reason, where, error)
+            raise UnavailableError("kafka", f"dead letters not stored: {failure}") from failure
+        for record, error in dead:
+            where = f"{record.topic}/{record.partition}@{record.offset}"
+            log.warning("dead letter reason=%s source=%s error=%s", error.reason, where, error)
 
     def close(self) -> None:
         """Flush and close."""
@@ -86,3 +90,14 @@ class DeadLetters:
             max_block_ms=milliseconds,
             max_request_size=MAX_REQUEST_BYTES,
         )
+
+
+def _headers(record: Record, error: MalformedEvent) -> list[tuple[str, bytes]]:
+    added = {
+        "reason": error.reason,
+        "error": str(error)[:MAX_ERROR_LENGTH],
+        "topic": record.topic,
+        "partition": str(record.partition),
+        "offset": str(record.offset),
+    }
+    return [*record.headers, *((f"{ADDED}{name}", value.encode(errors="replace")) for name, value in added.items())]

@@ -48,8 +48,8 @@ def test_a_letter_is_listed_shown_and_replayed_once_it_parses(
     headers = (("ce_type", b"baguni.v1.ItemClicked"), ("content-type", b"application/json"))
     value = json.dumps({"userId": user_id, "itemId": "rye", "eventTime": "2024-01-01T00:00:00Z"}).encode()
     good = Record("baguni.clicks", 1, 5, user_id.encode(), value, headers)
-    for record in (good, Record("baguni.clicks", 1, 6, b"k", b"{", headers)):
-        letters.send(record, MalformedEvent(reason, "it was unknown"))
+    bad = Record("baguni.clicks", 1, 6, b"k", b"{", headers)
+    letters.send([(record, MalformedEvent(reason, "it was unknown")) for record in (good, bad)])
 
     listed = run("list", "--reason", reason)
     assert "2 dead letters" in listed.output

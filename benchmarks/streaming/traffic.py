@@ -1,0 +1,67 @@
+"""A shop's clicks, carts and orders, as many a second as wanted:
+
+python -m benchmarks.streaming.traffic BOOTSTRAP PER_S SECONDS
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from kafka import KafkaProducer
+
+from baguni.events import TOPICS, cloud_event_headers
+from baguni.v1 import events_pb2 as pb
+
+USERS, ITEMS, MAX_LINES = 20_000, 12_000, 12
+ORDERED, CARTED = 0.1, 0.2  # of all events; the others are clicks
+TICK_S = 0.01
+
+
+def traffic(seed: int) -> Iterator[Message]:
+    """Events of now, without an end. Users and items are numbers, as many shops have them."""
+    rng = random.Random(seed)  # noqa: S311 - no secret
+    while True:
+        user_id, kind = str(10**6 + rng.randrange(USERS)), rng.random()
+        item_ids = [str(10**6 + rng.randrange(ITEMS)) for _ in range(rng.randrange(1, MAX_LINES + 1))]
+        now = Timestamp()
+        now.FromMilliseconds(int(time.time() * 1000))
+        if kind < ORDERED:
+            lines = [pb.OrderLine(item_id=item_id, quantity=1) for item_id in item_ids]
+            order_id = str(rng.randrange(10**10, 10**11))
+            yield pb.OrderPlaced(user_id=user_id, order_id=order_id, lines=lines, event_time=now)
+        elif kind < ORDERED + CARTED:
+            yield pb.CartAdded(user_id=user_id, item_id=item_ids[0], quantity=1, event_time=now)
+        else:
+            yield pb.ItemClicked(user_id=user_id, item_id=item_ids[0], event_time=now)
+
+
+def produce(bootstrap: str, messages: Iterator[Message], count: int, per_s: float | None = None) -> float:
+    """Send so many; returns the seconds until the broker had all of them."""
+    started = time.monotonic()
+    with closing(KafkaProducer(bootstrap_servers=bootstrap, linger_ms=5, acks=1)) as producer:
+        for number in range(count):
+            send(producer, next(messages))
+            if per_s is not None and number % max(int(per_s * TICK_S), 1) == 0:
+                time.sleep(max(started + number / per_s - time.monotonic(), 0))
+        producer.flush()
+    return time.monotonic() - started
+
+
+def send(producer: KafkaProducer, message: Message) -> None:
+    """One event as its contract says."""
+    key = getattr(message, "user_id", "") or getattr(message, "item_id", "")
+    headers = cloud_event_headers(message, uuid.uuid4().hex, "baguni/benchmark")
+    topic = TOPICS[type(message).__name__]
+    producer.send(topic, key=key.encode(), value=message.SerializeToString(), headers=headers)
+
+
+if __name__ == "__main__":
+    address, rate, duration = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+    produce(address, traffic(int(time.time())), int(rate * duration), rate)
