@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-index bench-segments bench-page check-tensorrt peers lint types contracts proto check format clean
+.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-segments bench-page check-tensorrt peers lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -21,7 +21,10 @@ test: setup ## Every test, those against real Triton, Milvus, broker and Redis i
 	$(BIN)/python -m pytest
 
 test-faults: setup ## Servers that die, hang, are slow or cannot be reached, under load → benchmarks/results/faults.json
-	BAGUNI_FAULTS_RESULT=benchmarks/results/faults.json $(BIN)/python -m pytest -m fault tests/faults
+	BAGUNI_FAULTS_RESULT=benchmarks/results/faults.json $(BIN)/python -m pytest -m fault tests/faults/test_gateway_faults.py tests/faults/test_server_faults.py
+
+test-streaming-faults: setup ## Consumers, Redis and broker that die, lose or are fed noise, while events flow → benchmarks/results/faults-streaming.json
+	BAGUNI_FAULTS_RESULT=benchmarks/results/faults-streaming.json $(BIN)/python -m pytest -m fault tests/faults/test_streaming_faults.py
 
 bench-demo: setup ## The demo's promised numbers → benchmarks/results/demo.json
 	$(BIN)/baguni demo --results benchmarks/results/demo.json
@@ -42,6 +45,9 @@ bench-gateway: setup ## Recommend beside the bare servers it asks → benchmarks
 
 bench-index: setup ## Recall and latency of the vector index, filters included → benchmarks/results/index.json (after bench-quality)
 	$(BIN)/python -m benchmarks.index
+
+bench-streaming: setup ## From Kafka to Redis and into lists: events a second, freshness, bytes a user → benchmarks/results/streaming.json (after bench-quality)
+	$(BIN)/python -m benchmarks.streaming
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json
 	$(BIN)/python -m benchmarks.training $(or $(DATASET),complete-journey)

@@ -55,9 +55,6 @@ def servers(settings: StackSettings) -> list[Program]:
                 "--dir", str(root / "redis"),
                 "--appendonly", "yes",
                 "--save", "",
-                # A history stays one compact block up to its cap: a fifth of the memory of a skip list.
-                "--zset-max-ziplist-entries", "2048",
-                "--zset-max-ziplist-value", "128",
             ),
             endpoints.redis_url,
             lambda: _redis_ready(endpoints.redis_url),
@@ -106,7 +103,11 @@ def applications(settings: StackSettings) -> list[Program]:
             (sys.executable, "-m", "streaming", kind),
             endpoints.kafka_bootstrap,
             file.is_file,
-            {**environment, "BAGUNI_READY_FILE": str(file)},
+            {
+                **environment,
+                "BAGUNI_READY_FILE": str(file),
+                "BAGUNI_METRICS_ADDRESS": f"127.0.0.1:{settings.ports[f'{kind}_consumer_metrics_port']}",
+            },
         )
         for kind, file in consumer_files.items()
     ]

@@ -32,6 +32,8 @@ class StackSettings(BaseSettings):
     state_dir: Path = Path(".baguni")
     gateway_port: int = 7450
     gateway_metrics_port: int = 7460
+    user_consumer_metrics_port: int = 7462
+    item_consumer_metrics_port: int = 7463
     triton_port: int = 7451
     triton_http_port: int = 7461
     triton_metrics_port: int = 7471

@@ -17,6 +17,7 @@ from benchmarks.result import Row, write_result
 from tests.faults.load import NOW_MS, USERS
 
 DAY_MS = 86_400_000
+COMMANDS = {"faults": "test-faults", "faults-streaming": "test-streaming-faults"}
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,8 @@ def record() -> Iterator[Callable[[Row], None]]:
 
     yield take
     if path := os.environ.get("BAGUNI_FAULTS_RESULT"):
-        write_result(Path(path), "faults", "make test-faults", rows)
+        name = Path(path).stem
+        write_result(Path(path), name, f"make {COMMANDS[name]}", rows)
 
 
 @pytest.fixture(scope="session")
