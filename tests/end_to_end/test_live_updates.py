@@ -119,7 +119,7 @@ def test_a_malformed_message_is_set_aside_with_its_reason_and_the_next_is_applie
 
     def applied() -> bool:
         request = recommendation_pb2.RecommendRequest(user_id=user, now=Timestamp(seconds=START_S + 3600))
-        return stub.Recommend(request).history_version == 1
+        return stub.Recommend(request).history_version > 0
 
     wait_for(applied, 10)
     consumer = KafkaConsumer(
