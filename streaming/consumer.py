@@ -40,7 +40,7 @@ FETCH_WAIT_MS = 50  # how long the broker holds an empty fetch: an event waits f
 BOOTSTRAP_MS = 5_000
 COMMIT_MS = 5_000
 MAX_FETCH_BYTES = 8 << 20  # of a fetch, and so of what waits in memory; a record that is larger comes alone
-POSITIONS_CHECK_S = 2.0  # how soon a loss of Redis is noticed while nothing comes
+POSITIONS_CHECK_S = 2.0  # how often it is looked whether Redis or a topic has lost something
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 5.0
 WINDOW, LEAST_DEAD = 1_000, 100  # records that the share of malformed ones is of; fewer malformed ones are an accident
 
@@ -78,6 +78,7 @@ class EventConsumer:
         self._dead_rate = DeadRate(settings.max_dead_share)
         self._retry_s, self._next_check = FIRST_RETRY_S, 0.0
         self._next: dict[TopicPartition, int] = {}  # the offset after the last that was applied, of placed partitions
+        self._short: set[TopicPartition] = set()
         self._members = _Membership(settings.ready_file)
         try:
             self._consumer = KafkaConsumer(
@@ -134,9 +135,8 @@ class EventConsumer:
             log.info("applied records=%d dead=%d took_ms=%.1f", len(records), num_dead, took_ms)
 
     def _place(self) -> Collection[TopicPartition]:
-        """Begin partitions that were assigned at the lower of Kafka's and Redis' offset; at the beginning where one of them
-        knows nothing, or something that is beyond the end: then it is another topic than it was. Returns what was placed;
-        what was polled of it before is read again."""
+        """Begin partitions that were assigned at the lower of Kafka's and Redis' offset, at the beginning where one of them
+        knows nothing. Returns what was placed; what was polled of it before is read again."""
         gone, new = self._members.take()
         for partition in gone:
             self._next.pop(partition, None)
@@ -146,12 +146,11 @@ class EventConsumer:
         try:
             stored = self._positions.read(new)
             with _kafka_errors():
-                ends = self._consumer.end_offsets(list(new))
                 begins = self._consumer.beginning_offsets(list(new))
                 start = {}
                 for partition in new:
                     known = (self._consumer.committed(partition, timeout_ms=COMMIT_MS), stored[partition])
-                    offsets = [offset for offset in known if offset is not None and offset <= ends[partition]]
+                    offsets = [offset for offset in known if offset is not None]
                     start[partition] = min(offsets) if len(offsets) == len(known) else begins[partition]
             self._positions.place(start)
         except UnavailableError:
@@ -162,6 +161,17 @@ class EventConsumer:
             log.info("placed partition=%s/%d offset=%d", *partition, offset)
         self._next |= start
         return start.keys()
+
+    def _begin_anew(self) -> None:
+        """A topic that ends before what was read of it, twice in a row, is another than it was: it is read from its beginning.
+        Brokers should say that an offset is out of range; one that does not would be asked for it for ever."""
+        ends = {partition: self._consumer.highwater(partition) for partition in self._next}
+        short = {partition for partition, end in ends.items() if end is not None and end < self._next[partition]}
+        again, self._short = short & self._short, short
+        if again:
+            log.warning("topics are not what they were partitions=%d: reading from the beginning", len(again))
+            self._positions.place(dict.fromkeys(again, 0))
+            self._members.again(again)
 
     def _apply_all(self, records: Sequence[Record]) -> int:
         """Apply what parses, then set aside what does not: in that order, a retry repeats no dead letter."""
@@ -182,7 +192,9 @@ class EventConsumer:
     def _advance(self, polled: Polled) -> Collection[TopicPartition]:
         """Tell Redis how far everything is applied. Returns the partitions of which it has lost something before that, those of
         which nothing new came included."""
-        self._next_check = time.monotonic() + POSITIONS_CHECK_S
+        if time.monotonic() >= self._next_check:
+            self._next_check = time.monotonic() + POSITIONS_CHECK_S
+            self._begin_anew()
         again = {p: raws[0].offset for p, raws in polled.items() if raws[0].offset < self._next.get(p, 0)}
         if again:  # the topic is another than it was a moment ago
             self._positions.place(again)

@@ -51,12 +51,17 @@ class TopicReader:
         for partition in partitions:
             consumer.seek(partition, max(self._since.get(partition, 0), begins[partition]))
         left = {partition for partition in partitions if consumer.position(partition) < self.ends[partition]}
-        silence = 0
+        silence, unseen = 0, set(left)
         while left:
             polled = consumer.poll(timeout_ms=POLL_MS, max_records=5_000)
             silence = 0 if polled else silence + 1
             if silence >= MAX_SILENCE:
                 raise UnavailableError("kafka", f"nothing came of {len(left)} partitions for {MAX_SILENCE} s")
+            for partition in (
+                unseen & polled.keys()
+            ):  # some brokers count the last batch as one record until it is fetched
+                self.ends[partition] = max(self.ends[partition], consumer.highwater(partition) or 0)
+            unseen -= polled.keys()
             for partition, raws in polled.items():
                 yield from (record_of(raw) for raw in raws if raw.offset < self.ends[partition])
             left = {partition for partition in left if consumer.position(partition) < self.ends[partition]}

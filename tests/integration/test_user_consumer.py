@@ -5,18 +5,31 @@ from __future__ import annotations
 import signal
 import statistics
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer
+from prometheus_client.parser import text_string_to_metric_families
 
 from baguni.events import DEAD_LETTER_TOPIC, USER_TOPICS
 from baguni.history import Action, HistoryEvent
 from baguni.settings import Endpoints
+from deploy.local.settings import free_port
 from deploy.local.stack import LocalStack
-from tests.integration.streams import ConsumerProcess, Shop, click, order, read_history, wait_for, wait_until_consumed
+from tests.integration.streams import (
+    ConsumerProcess,
+    Shop,
+    cancellation,
+    click,
+    deletion,
+    order,
+    read_history,
+    wait_for,
+    wait_until_consumed,
+)
 
 pytestmark = pytest.mark.stack
 TIME_MS = 1_700_000_000_000
@@ -179,6 +192,60 @@ def test_two_consumers_of_a_group_share_the_work_and_one_takes_over(
         shop.send(click(user, "milk", TIME_MS + 1))
     wait_for(lambda: all(len(read_history(endpoints, user)) == 2 for user in users), 30)
     assert consumer.process.poll() is None
+
+
+def test_a_cancelled_order_leaves_and_a_deleted_user_is_forgotten(
+    consumer, shop: Shop, endpoints: Endpoints, user_id: str
+) -> None:
+    shop.send(cancellation(user_id, "o1", TIME_MS + 5))  # before its order: topics keep no order between partitions
+    shop.send(order(user_id, "o1", "rye", "milk", time_ms=TIME_MS))
+    shop.send(click(user_id, "jam", TIME_MS + 1))
+    shop.send(click(user_id, "tea", TIME_MS + 9))
+    wait_for(lambda: [event.item_id for event in read_history(endpoints, user_id).events] == ["jam", "tea"])
+    before = read_history(endpoints, user_id).version
+    shop.send(deletion(user_id, TIME_MS + 6))
+    wait_for(lambda: [event.item_id for event in read_history(endpoints, user_id).events] == ["tea"])
+    shop.send(click(user_id, "jam", TIME_MS + 2))  # late
+    shop.send(click(user_id, "salt", TIME_MS + 10))
+    wait_for(lambda: [event.item_id for event in read_history(endpoints, user_id).events] == ["tea", "salt"])
+    assert read_history(endpoints, user_id).version > before
+
+
+def test_what_the_consumer_says_of_itself(
+    endpoints: Endpoints, shop: Shop, tmp_path: Path, user_id: str, group_suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("BAGUNI_METRICS_ADDRESS", address)
+
+    def said() -> dict[str, float]:
+        page = urllib.request.urlopen(f"http://{address}/metrics", timeout=5).read().decode()
+        families = text_string_to_metric_families(page)
+        samples = [sample for family in families for sample in family.samples]
+        return {" ".join((sample.name, *sorted(sample.labels.values()))): sample.value for sample in samples}
+
+    with ConsumerProcess("user", endpoints, tmp_path, group_suffix):
+        wait_until_consumed(endpoints, f"baguni-users{group_suffix}", USER_TOPICS)
+        before = said()
+        now_ms = int(time.time() * 1000)
+        for time_ms in (now_ms, now_ms, now_ms - 60_000):
+            shop.send(click(user_id, "rye", time_ms))
+        shop.send_raw("baguni.clicks", b"k", b"\xff", [("ce_type", b"baguni.v1.ItemClicked")])
+        wait_for(lambda: len(read_history(endpoints, user_id)) == 2)
+        wait_for(
+            lambda: (
+                said().get("baguni_dead_letters_total undecodable", 0)
+                > before.get("baguni_dead_letters_total undecodable", 0)
+            )
+        )
+        after = said()
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown["baguni_records_total baguni.clicks"] == 4
+    outcomes = ("new", "duplicate", "late")
+    assert [grown[f"baguni_history_changes_total {outcome}"] for outcome in outcomes] == [1, 1, 1]
+    assert grown["baguni_event_visible_lag_seconds_count clicked"] == 3
+    assert 60 <= grown["baguni_event_visible_lag_seconds_sum clicked"] < 70
+    assert grown["baguni_history_bytes_count"] == 2
+    assert all(value == 0 for name, value in after.items() if name.startswith("baguni_consumer_lag_records "))
 
 
 def dead_letters(endpoints: Endpoints) -> list:
