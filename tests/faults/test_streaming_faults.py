@@ -4,6 +4,7 @@ what a batch build of the same events says, to the last event.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -24,6 +25,7 @@ from tests.faults.streams import (
     TIME_MS,
     Consumers,
     Own,
+    Sender,
     compare,
     dead_letters,
     expected,
@@ -40,6 +42,7 @@ EVENTS = 100_000
 KILLS = 200
 FUZZED = 1_000_000
 AT_A_TIME = 20_000
+FLOW, PER_S = 50, 200  # so many at once, so many a second while consumers are killed
 
 
 @pytest.fixture
@@ -61,23 +64,48 @@ def say(record: Callable[[Row], None], what: str, own: Own, messages: list, pati
 def test_consumers_killed_at_200_points_while_events_flow(
     own: Own, tmp_path: Path, record: Callable[[Row], None]
 ) -> None:
-    """Two processes: each kill is a rebalance, or a return within the session."""
-    messages, rng = shop_events(EVENTS, seed=1), random.Random(1)
+    """Two processes, each killed again and again after it has begun to apply: a kill is a return within the session, or, when it
+    takes longer, a rebalance."""
+    messages = shop_events(EVENTS, seed=1)
     sent = shuffled(messages, seed=1)
-    with Consumers(own.endpoints, tmp_path) as consumers, sender(own.endpoints) as producing:
-        flowing = threading.Thread(target=producing.send, args=(sent, len(sent) / (KILLS * 1.3)))
-        flowing.start()
-        kills = 0
-        while kills < KILLS:
-            number = rng.randrange(2)
-            time.sleep(rng.uniform(0.1, 1.5))
+    all_killed, kills = threading.Event(), Counter[int]()
+
+    def flow(producing: Sender) -> None:
+        for first in range(0, len(sent), FLOW):
+            producing.send(sent[first : first + FLOW])
+            if not all_killed.is_set():
+                time.sleep(FLOW / PER_S)
+
+    def kill(number: int) -> None:
+        rng = random.Random(number)
+        while kills[number] < KILLS // 2:
+            begun = applied_lines(consumers.logs[number])
+            with contextlib.suppress(AssertionError):  # it may have nothing to do
+                wait(lambda: applied_lines(consumers.logs[number]) > begun, 8)
+            time.sleep(rng.uniform(0, 0.5))
             consumers.kill(number)
-            kills += 1
-            if rng.random() < 0.03:
+            kills[number] += 1
+            if rng.random() < 0.05:
                 time.sleep(7)  # longer than the session: the other takes over
             consumers.start(number)
+
+    with Consumers(own.endpoints, tmp_path) as consumers, sender(own.endpoints) as producing:
+        flowing = threading.Thread(target=flow, args=(producing,))
+        killing = [threading.Thread(target=kill, args=(number,)) for number in range(2)]
+        for thread in (flowing, *killing):
+            thread.start()
+        for thread in killing:
+            thread.join()
+        all_killed.set()
         flowing.join()
-        say(record, f"consumer, kill -9 at {kills} points, {len(sent):,} records with repeats", own, messages, 180)
+        say(
+            record,
+            f"consumer, kill -9 at {kills.total()} points, {len(sent):,} records with repeats",
+            own,
+            messages,
+            180,
+        )
+        assert kills.total() == KILLS
 
 
 def test_redis_killed_with_and_without_its_last_writes(own: Own, tmp_path: Path, record: Callable[[Row], None]) -> None:
@@ -249,6 +277,11 @@ def test_a_million_records_of_noise(own: Own, tmp_path: Path, record: Callable[[
             grown,
         )
     )
+
+
+def applied_lines(log: Path) -> int:
+    """How many batches a consumer has applied."""
+    return log.read_text().count(" applied records=")
 
 
 def noise(rng: random.Random, real: list, number: int) -> tuple[str, bytes, bytes, list[tuple[str, bytes]]]:
