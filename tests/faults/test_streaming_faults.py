@@ -64,8 +64,8 @@ def say(record: Callable[[Row], None], what: str, own: Own, messages: list, pati
 def test_consumers_killed_at_200_points_while_events_flow(
     own: Own, tmp_path: Path, record: Callable[[Row], None]
 ) -> None:
-    """Two processes, each killed again and again after it has begun to apply: a kill is a return within the session, or, when it
-    takes longer, a rebalance."""
+    """Two processes, each killed again and again once it applies: a kill is a return within the session, or, when it takes
+    longer, a rebalance."""
     messages = shop_events(EVENTS, seed=1)
     sent = shuffled(messages, seed=1)
     all_killed, kills = threading.Event(), Counter[int]()
@@ -81,7 +81,7 @@ def test_consumers_killed_at_200_points_while_events_flow(
         while kills[number] < KILLS // 2:
             begun = applied_lines(consumers.logs[number])
             with contextlib.suppress(AssertionError):  # it may have nothing to do
-                wait(lambda: applied_lines(consumers.logs[number]) > begun, 8)
+                wait(lambda begun=begun: applied_lines(consumers.logs[number]) > begun, 8)  # type: ignore[misc]
             time.sleep(rng.uniform(0, 0.5))
             consumers.kill(number)
             kills[number] += 1
