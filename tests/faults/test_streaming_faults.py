@@ -42,6 +42,7 @@ EVENTS = 100_000
 KILLS = 200
 FUZZED = 1_000_000
 AT_A_TIME = 20_000
+SESSION_S = 2.0  # the local broker lets a group wait for half of it
 FLOW, PER_S = 50, 200  # so many at once, so many a second while consumers are killed
 
 
@@ -86,10 +87,11 @@ def test_consumers_killed_at_200_points_while_events_flow(
             consumers.kill(number)
             kills[number] += 1
             if rng.random() < 0.05:
-                time.sleep(7)  # longer than the session: the other takes over
+                time.sleep(SESSION_S + 1)  # the other takes over
             consumers.start(number)
 
-    with Consumers(own.endpoints, tmp_path) as consumers, sender(own.endpoints) as producing:
+    settings = {"BAGUNI_SESSION_TIMEOUT_MS": f"{SESSION_S * 1000:.0f}"}
+    with Consumers(own.endpoints, tmp_path, **settings) as consumers, sender(own.endpoints) as producing:
         flowing = threading.Thread(target=flow, args=(producing,))
         killing = [threading.Thread(target=kill, args=(number,)) for number in range(2)]
         for thread in (flowing, *killing):
