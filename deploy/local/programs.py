@@ -55,6 +55,7 @@ def servers(settings: StackSettings) -> list[Program]:
                 "--dir", str(root / "redis"),
                 "--appendonly", "yes",
                 "--save", "",
+                "--set-proc-title", "no",  # it would overwrite the environment, by which the stack knows its processes
             ),
             endpoints.redis_url,
             lambda: _redis_ready(endpoints.redis_url),

@@ -58,9 +58,11 @@ def test_stopping_leaves_no_process_even_when_the_supervisor_was_killed(tmp_path
         assert states["gateway"] == "stopped"
         stack.start_servers()  # again: it is up already, and nothing is started twice
         assert len(marked_processes(stack)) >= 5
+        started = [psutil.Process(row.pid) for row in stack.status() if row.pid]
         supervisor = int((stack.run_dir / "supervisord.pid").read_text())
         os.kill(supervisor, signal.SIGKILL)
     finally:
         stack.stop()
     assert marked_processes(stack) == []
+    assert [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     assert stack.status() == []
