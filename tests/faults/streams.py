@@ -114,11 +114,10 @@ class Consumers:
         self.logs = [folder / f"consumer-{number}.log" for number in range(count)]
 
     def start(self, number: int) -> None:
-        """Start one that does not run. It has a name, so its partitions wait for it."""
+        """Start one that does not run."""
         environment = {
             **os.environ,
             **self._endpoints.environment(),
-            "BAGUNI_INSTANCE_ID": f"consumer-{number}",
             "BAGUNI_READY_FILE": str(self._folder / f"{number}.ready"),
             **self._settings,
         }
