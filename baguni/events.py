@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.json_format import Parse, ParseError
 from google.protobuf.message import DecodeError, Message
@@ -38,14 +39,17 @@ USER_TOPICS = ("baguni.orders", "baguni.clicks", "baguni.carts", "baguni.users")
 ITEM_TOPIC = "baguni.items"
 EXPOSURE_TOPIC = "baguni.exposures"  # what the gateway served: ListServed
 DEAD_LETTER_TOPIC = "baguni.dead-letters"
-_MESSAGES: dict[str, type[Message]] = {
-    "OrderPlaced": pb.OrderPlaced,
-    "OrderCancelled": pb.OrderCancelled,
-    "ItemClicked": pb.ItemClicked,
-    "CartAdded": pb.CartAdded,
-    "UserDeleted": pb.UserDeleted,
-    "ItemUpserted": pb.ItemUpserted,
-    "ItemRemoved": pb.ItemRemoved,
+_MESSAGES: dict[bytes, type[Message]] = {
+    f"{TYPE_PREFIX}{message.__name__}".encode(): message
+    for message in (
+        pb.OrderPlaced,
+        pb.OrderCancelled,
+        pb.ItemClicked,
+        pb.CartAdded,
+        pb.UserDeleted,
+        pb.ItemUpserted,
+        pb.ItemRemoved,
+    )
 }
 
 
@@ -57,8 +61,7 @@ class MalformedEvent(InvalidInputError):  # noqa: N818 - an event, which is malf
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class UserEvents:
+class UserEvents(NamedTuple):
     """What one record changes in one user's history; `placement`: where it was clicked, if that is known."""
 
     user_id: str
@@ -120,8 +123,8 @@ def _event(message: Message) -> Event:
     if isinstance(message, pb.OrderPlaced):
         return _order(message)
     if isinstance(message, pb.ItemClicked):
-        placement = message.placement if len(message.placement) <= MAX_PLACEMENT else ""
-        return replace(_single(message, Action.CLICKED), placement=placement)
+        placement = message.placement
+        return _single(message, Action.CLICKED, placement if len(placement) <= MAX_PLACEMENT else "")
     if isinstance(message, pb.CartAdded):
         return _single(message, Action.CARTED)
     if isinstance(message, pb.OrderCancelled):
@@ -138,23 +141,25 @@ def _event(message: Message) -> Event:
 def _decode(headers: Mapping[str, bytes], value: bytes | None) -> Message:
     if value is None:
         raise MalformedEvent("empty", "the record has no value, expected an event")
-    type_name = headers.get("ce_type", b"").decode(errors="replace")
-    message_type = _MESSAGES.get(type_name.removeprefix(TYPE_PREFIX)) if type_name.startswith(TYPE_PREFIX) else None
+    message_type = _MESSAGES.get(headers.get("ce_type", b""))
     if message_type is None:
-        known = ", ".join(TYPE_PREFIX + name for name in _MESSAGES)
+        type_name = headers.get("ce_type", b"").decode(errors="replace")
+        known = ", ".join(name.decode() for name in _MESSAGES)
         raise MalformedEvent("unknown_type", f"header ce_type is {type_name!r}, expected one of {known}")
-    content_type = headers.get("content-type", b"application/protobuf").decode(errors="replace").split(";")[0].strip()
-    message = message_type()
+    content_type = headers.get("content-type", b"application/protobuf")
     try:
-        if content_type == "application/json":
-            return Parse(value, message, ignore_unknown_fields=True)
-        if content_type == "application/protobuf":
-            message.ParseFromString(value)
-            return message
+        if content_type == b"application/protobuf":
+            return message_type.FromString(value)
+        content_type = content_type.split(b";")[0].strip()
+        if content_type == b"application/protobuf":
+            return message_type.FromString(value)
+        if content_type == b"application/json":
+            return Parse(value, message_type(), ignore_unknown_fields=True)
     except (ParseError, DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedEvent("undecodable", f"the value is no {message_type.__name__}: {error}") from error
     raise MalformedEvent(
-        "content_type", f"content-type is {content_type!r}, expected application/protobuf or application/json"
+        "content_type",
+        f"content-type is {content_type.decode(errors='replace')!r}, expected application/protobuf or application/json",
     )
 
 
@@ -170,10 +175,10 @@ def _order(message: pb.OrderPlaced) -> UserEvents:
     return UserEvents(_identifier("user_id", message.user_id), tuple(dict.fromkeys(lines)))
 
 
-def _single(message: pb.ItemClicked | pb.CartAdded, action: Action) -> UserEvents:
+def _single(message: pb.ItemClicked | pb.CartAdded, action: Action, placement: str = "") -> UserEvents:
     item_id = _identifier("item_id", message.item_id)
     event = HistoryEvent(item_id, action, _time_ms(message.event_time))
-    return UserEvents(_identifier("user_id", message.user_id), (event,))
+    return UserEvents(_identifier("user_id", message.user_id), (event,), placement)
 
 
 def _item(message: pb.ItemUpserted) -> Item:

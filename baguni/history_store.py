@@ -1,4 +1,4 @@
-"""Histories in Redis: one value a user, changed by one Lua call for each user and batch.
+"""Histories in Redis: one value a user, changed by Lua, a few users in each call.
 
 What is stored holds every event that can be among the newest, so adding is what adding to a set is: an event twice, late, or
 in another order changes nothing that it should not. The call merges, forgets what is too old to matter, raises the version
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import cast
+from typing import NamedTuple, cast
 
+import msgpack
 import redis
 import redis.asyncio
 
@@ -24,9 +24,11 @@ TTL_S = 400 * 86_400  # a user who comes back within a year is known; longer tha
 _PREFIX, _SUFFIX = "baguni:{", "}:h"  # braces: a cluster keeps a user's keys in one slot
 _KEY = f"{_PREFIX}%s{_SUFFIX}"
 _SCAN = 1_000
+USERS_A_CALL = 64  # a call is a millisecond or two, in which Redis answers nobody else
 
-# KEYS: history. ARGV: max events, ttl in s, the clock in s, the clock skew in ms, changes as `pack_changes` writes them.
-# Returns the version, a letter for each change: what became of it, see `Outcome`, and the bytes written, 0 if nothing changed.
+# KEYS: histories. ARGV: max events, ttl in s, the clock in s, the clock skew in ms, and changes of each, as `pack_changes`
+# makes them. Returns of each the version, a letter for each change: what became of it, see `Outcome`, and the bytes written,
+# 0 if nothing changed.
 # What is newer than everything stored is appended; anything else takes apart what is stored, as does one append in `slack`.
 # Arrays T, A, C: time, action and content of what is stored, oldest first.
 _APPLY = """
@@ -34,8 +36,9 @@ local ORDERED, CANCELLED, DELETED = 1, 4, 5
 local HEAD, HEAD_BYTES = '>I4I4I4I8I8', 28
 local cap, ttl, clock, skew = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local slack = math.max(16, math.floor(cap / 8))
-local changes = cmsgpack.unpack(ARGV[5])
-local value = redis.call('GET', KEYS[1])
+
+local function change(key, changes)
+local value = redis.call('GET', key)
 local version, count, newest, deleted = 0, 0, 0, 0
 if value then
   local _
@@ -75,7 +78,7 @@ end
 local function store(body)
   version = math.max(version + 1, clock)
   local head = struct.pack(HEAD, version, count, cap, newest, deleted)
-  redis.call('SET', KEYS[1], head .. body, 'EX', ttl)
+  redis.call('SET', key, head .. body, 'EX', ttl)
   return #head + #body
 end
 
@@ -178,6 +181,11 @@ if is_changed or latest_change >= oldest then
   bytes = store(table.concat(pieces))
 end
 return {version, table.concat(letters), bytes}
+end
+
+local all, replies = cmsgpack.unpack(ARGV[5]), {}
+for k = 1, #KEYS do replies[k] = change(KEYS[k], all[k]) end
+return replies
 """
 
 
@@ -190,14 +198,18 @@ class Outcome(IntEnum):
     FORGOTTEN = ord("f")  # it is older than the deletion of its user
 
 
-@dataclass(frozen=True)
-class Applied:
-    """A history's version, what became of each change, and the bytes that were written, 0 if nothing changed. Adjacent lines of
-    an order share one outcome, at the position of the first."""
+class Applied(NamedTuple):
+    """A history's version, what became of its changes, and the bytes that were written, 0 if nothing changed."""
 
     version: int
-    outcomes: dict[int, Outcome]
+    letters: bytes
     size: int
+    first: Sequence[int]
+
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        """By the position of the change; adjacent lines of an order share one, at the first."""
+        return dict(zip(self.first, map(Outcome, self.letters), strict=True))
 
 
 class HistoryWriter:
@@ -210,18 +222,20 @@ class HistoryWriter:
 
     def apply(self, changes: Mapping[str, Sequence[Change]]) -> dict[str, Applied]:
         """Change users' histories in one round trip. Safe to repeat. Raises UnavailableError."""
-        packed = {user_id: pack_changes(theirs) for user_id, theirs in changes.items()}
+        packed = [(user_id, pack_changes(theirs)) for user_id, theirs in changes.items()]
         limits = (self._max_events, self._ttl_s, int(time.time()), CLOCK_SKEW_MS)
         try:
             pipeline = self._client.pipeline(transaction=False)
-            for user_id, their in packed.items():
-                self._apply(keys=[_KEY % user_id], args=[*limits, their.value], client=pipeline)
-            replies = pipeline.execute()
+            for start in range(0, len(packed), USERS_A_CALL):
+                some = packed[start : start + USERS_A_CALL]
+                arguments = (*limits, msgpack.packb([theirs.flat for _, theirs in some]))
+                self._apply(keys=[_KEY % user_id for user_id, _ in some], args=arguments, client=pipeline)
+            replies = [reply for some in pipeline.execute() for reply in some]
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
         return {
-            user_id: Applied(version, dict(zip(their.first, map(Outcome, letters), strict=True)), size)
-            for (user_id, their), (version, letters, size) in zip(packed.items(), replies, strict=True)
+            user_id: Applied(version, letters, size, theirs.first)
+            for (user_id, theirs), (version, letters, size) in zip(packed, replies, strict=True)
         }
 
     def read(self, user_ids: Sequence[str]) -> list[History]:

@@ -1,12 +1,19 @@
 """The items of a release as vectors in Milvus: one collection per space, named by the release, never through an alias.
 
-    items_<release>     item vectors of the collaborative space, inner product
+    items_<release>     item vectors of the collaborative space, inner product; all of one length, by a further dimension
     content_<release>   content vectors, unit length, inner product = cosine
+
+A graph finds the largest inner products badly where lengths differ: popular items are long, and everybody's neighbours. With a
+last dimension that makes every item as long as the longest, and is 0 in the query, inner products stay what they are and
+their order is that of distances (Bachrach et al. 2014, doi:10.1145/2645710.2645741). Up to FLAT_ITEMS there is no graph at
+all (ADR 16).
 
 What filters ask for are typed fields, of the catalogue's declared attributes: a third of the time of dynamic ones (ADR 14).
 Scalar indexes on them changed nothing at 100,000 items. A collection is filled under another name and gets its own at the
 end, so one that has the name is whole; which release it is of stands in its properties.
 """
+
+# N = items, D = a space's dimensions, I = items that changed
 
 from __future__ import annotations
 
@@ -32,8 +39,10 @@ BUILD_TIMEOUT_S = 120.0  # creating and loading collections
 WRITE_TIMEOUT_S = 3.0  # a consumer that is told to stop ends within a few of these
 MAX_TEXT_BYTES, MAX_LEVELS = 65_535, 64
 MAX_TYPED = 50  # of Milvus' 64 fields; attributes beyond are dynamic fields, with the same values
-RELEASE = "baguni.release_id"
-INDEX = {"metric_type": METRIC, "index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
+RELEASE, LENGTH = "baguni.release_id", "baguni.vector_length"
+FLAT_ITEMS = 50_000  # as quick without a graph, and exact
+FLAT = {"metric_type": METRIC, "index_type": "FLAT"}
+GRAPH = {"metric_type": METRIC, "index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
 
 
 @dataclass(frozen=True)
@@ -52,13 +61,15 @@ class ItemIndex:
     def __init__(self, uri: str, release_id: str, attribute_types: Mapping[str, str] | None = None) -> None:
         self.release_id, self._types = release_id, dict(attribute_types or {})
         self._items, self._content = collection_names(release_id)
+        self._length: float | None = None
         silence_pymilvus()
         with milvus_errors():
             self._client = MilvusClient(uri, timeout=CONNECT_TIMEOUT_S)
 
     def fill(self, release: Release) -> bool:
         """Make both collections of a release and load them for search. True if one was missing and is now built."""
-        vectors = {self._items: release.item_vectors, self._content: release.content_vectors}
+        self._length = float(np.linalg.norm(release.item_vectors, axis=1).max(initial=0.0))
+        vectors = {self._items: lengthened(release.item_vectors, self._length), self._content: release.content_vectors}
         with milvus_errors():
             missing = [name for name in vectors if not self._is_current(name)]
             with ThreadPoolExecutor(len(vectors)) as pool:  # it is mostly waiting for Milvus
@@ -80,11 +91,19 @@ class ItemIndex:
                     raise ReleaseMismatchError(
                         f"Milvus' {name} belongs to release {carried!r}, expected {self.release_id!r}"
                     )
+                if not self._is_current(name):
+                    raise ReleaseMismatchError(
+                        f"Milvus' {name} was filled by an older version: activate the release again"
+                    )
 
     def upsert(self, items: Sequence[IndexedItem]) -> None:
         """Add or replace items in both spaces."""
         with milvus_errors():
-            self._client.upsert(self._items, [self._row(i.item, i.item_vector) for i in items], timeout=WRITE_TIMEOUT_S)
+            if self._length is None:
+                self._length = float(self._described(self._items)["properties"][LENGTH])
+            vectors_ID = lengthened(np.stack([i.item_vector for i in items]), self._length)
+            rows = [self._row(i.item, vector_D) for i, vector_D in zip(items, vectors_ID, strict=True)]
+            self._client.upsert(self._items, rows, timeout=WRITE_TIMEOUT_S)
             self._client.upsert(
                 self._content, [self._row(i.item, i.content_vector) for i in items], timeout=WRITE_TIMEOUT_S
             )
@@ -106,10 +125,12 @@ class ItemIndex:
         self._client.close()
 
     def _is_current(self, name: str) -> bool:
-        """Whether the collection is there with the fields that filters need."""
+        """Whether the collection is there, with the fields that filters need and vectors of one length."""
         if not self._client.has_collection(name, timeout=WRITE_TIMEOUT_S):
             return False
-        return self._typed_fields().keys() <= {field["name"] for field in self._described(name)["fields"]}
+        described = self._described(name)
+        fields = {field["name"] for field in described["fields"]}
+        return self._typed_fields().keys() <= fields and LENGTH in described.get("properties", {})
 
     def _described(self, name: str) -> dict[str, Any]:
         return dict(self._client.describe_collection(name, timeout=WRITE_TIMEOUT_S))
@@ -141,11 +162,11 @@ class ItemIndex:
             filling,
             schema=self._schema(vectors_ND.shape[1]),
             consistency_level=CONSISTENCY,
-            properties={RELEASE: self.release_id},
+            properties={RELEASE: self.release_id, LENGTH: repr(self._length)},
             timeout=BUILD_TIMEOUT_S,
         )
         index = self._client.prepare_index_params()
-        index.add_index("vector", **INDEX)
+        index.add_index("vector", **(FLAT if len(items) <= FLAT_ITEMS else GRAPH))
         self._client.create_index(filling, index, timeout=BUILD_TIMEOUT_S)  # empty yet: what comes in is indexed
         for start in range(0, len(items), INSERT_ROWS):
             rows = zip(items[start : start + INSERT_ROWS], vectors_ND[start : start + INSERT_ROWS], strict=True)
@@ -155,6 +176,12 @@ class ItemIndex:
     def _row(self, item: Item, vector: NDArray[np.float32]) -> dict[str, Any]:
         fields = index_fields(item, self._types)
         return {**fields, "item_id": item.item_id, "vector": np.asarray(vector, np.float32).tolist()}
+
+
+def lengthened(vectors_ND: NDArray[np.float32], length: float) -> NDArray[np.float32]:
+    """[N, D + 1], each as long as `length`; one that is longer already stays as it is."""
+    missing_N = np.maximum(length**2 - np.square(vectors_ND.astype(np.float64)).sum(axis=1), 0)
+    return np.asarray(np.c_[vectors_ND, np.sqrt(missing_N)], np.float32)
 
 
 def _filling(name: str) -> str:

@@ -2,7 +2,7 @@
 vector and reading ids and scores from its reply is done here: no object a hit, and half of pymilvus' time.
 """
 
-# V = vector dim
+# V = vector dim, D = V + 1
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class AsyncItemIndex:
 
     async def search_items(self, vector_V: NDArray[np.float32], limit: int, expression: str, timeout_s: float) -> Hits:
         """Nearest in the collaborative space by inner product, best first, among items for which `expression` holds."""
-        return await self._search(self._items, vector_V, limit, expression, timeout_s)
+        vector_D = np.append(vector_V, np.float32(0))  # beside the dimension that makes items one length
+        return await self._search(self._items, vector_D, limit, expression, timeout_s)
 
     async def search_content(
         self, vector_V: NDArray[np.float32], limit: int, expression: str, timeout_s: float

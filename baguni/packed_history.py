@@ -11,10 +11,9 @@ doubles of Lua, and half as long. More than the newest `max_events` may be there
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -28,17 +27,16 @@ _ACTIONS = (None, *Action)
 _sort_key = attrgetter("sort_key")
 
 
-@dataclass(frozen=True)
-class PackedChanges:
-    """Changes of one history as Redis is told of them; `first` has the position of the first of each that it counts as one:
-    the lines of an order are."""
+class PackedChanges(NamedTuple):
+    """Changes of one history as Redis is told of them, [time_ms, action, content, ...]; `first` has the position of the first
+    of each that it counts as one: the lines of an order are."""
 
-    value: bytes
-    first: tuple[int, ...]
+    flat: list[Any]
+    first: list[int]
 
 
 def pack_changes(changes: Sequence[Change]) -> PackedChanges:
-    """[time_ms, action, content, ...], with one entry for adjacent lines of an order."""
+    """Ready for msgpack, with one entry for adjacent lines of an order."""
     flat: list[Any] = []
     first: list[int] = []
     order: tuple[str, int] | None = None
@@ -61,7 +59,7 @@ def pack_changes(changes: Sequence[Change]) -> PackedChanges:
             order = None
             flat += (change.time_ms, DELETED, 0)
         first.append(position)
-    return PackedChanges(msgpack.packb(flat), tuple(first))
+    return PackedChanges(flat, first)
 
 
 def unpack_history(value: bytes | None) -> History:

@@ -116,7 +116,7 @@ class EventConsumer:
         try:
             placed = self._place()
             polled = {partition: raws for partition, raws in polled.items() if partition not in placed}
-            records = [record_of(raw) for partition in polled.values() for raw in partition]
+            records = [raw for partition in polled.values() for raw in partition]
             num_dead = self._apply_all(records) if records else 0
             lost = self._advance(polled)
         except UnavailableError as error:
@@ -173,17 +173,19 @@ class EventConsumer:
             self._positions.place(dict.fromkeys(again, 0))
             self._members.again(again)
 
-    def _apply_all(self, records: Sequence[Record]) -> int:
+    def _apply_all(self, raws: Sequence[Any]) -> int:
         """Apply what parses, then set aside what does not: in that order, a retry repeats no dead letter."""
-        events, sources, dead = [], [], []
-        for record in records:
+        events, sources = [], []
+        dead: list[tuple[Record, MalformedEvent]] = []
+        for raw in raws:
             try:
-                events.append(parse(dict(record.headers), record.key, record.value))
-                sources.append(record)
+                events.append(parse(dict(raw.headers), raw.key, raw.value))
+                sources.append(raw)
             except MalformedEvent as error:
-                dead.append((record, error))
-        dead += [(sources[position], rejection) for position, rejection in self._apply(events)] if events else []
-        self._dead_rate.check(len(records), [error for _, error in dead])
+                dead.append((record_of(raw), error))
+        rejected = self._apply(events) if events else ()
+        dead += [(record_of(sources[position]), rejection) for position, rejection in rejected]
+        self._dead_rate.check(len(raws), [error for _, error in dead])
         self._dead_letters.send(dead)
         for _, malformed in dead:
             self._metrics.dead_letters.labels(malformed.reason).inc()

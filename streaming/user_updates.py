@@ -5,7 +5,6 @@ redelivery is harmless; a click counts when it is new there.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from baguni.events import Event, MalformedEvent, UserEvents
@@ -25,8 +24,10 @@ class UserUpdates:
     """Applies batches of user events to the history store."""
 
     def __init__(self, writer: HistoryWriter, placements: PlacementWriter, metrics: Metrics) -> None:
-        self._writer, self._placements, self._metrics = writer, placements, metrics
+        self._writer, self._placements = writer, placements
         self._lag_s = {kind: metrics.visible_lag_s.labels(name) for kind, name in KINDS.items()}
+        self._outcomes = {outcome: metrics.changes.labels(outcome.name.lower()) for outcome in Outcome}
+        self._observe_bytes = metrics.history_bytes.observe
 
     def apply(self, events: Sequence[Event]) -> list[tuple[int, MalformedEvent]]:
         """One round trip to Redis a batch, and one more for clicks at placements. Raises UnavailableError if Redis is away;
@@ -60,13 +61,12 @@ class UserUpdates:
 
     def _measure(self, events: Sequence[Event], applied: dict[str, Applied]) -> None:
         now_ms = time.time() * 1000
-        counts: Counter[Outcome] = Counter()
+        letters = b"".join(theirs.letters for theirs in applied.values())
+        for outcome, counter in self._outcomes.items():
+            counter.inc(letters.count(outcome))
         for theirs in applied.values():
-            counts.update(theirs.outcomes.values())
             if theirs.size:
-                self._metrics.history_bytes.observe(theirs.size)
-        for outcome, count in counts.items():
-            self._metrics.changes.labels(outcome.name.lower()).inc(count)
+                self._observe_bytes(theirs.size)
         for event in events:
             if isinstance(event, UserEvents):
                 first = event.changes[0]
