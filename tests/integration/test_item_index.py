@@ -19,7 +19,7 @@ from baguni import filters
 from baguni.catalog import Catalog, Item
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.filters import Filter
-from baguni.item_index import IndexedItem, ItemIndex
+from baguni.item_index import RELEASE, IndexedItem, ItemIndex, lengthened
 from baguni.item_search import AsyncItemIndex, Hits
 from baguni.milvus import collection_names
 from baguni.release import Release, write_manifest
@@ -144,7 +144,7 @@ def test_hits_are_those_of_the_public_client(
     client = MilvusClient(uri, timeout=5)
     (expected,) = client.search(
         collection_names(release.release_id)[content],
-        data=[query],
+        data=[query if content else np.append(query, np.float32(0))],
         limit=limit,
         filter=expression,
         search_params={"metric_type": "IP", "params": {"ef": 128}},
@@ -237,6 +237,65 @@ def test_a_collection_without_the_fields_that_filters_need_is_built_anew(uri: st
         index.drop()
         older.close()
         index.close()
+
+
+def test_a_collection_of_vectors_of_any_length_is_refused_and_built_anew(uri: str, tmp_path: Path) -> None:
+    """As versions before filled them: without the further dimension."""
+    release = release_of(tmp_path / "r", [Item("a", "A"), Item("b", "B")], "r_short")
+    client, index = MilvusClient(uri, timeout=5), ItemIndex(uri, "r_short")
+    try:
+        for name in collection_names("r_short"):
+            client.create_collection(name, dimension=VECTOR_DIM, properties={RELEASE: "r_short"}, timeout=10)
+        with pytest.raises(ReleaseMismatchError, match="was filled by an older version: activate the release again"):
+            index.check()
+        assert index.fill(release)
+        index.check()
+    finally:
+        index.drop()
+        index.close()
+        client.close()
+
+
+@pytest.mark.parametrize("flat_items", [0, 20_000])
+def test_graph_and_exact_index_give_inner_products_of_items_longer_than_all_before(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat_items: int
+) -> None:
+    monkeypatch.setattr("baguni.item_index.FLAT_ITEMS", flat_items)
+    release = release_of(tmp_path / "r", [Item(str(n), "A") for n in range(50)], "r_long")
+    longest = 9 * np.ones(VECTOR_DIM, np.float32)
+    index, writing = ItemIndex(uri, "r_long"), ItemIndex(uri, "r_long")
+
+    async def found(query_D: np.ndarray) -> dict[str, float]:
+        searching = AsyncItemIndex(uri, "r_long")
+        try:
+            hits = await searching.search_items(query_D, 51, "", timeout_s=5.0)
+            return dict(zip(hits.item_ids, hits.scores, strict=True))
+        finally:
+            await searching.close()
+
+    query_D = np.linspace(-1, 2, VECTOR_DIM).astype(np.float32)
+    try:
+        index.fill(release)
+        writing.upsert(
+            [IndexedItem(Item("new", "A"), longest, release.content_vectors[0])]
+        )  # a consumer, another process
+        wait_for(lambda: len(asyncio.run(found(query_D))) == 51, 10)
+        scores = {str(n): float(vector @ query_D) for n, vector in enumerate(release.item_vectors)}
+        assert asyncio.run(found(query_D)) == pytest.approx({**scores, "new": float(longest @ query_D)}, rel=1e-4)
+    finally:
+        index.drop()
+        index.close()
+        writing.close()
+
+
+def test_lengthened_vectors_are_of_one_length_and_keep_their_inner_products() -> None:
+    rng = np.random.default_rng(0)
+    vectors_ND = (rng.standard_normal((40, 6)) * rng.lognormal(size=(40, 1))).astype(np.float32)
+    lengths_N = np.linalg.norm(vectors_ND, axis=1)
+    long_ND = lengthened(vectors_ND, float(lengths_N.max()))
+    np.testing.assert_allclose(np.linalg.norm(long_ND, axis=1), lengths_N.max(), rtol=1e-5)
+    np.testing.assert_array_equal(long_ND[:, :-1], vectors_ND)
+    assert lengthened(vectors_ND, 0.1)[:, -1].max() == 0 or lengths_N.min() < 0.1
 
 
 def test_more_attributes_than_a_collection_has_fields(uri: str, tmp_path: Path) -> None:
