@@ -37,14 +37,6 @@ local HEAD, HEAD_BYTES = '>I4I4I4I8I8', 28
 local cap, ttl, clock, skew = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local slack = math.max(16, math.floor(cap / 8))
 
-local function change(key, changes)
-local value = redis.call('GET', key)
-local version, count, newest, deleted = 0, 0, 0, 0
-if value then
-  local _
-  version, count, _, newest, deleted = struct.unpack(HEAD, value)
-end
-
 local function has(content, id)
   for k = 2, #content do
     if content[k] == id then return true end
@@ -75,112 +67,120 @@ local function once(action, content) -- an order that names an item twice has it
   return distinct
 end
 
-local function store(body)
-  version = math.max(version + 1, clock)
-  local head = struct.pack(HEAD, version, count, cap, newest, deleted)
-  redis.call('SET', key, head .. body, 'EX', ttl)
-  return #head + #body
-end
-
-local function append()
-  if #changes == 0 or count > cap + slack then return nil end
-  local latest, total, pieces = math.max(newest, deleted), count, {}
-  for i = 1, #changes, 3 do
-    local time, action, content = changes[i], changes[i + 1], once(changes[i + 1], changes[i + 2])
-    if time <= latest or action == DELETED then return nil end
-    pieces[#pieces + 1] = cmsgpack.pack(time - (i == 1 and newest or latest), action, content)
-    latest, total = time, total + size(action, content)
+local function change(key, changes)
+  local value = redis.call('GET', key)
+  local version, count, newest, deleted = 0, 0, 0, 0
+  if value then
+    local _
+    version, count, _, newest, deleted = struct.unpack(HEAD, value)
   end
-  newest, count = latest, total
-  return table.concat(pieces)
-end
 
-local appended = append()
-if appended then
-  local bytes = store((value and string.sub(value, HEAD_BYTES + 1) or '') .. appended)
-  return {version, string.rep('n', #changes / 3), bytes}
-end
+  local function store(body)
+    version = math.max(version + 1, clock)
+    local head = struct.pack(HEAD, version, count, cap, newest, deleted)
+    redis.call('SET', key, head .. body, 'EX', ttl)
+    return #head + #body
+  end
 
-local T, A, C = {}, {}, {}
-if value then
-  local at, now = HEAD_BYTES, 0
-  while at >= 0 and at < #value do
-    local fields = {cmsgpack.unpack_limit(value, 300, at)}
-    at = fields[1]
-    for i = 2, #fields, 3 do
-      now = now + fields[i]
-      local n = #T + 1
-      T[n], A[n], C[n] = now, fields[i + 1], fields[i + 2]
+  local function append()
+    if #changes == 0 or count > cap + slack then return nil end
+    local latest, total, pieces = math.max(newest, deleted), count, {}
+    for i = 1, #changes, 3 do
+      local time, action, content = changes[i], changes[i + 1], once(changes[i + 1], changes[i + 2])
+      if time <= latest or action == DELETED then return nil end
+      pieces[#pieces + 1] = cmsgpack.pack(time - (i == 1 and newest or latest), action, content)
+      latest, total = time, total + size(action, content)
     end
+    newest, count = latest, total
+    return table.concat(pieces)
   end
-end
 
-local latest_change = -1
-local function insert(time, action, content)
-  if time <= deleted then return 'f' end
-  local place = #T
-  while place > 0 and T[place] > time do place = place - 1 end
-  local letter = place < #T and 'l' or 'n'
-  local same = place
-  while same > 0 and T[same] == time do
-    if A[same] == action then
-      if action ~= ORDERED then
-        if C[same] == content then return 'd' end
-      elseif C[same][1] == content[1] then
-        if add(C[same], content) == 0 then return 'd' end
-        latest_change = math.max(latest_change, time)
-        return letter
+  local appended = append()
+  if appended then
+    local bytes = store((value and string.sub(value, HEAD_BYTES + 1) or '') .. appended)
+    return {version, string.rep('n', #changes / 3), bytes}
+  end
+
+  local T, A, C = {}, {}, {}
+  if value then
+    local at, now = HEAD_BYTES, 0
+    while at >= 0 and at < #value do
+      local fields = {cmsgpack.unpack_limit(value, 300, at)}
+      at = fields[1]
+      for i = 2, #fields, 3 do
+        now = now + fields[i]
+        local n = #T + 1
+        T[n], A[n], C[n] = now, fields[i + 1], fields[i + 2]
       end
     end
-    same = same - 1
   end
-  table.insert(T, place + 1, time)
-  table.insert(A, place + 1, action)
-  table.insert(C, place + 1, once(action, content))
-  latest_change = math.max(latest_change, action == CANCELLED and time + skew or time)
-  return letter
-end
 
-local letters, is_changed = {}, false
-for i = 1, #changes, 3 do
-  local time, action, letter = changes[i], changes[i + 1], 'd'
-  if action ~= DELETED then
-    letter = insert(time, action, changes[i + 2])
-  elseif time > deleted then
-    deleted, letter, is_changed = time, 'n', true
-    local kept = 1
-    while T[kept] and T[kept] <= deleted do kept = kept + 1 end
-    local function rest(from)
-      local to = {}
-      for k = kept, #from do to[#to + 1] = from[k] end
-      return to
+  local latest_change = -1
+  local function insert(time, action, content)
+    if time <= deleted then return 'f' end
+    local place = #T
+    while place > 0 and T[place] > time do place = place - 1 end
+    local letter = place < #T and 'l' or 'n'
+    local same = place
+    while same > 0 and T[same] == time do
+      if A[same] == action then
+        if action ~= ORDERED then
+          if C[same] == content then return 'd' end
+        elseif C[same][1] == content[1] then
+          if add(C[same], content) == 0 then return 'd' end
+          latest_change = math.max(latest_change, time)
+          return letter
+        end
+      end
+      same = same - 1
     end
-    T, A, C = rest(T), rest(A), rest(C)
+    table.insert(T, place + 1, time)
+    table.insert(A, place + 1, action)
+    table.insert(C, place + 1, once(action, content))
+    latest_change = math.max(latest_change, action == CANCELLED and time + skew or time)
+    return letter
   end
-  letters[#letters + 1] = letter
-end
 
--- What is older than the cap-th newest event cannot be among the newest any more.
-local oldest, events, place, bytes = 0, 0, #T, 0
-while place > 0 do
-  events = events + size(A[place], C[place])
-  if events >= cap then oldest = T[place] break end
-  place = place - 1
-end
-if is_changed or latest_change >= oldest then
-  local pieces, now = {}, 0
-  count = 0
-  for i = 1, #T do
-    if T[i] >= oldest or (A[i] == CANCELLED and T[i] + skew >= oldest) then
-      pieces[#pieces + 1] = cmsgpack.pack(T[i] - now, A[i], C[i])
-      now = T[i]
-      count = count + size(A[i], C[i])
+  local letters, is_changed = {}, false
+  for i = 1, #changes, 3 do
+    local time, action, letter = changes[i], changes[i + 1], 'd'
+    if action ~= DELETED then
+      letter = insert(time, action, changes[i + 2])
+    elseif time > deleted then
+      deleted, letter, is_changed = time, 'n', true
+      local kept = 1
+      while T[kept] and T[kept] <= deleted do kept = kept + 1 end
+      local function rest(from)
+        local to = {}
+        for k = kept, #from do to[#to + 1] = from[k] end
+        return to
+      end
+      T, A, C = rest(T), rest(A), rest(C)
     end
+    letters[#letters + 1] = letter
   end
-  newest = now
-  bytes = store(table.concat(pieces))
-end
-return {version, table.concat(letters), bytes}
+
+  -- What is older than the cap-th newest event cannot be among the newest any more.
+  local oldest, events, place, bytes = 0, 0, #T, 0
+  while place > 0 do
+    events = events + size(A[place], C[place])
+    if events >= cap then oldest = T[place] break end
+    place = place - 1
+  end
+  if is_changed or latest_change >= oldest then
+    local pieces, now = {}, 0
+    count = 0
+    for i = 1, #T do
+      if T[i] >= oldest or (A[i] == CANCELLED and T[i] + skew >= oldest) then
+        pieces[#pieces + 1] = cmsgpack.pack(T[i] - now, A[i], C[i])
+        now = T[i]
+        count = count + size(A[i], C[i])
+      end
+    end
+    newest = now
+    bytes = store(table.concat(pieces))
+  end
+  return {version, table.concat(letters), bytes}
 end
 
 local all, replies = cmsgpack.unpack(ARGV[5]), {}

@@ -27,7 +27,7 @@ class Metrics:
         )
         self.visible_lag_s = Histogram(
             "baguni_event_visible_lag_seconds",
-            "From an event's own time to when Recommend sees it, by what happened.",
+            "From an event's own time to when Recommend sees it, by what happened; of each batch the longest.",
             ["kind"],
             buckets=LAG_S,
             registry=registry,
@@ -46,7 +46,7 @@ class Metrics:
         )
         self.history_bytes = Histogram(
             "baguni_history_bytes",
-            "The stored size of a history that was changed.",
+            "The stored size of a history that was changed; of each batch the largest.",
             buckets=BYTES,
             registry=registry,
         )

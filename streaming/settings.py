@@ -14,7 +14,7 @@ class StreamingSettings(Endpoints):
     """Addresses and limits. `ready_file` is touched once partitions are assigned, for whoever supervises the process."""
 
     max_events: int = Field(default=MAX_EVENTS, ge=1)
-    batch_records: int = Field(default=500, ge=1)  # one round trip to Redis
+    batch_records: int = Field(default=2_000, ge=1)  # one round trip to Redis, one commit
     item_batch_records: int = Field(default=64, ge=1)  # two calls of the encoders, so that a stop need not wait long
     session_timeout_ms: int = Field(default=6_000, ge=1_000)  # a crashed consumer's partitions move after this long
     instance_id: str = ""  # a name that a restart comes back with, such as a pod's: it keeps its partitions meanwhile
