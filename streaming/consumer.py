@@ -36,7 +36,7 @@ from streaming.topics import record_of
 
 log = logging.getLogger(__name__)
 POLL_MS = 200  # also how long a stop waits at most while nothing arrives
-FETCH_WAIT_MS = 50  # how long the broker holds an empty fetch: an event waits for the one before it, at most
+FETCH_WAIT_MS = 20  # how long the broker holds an empty fetch: some let an event wait for it
 BOOTSTRAP_MS = 5_000
 COMMIT_MS = 5_000
 MAX_FETCH_BYTES = 8 << 20  # of a fetch, and so of what waits in memory; a record that is larger comes alone
