@@ -300,8 +300,8 @@ def main(run: str | None = None) -> None:
     """Measure and write the file."""
     with tempfile.TemporaryDirectory() as folder:
         found, curves = uvloop.run(measure(Path(run) if run else DEFAULT_RUN, Path(folder)))
-    plot(curves, REPOSITORY / "docs" / "gateway.png")
     write_result(RESULTS / "gateway.json", "gateway", "make bench-gateway", found)
+    plot(curves, REPOSITORY / "docs" / "gateway.png")
 
 
 if __name__ == "__main__":

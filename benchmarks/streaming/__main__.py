@@ -325,8 +325,8 @@ def main(run: str | None = None) -> None:
                 print(f"{row.what}: {row.value:.4g} {row.unit}{beside}   {row.bar}: {'' if row.holds else 'MISSED'}")
                 sys.stdout.flush()
                 found.append(row)
-    plot(pictures.seconds, pictures.bytes_a_user, HISTORY, REPOSITORY / "docs" / "streaming.png")
     write_result(RESULTS / "streaming.json", "streaming", "make bench-streaming", found)
+    plot(pictures.seconds, pictures.bytes_a_user, HISTORY, REPOSITORY / "docs" / "streaming.png")
 
 
 if __name__ == "__main__":
