@@ -22,7 +22,10 @@ from streaming.topics import Offsets, TopicReader
 
 COLUMNS = ("user_id", "item_id", "action", "order_id", "time")
 ACTIONS = {"order": Action.ORDERED, "click": Action.CLICKED, "cart": Action.CARTED}
-ROWS = 250_000  # read at a time
+ROWS, SORTED_AT_ONCE = (
+    250_000,
+    16,
+)  # read at a time, and how many of these are sorted together: a user is written once then
 USERS = 250  # written, or compared, at a time
 ROUNDS = 5  # of waiting for what arrives while histories are compared
 
@@ -40,10 +43,13 @@ def read_parquet(path: Path, timezone: str | None = None) -> Iterator[UserChange
         missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
         if missing:
             raise InvalidInputError(f"{path} has no column {', '.join(missing)}, expected {', '.join(COLUMNS)}")
-        first_row = 1
-        for batch in file.iter_batches(ROWS, columns=list(COLUMNS)):
-            yield from _by_user(_Rows.checked(batch, path, first_row, timezone))
-            first_row += batch.num_rows
+        first_row, batches = 1, file.iter_batches(ROWS, columns=list(COLUMNS))
+        while some := list(islice(batches, SORTED_AT_ONCE)):
+            table = pa.Table.from_batches(some)
+            ordered = _checked(table, path, first_row, timezone)
+            for start in range(0, len(ordered), ROWS):
+                yield from _by_user(ordered.slice(start, ROWS))
+            first_row += len(table)
 
 
 def read_events(reader: TopicReader) -> Iterator[UserChanges]:
@@ -129,41 +135,29 @@ def _catch_up(expected: Expected, bootstrap: str, since: Offsets) -> Offsets:
     return reader.ends
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Columns of a batch, sorted by user and time."""
-
-    user: list[str]
-    item: list[str]
-    action: list[str]
-    order: list[str]
-    time_ms: list[int]
-
-    @classmethod
-    def checked(cls, batch: pa.RecordBatch, path: Path, first_row: int, timezone: str | None) -> _Rows:
-        table = pa.Table.from_batches([batch])
-        time_ms = _milliseconds(table["time"], path, timezone)
-        texts = {name: table[name].cast(pa.string()) for name in COLUMNS[:-1]}
-        is_order = pc.equal(texts["action"], "order")
-        texts["order_id"] = pc.if_else(is_order, texts["order_id"], "")
-        for name in ("user_id", "item_id", "order_id"):
-            low = pc.if_else(is_order, 1, 0) if name == "order_id" else 1
-            length = pc.fill_null(pc.utf8_length(texts[name]), -1)
-            fits = pc.and_(pc.greater_equal(length, low), pc.less_equal(length, MAX_ID_LENGTH))
-            _require(fits, texts[name], name, f"text of 1 to {MAX_ID_LENGTH} characters", path, first_row)
-        known = pc.is_in(texts["action"], value_set=pa.array(list(ACTIONS)))
-        _require(known, texts["action"], "action", f"one of {', '.join(ACTIONS)}", path, first_row)
-        _require(pc.greater(pc.fill_null(time_ms, 0), 0), table["time"], "time", "a time after 1970", path, first_row)
-        columns = {**texts, "time_ms": time_ms}
-        keys = [("user_id", "ascending"), ("time_ms", "ascending"), ("order_id", "ascending")]
-        ordered = pa.table(columns).sort_by(keys)
-        names = ("user_id", "item_id", "action", "order_id", "time_ms")
-        return cls(*(ordered[name].to_pylist() for name in names))
+def _checked(table: pa.Table, path: Path, first_row: int, timezone: str | None) -> pa.Table:
+    """The columns that events are made of, sorted by user, time and order."""
+    time_ms = _milliseconds(table["time"], path, timezone)
+    texts = {name: table[name].cast(pa.string()) for name in COLUMNS[:-1]}
+    is_order = pc.equal(texts["action"], "order")
+    texts["order_id"] = pc.if_else(is_order, texts["order_id"], "")
+    for name in ("user_id", "item_id", "order_id"):
+        low = pc.if_else(is_order, 1, 0) if name == "order_id" else 1
+        length = pc.fill_null(pc.utf8_length(texts[name]), -1)
+        fits = pc.and_(pc.greater_equal(length, low), pc.less_equal(length, MAX_ID_LENGTH))
+        _require(fits, texts[name], name, f"text of 1 to {MAX_ID_LENGTH} characters", path, first_row)
+    known = pc.is_in(texts["action"], value_set=pa.array(list(ACTIONS)))
+    _require(known, texts["action"], "action", f"one of {', '.join(ACTIONS)}", path, first_row)
+    _require(pc.greater(pc.fill_null(time_ms, 0), 0), table["time"], "time", "a time after 1970", path, first_row)
+    keys = [("user_id", "ascending"), ("time_ms", "ascending"), ("order_id", "ascending")]
+    return pa.table({**texts, "time_ms": time_ms}).sort_by(keys)
 
 
-def _by_user(rows: _Rows) -> Iterator[UserChanges]:
-    events = map(HistoryEvent, rows.item, map(ACTIONS.__getitem__, rows.action), rows.time_ms, rows.order)
-    for user_id, theirs in groupby(zip(rows.user, events, strict=True), key=itemgetter(0)):
+def _by_user(rows: pa.Table) -> Iterator[UserChanges]:
+    columns = (rows[name].to_pylist() for name in ("user_id", "item_id", "action", "order_id", "time_ms"))
+    user_ids, item_ids, actions, order_ids, times_ms = columns
+    events = map(HistoryEvent, item_ids, map(ACTIONS.__getitem__, actions), times_ms, order_ids)
+    for user_id, theirs in groupby(zip(user_ids, events, strict=True), key=itemgetter(0)):
         yield user_id, [event for _, event in theirs]
 
 
