@@ -4,6 +4,7 @@ histories should be of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ import redis
 from google.protobuf.message import Message
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, UnknownTopicOrPartitionError
+from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
 from baguni.errors import UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, TOPICS, USER_TOPICS, UserEvents, cloud_event_headers, parse
@@ -69,8 +70,9 @@ class Own:
         """The user topics and the one for dead letters."""
         client = KafkaAdminClient(bootstrap_servers=self.endpoints.kafka_bootstrap)
         try:
-            topics = [NewTopic(name, PARTITIONS, 1) for name in (*USER_TOPICS, DEAD_LETTER_TOPIC)]
-            client.create_topics(topics)
+            for name in (*USER_TOPICS, DEAD_LETTER_TOPIC):
+                with contextlib.suppress(TopicAlreadyExistsError):  # a consumer's metadata request creates topics, too
+                    client.create_topics([NewTopic(name, PARTITIONS, 1)])
         finally:
             client.close()
 
@@ -78,9 +80,8 @@ class Own:
         """The user topics with everything in them."""
         client = KafkaAdminClient(bootstrap_servers=self.endpoints.kafka_bootstrap)
         try:
-            client.delete_topics([*USER_TOPICS, DEAD_LETTER_TOPIC])
-        except UnknownTopicOrPartitionError:
-            pass
+            with contextlib.suppress(UnknownTopicOrPartitionError):
+                client.delete_topics([*USER_TOPICS, DEAD_LETTER_TOPIC])
         finally:
             client.close()
 
