@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.json_format import Parse, ParseError
 from google.protobuf.message import DecodeError, Message
@@ -117,6 +117,17 @@ def cloud_event_headers(message: Message, event_id: str, source: str) -> list[tu
         ("ce_type", f"{TYPE_PREFIX}{type(message).__name__}".encode()),
         ("content-type", b"application/protobuf"),
     ]
+
+
+def producible(message: Message, event_id: str, source: str) -> dict[str, Any]:
+    """What `KafkaProducer.send` takes to produce a message as its contract says, keyed by its user or item."""
+    key = getattr(message, "user_id", "") or getattr(message, "item_id", "")
+    return {
+        "topic": TOPICS[type(message).__name__],
+        "key": key.encode(),
+        "value": message.SerializeToString(),
+        "headers": cloud_event_headers(message, event_id, source),
+    }
 
 
 def _event(message: Message) -> Event:

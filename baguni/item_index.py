@@ -71,7 +71,9 @@ class ItemIndex:
         self._length = float(np.linalg.norm(release.item_vectors, axis=1).max(initial=0.0))
         vectors = {self._items: lengthened(release.item_vectors, self._length), self._content: release.content_vectors}
         with milvus_errors():
-            missing = [name for name in vectors if not self._is_current(name)]
+            missing = [
+                name for name in vectors if not (self._is_there(name) and self._is_current(self._described(name)))
+            ]
             with ThreadPoolExecutor(len(vectors)) as pool:  # it is mostly waiting for Milvus
                 list(pool.map(lambda name: self._build(name, release.catalog.items, vectors[name]), missing))
                 for name in missing:  # one after the other: the embedded Milvus loses names otherwise
@@ -84,14 +86,15 @@ class ItemIndex:
         """Raise ReleaseMismatchError unless both collections exist and carry this release's id."""
         with milvus_errors():
             for name in (self._items, self._content):
-                if not self._client.has_collection(name, timeout=WRITE_TIMEOUT_S):
+                if not self._is_there(name):
                     raise ReleaseMismatchError(f"Milvus has no collection {name}, needed by release {self.release_id}")
-                carried = self._described(name).get("properties", {}).get(RELEASE)
+                described = self._described(name)
+                carried = described.get("properties", {}).get(RELEASE)
                 if carried != self.release_id:
                     raise ReleaseMismatchError(
                         f"Milvus' {name} belongs to release {carried!r}, expected {self.release_id!r}"
                     )
-                if not self._is_current(name):
+                if not self._is_current(described):
                     raise ReleaseMismatchError(
                         f"Milvus' {name} was filled by an older version: activate the release again"
                     )
@@ -124,11 +127,11 @@ class ItemIndex:
         """Close the connection."""
         self._client.close()
 
-    def _is_current(self, name: str) -> bool:
-        """Whether the collection is there, with the fields that filters need and vectors of one length."""
-        if not self._client.has_collection(name, timeout=WRITE_TIMEOUT_S):
-            return False
-        described = self._described(name)
+    def _is_there(self, name: str) -> bool:
+        return bool(self._client.has_collection(name, timeout=WRITE_TIMEOUT_S))
+
+    def _is_current(self, described: Mapping[str, Any]) -> bool:
+        """Whether a collection has the fields that filters need and vectors of one length."""
         fields = {field["name"] for field in described["fields"]}
         return self._typed_fields().keys() <= fields and LENGTH in described.get("properties", {})
 

@@ -115,7 +115,7 @@ def main(run: str | None = None) -> None:
         try:
             stack.start_servers()
             for row in rows(stack.settings.endpoints().milvus_uri, Path(run) if run else DEFAULT_RUN, folder):
-                print(f"{row.what}: {row.value:.4f}, {row.reference} {row.reference_value:.2f}", flush=True)
+                print(row, flush=True)
                 found.append(row)
         finally:
             stack.stop()

@@ -37,6 +37,11 @@ class Row:
         """The value over its reference."""
         return self.value / self.reference_value if self.reference_value else None
 
+    def __str__(self) -> str:
+        """As it is printed while a benchmark runs."""
+        beside = f"   {self.reference}: {self.reference_value:.4g}" if self.reference_value is not None else ""
+        return f"{self.what}: {self.value:.4g} {self.unit}{beside}   {self.bar}: {'' if self.holds else 'MISSED'}"
+
 
 def write_result(path: Path, name: str, command: str, rows: Sequence[Row]) -> None:
     """Write one benchmark's rows with where and on what they were measured."""

@@ -287,11 +287,7 @@ async def measure(run: Path, folder: Path) -> tuple[list[Row], list[Curve]]:
         with scene(run, place, num_items=num_items) as stage:
             async for row in rows(stage, curves):
                 row = replace(row, what=name + row.what)
-                beside = f"   {row.reference}: {row.reference_value:.4g}" if row.reference_value is not None else ""
-                print(
-                    f"{row.what}: {row.value:.4g} {row.unit}{beside}   {row.bar}: {'' if row.holds else 'MISSED'}",
-                    flush=True,
-                )
+                print(row, flush=True)
                 found.append(row)
     return found, curves
 

@@ -39,11 +39,7 @@ def main(run: str | None = None) -> None:
     overlap.require_run(path)
     with tempfile.TemporaryDirectory() as folder:
         for row in rows(path, Path(folder)):
-            beside = f"   {row.reference}: {row.reference_value:.4g}" if row.reference_value is not None else ""
-            print(
-                f"{row.what}: {row.value:.4g} {row.unit}{beside}   {row.bar}: {'' if row.holds else 'MISSED'}",
-                flush=True,
-            )
+            print(row, flush=True)
             found.append(row)
     write_result(RESULTS / "inference.json", "inference", "make bench-inference", found)
 

@@ -8,7 +8,6 @@ RUN is a finished run on Complete Journey. Broker, Redis, consumers and load sha
 from __future__ import annotations
 
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -314,16 +313,13 @@ def _bulk(endpoints: Endpoints, folder: Path) -> Row:
 
 def main(run: str | None = None) -> None:
     """Measure and write the file."""
-    random.seed(0)
     found: list[Row] = []
     pictures = Pictures()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with scene(Path(run) if run else DEFAULT_RUN, folder) as stage:
             for row in rows(stage, folder, pictures):
-                beside = f"   {row.reference}: {row.reference_value:.4g}" if row.reference_value is not None else ""
-                print(f"{row.what}: {row.value:.4g} {row.unit}{beside}   {row.bar}: {'' if row.holds else 'MISSED'}")
-                sys.stdout.flush()
+                print(row, flush=True)
                 found.append(row)
     write_result(RESULTS / "streaming.json", "streaming", "make bench-streaming", found)
     plot(pictures.seconds, pictures.bytes_a_user, HISTORY, REPOSITORY / "docs" / "streaming.png")

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaProducer
 
-from baguni.events import TOPICS, cloud_event_headers
+from baguni.events import producible
 from baguni.v1 import events_pb2 as pb
 
 USERS, ITEMS, MAX_LINES = 20_000, 12_000, 12
@@ -56,10 +56,7 @@ def produce(bootstrap: str, messages: Iterator[Message], count: int, per_s: floa
 
 def send(producer: KafkaProducer, message: Message) -> None:
     """One event as its contract says."""
-    key = getattr(message, "user_id", "") or getattr(message, "item_id", "")
-    headers = cloud_event_headers(message, uuid.uuid4().hex, "baguni/benchmark")
-    topic = TOPICS[type(message).__name__]
-    producer.send(topic, key=key.encode(), value=message.SerializeToString(), headers=headers)
+    producer.send(**producible(message, uuid.uuid4().hex, "baguni/benchmark"))
 
 
 if __name__ == "__main__":

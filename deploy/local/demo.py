@@ -29,7 +29,7 @@ from rich.table import Table
 from baguni.client import GatewayClient
 from baguni.client_cli import item_name
 from baguni.errors import BaguniError, NotFoundError
-from baguni.events import TOPICS, cloud_event_headers
+from baguni.events import producible
 from baguni.history_store import HistoryWriter
 from baguni.release import Release, ReleaseStore
 from baguni.v1 import events_pb2, recommendation_pb2
@@ -239,7 +239,7 @@ def _send_and_wait(
     before = _recommend(gateway, order.user_id, now_ms)
     started = time.monotonic()
     for message in messages:
-        _send(producer, message, order.user_id)
+        _send(producer, message)
     while time.monotonic() - started < VISIBLE_WITHIN_S:
         after = _recommend(gateway, order.user_id, now_ms)
         if after.history_version > before.history_version and after.items != before.items:
@@ -259,7 +259,7 @@ def _new_item(producer: KafkaProducer, gateway: GatewayClient, order: NextOrder)
         event_time=_timestamp(int(time.time() * 1000)),
     )
     started = time.monotonic()
-    _send(producer, message, message.item_id)
+    _send(producer, message)
     searchable = _wait_for(lambda: _neighbours(gateway, message.item_id), started)
     only_new = recommendation_pb2.Filter(
         attribute="brand", any_of=recommendation_pb2.StringSet(values=[message.attributes["brand"].string_value])
@@ -290,10 +290,8 @@ def _wait_for(condition: object, started: float) -> float:
     return time.monotonic() - started
 
 
-def _send(producer: KafkaProducer, message: Message, key: str) -> None:
-    headers = cloud_event_headers(message, uuid.uuid4().hex, "baguni/demo")
-    topic = TOPICS[type(message).__name__]
-    producer.send(topic, key=key.encode(), value=message.SerializeToString(), headers=headers).get(timeout=10)
+def _send(producer: KafkaProducer, message: Message) -> None:
+    producer.send(**producible(message, uuid.uuid4().hex, "baguni/demo")).get(timeout=10)
 
 
 def _household_table(household: Shown, release: Release) -> Table:

@@ -24,7 +24,7 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
 from baguni.errors import UnavailableError
-from baguni.events import DEAD_LETTER_TOPIC, TOPICS, USER_TOPICS, UserEvents, cloud_event_headers, parse
+from baguni.events import DEAD_LETTER_TOPIC, USER_TOPICS, UserEvents, cloud_event_headers, parse, producible
 from baguni.history import Change, build
 from baguni.history_store import HistoryWriter
 from baguni.settings import Endpoints
@@ -194,9 +194,7 @@ class Sender:
         """Send all of them, at a rate if one is given."""
         started = time.monotonic()
         for number, message in enumerate(messages):
-            topic, key = TOPICS[type(message).__name__], message.user_id.encode()  # type: ignore[attr-defined]
-            headers = cloud_event_headers(message, f"id-{number}", "test")
-            self._producer.send(topic, key=key, value=message.SerializeToString(), headers=headers)
+            self._producer.send(**producible(message, f"id-{number}", "test"))
             if per_s and number % 50 == 0:
                 time.sleep(max(started + number / per_s - time.monotonic(), 0))
         self._producer.flush(timeout=60)

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from baguni.events import TOPICS, cloud_event_headers
+from baguni.events import producible
 from baguni.history import History
 from baguni.history_store import HistoryReader
 from baguni.settings import Endpoints
@@ -36,9 +36,7 @@ class Shop:
 
     def send(self, message: Message) -> None:
         """Produce a message as its contract says."""
-        key = getattr(message, "user_id", "") or getattr(message, "item_id", "")
-        headers = cloud_event_headers(message, uuid.uuid4().hex, "test")
-        self.send_raw(TOPICS[type(message).__name__], key.encode(), message.SerializeToString(), headers)
+        self.send_raw(**producible(message, uuid.uuid4().hex, "test"))
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]]) -> str:
         """Produce any record; returns where it stands, as the consumers' log says it."""
