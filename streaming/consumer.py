@@ -30,7 +30,7 @@ from baguni.errors import SchemaBreakError, UnavailableError
 from baguni.events import Event, MalformedEvent, parse
 from streaming.dead_letters import DeadLetters, Record
 from streaming.metrics import Metrics
-from streaming.positions import Positions
+from streaming.positions import Place, Positions
 from streaming.settings import StreamingSettings
 from streaming.topics import record_of
 
@@ -40,7 +40,7 @@ FETCH_WAIT_MS = 20  # how long the broker holds an empty fetch: some let an even
 BOOTSTRAP_MS = 5_000
 COMMIT_MS = 5_000
 MAX_FETCH_BYTES = 8 << 20  # of a fetch, and so of what waits in memory; a record that is larger comes alone
-POSITIONS_CHECK_S = 2.0  # how often it is looked whether Redis or a topic has lost something
+CHECK_S = 2.0  # how often it is looked whether Redis has lost something, and whether topics are what they were
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 5.0
 WINDOW, LEAST_DEAD = 1_000, 100  # records that the share of malformed ones is of; fewer malformed ones are an accident
 
@@ -78,7 +78,7 @@ class EventConsumer:
         self._dead_rate = DeadRate(settings.max_dead_share)
         self._retry_s, self._next_check = FIRST_RETRY_S, 0.0
         self._next: dict[TopicPartition, int] = {}  # the offset after the last that was applied, of placed partitions
-        self._short: set[TopicPartition] = set()
+        self._topic_ids: dict[str, str] = {}  # of the topics of these partitions, as they were when they were placed
         self._members = _Membership(settings.ready_file)
         try:
             self._consumer = KafkaConsumer(
@@ -94,6 +94,7 @@ class EventConsumer:
                 max_partition_fetch_bytes=MAX_FETCH_BYTES,
                 fetch_max_bytes=MAX_FETCH_BYTES,
                 fetch_max_wait_ms=FETCH_WAIT_MS,
+                metadata_max_age_ms=int(CHECK_S * 1000),
                 bootstrap_timeout_ms=BOOTSTRAP_MS,
             )
         except KafkaError as error:
@@ -136,15 +137,18 @@ class EventConsumer:
 
     def _place(self) -> Collection[TopicPartition]:
         """Begin partitions that were assigned at the lower of Kafka's and Redis' offset, at the beginning where one of them
-        knows nothing. Returns what was placed; what was polled of it before is read again."""
+        knows nothing. So it is with those whose topic was made anew: Redis knows nothing of it. Returns what was placed;
+        what was polled of it before is read again."""
         gone, new = self._members.take()
         for partition in gone:
             self._next.pop(partition, None)
+        new |= self._made_anew()
         new &= self._consumer.assignment()
         if not new:
             return ()
         try:
-            stored = self._positions.read(new)
+            self._topic_ids |= {topic: self._topic_id(topic) for topic in {partition.topic for partition in new}}
+            stored = self._positions.read([self._placed(partition) for partition in new])
             with _kafka_errors():
                 begins = self._consumer.beginning_offsets(list(new))
                 start = {}
@@ -152,7 +156,7 @@ class EventConsumer:
                     known = (self._consumer.committed(partition, timeout_ms=COMMIT_MS), stored[partition])
                     offsets = [offset for offset in known if offset is not None]
                     start[partition] = min(offsets) if len(offsets) == len(known) else begins[partition]
-            self._positions.place(start)
+            self._positions.place({self._placed(partition): at for partition, at in start.items()})
         except UnavailableError:
             self._members.again(new)
             raise
@@ -162,16 +166,22 @@ class EventConsumer:
         self._next |= start
         return start.keys()
 
-    def _begin_anew(self) -> None:
-        """A topic that ends before what was read of it, twice in a row, is another than it was: it is read from its beginning.
-        Brokers should say that an offset is out of range; one that does not would be asked for it for ever."""
-        ends = {partition: self._consumer.highwater(partition) for partition in self._next}
-        short = {partition for partition, end in ends.items() if end is not None and end < self._next[partition]}
-        again, self._short = short & self._short, short
-        if again:
-            log.warning("topics are not what they were partitions=%d: reading from the beginning", len(again))
-            self._positions.place(dict.fromkeys(again, 0))
-            self._members.again(again)
+    def _made_anew(self) -> set[TopicPartition]:
+        """The partitions whose topic is not the one that it was when they were placed. Offsets would not tell: the new topic
+        may be as long as the old one was."""
+        now = {topic: self._topic_id(topic) for topic in self._topic_ids}
+        changed = {topic for topic, topic_id in now.items() if topic_id not in ("", self._topic_ids[topic])}
+        if changed:
+            log.warning("topics were made anew topics=%s: reading from the beginning", ",".join(sorted(changed)))
+        return {partition for partition in self._next if partition.topic in changed}
+
+    def _topic_id(self, topic: str) -> str:
+        """The id that the broker gave a topic, as of the last metadata; empty if it gives none, or the topic is gone.
+        kafka-python knows it and has no public way to ask."""
+        return str(self._consumer._cluster.topic_id(topic) or "")
+
+    def _placed(self, partition: TopicPartition) -> Place:
+        return Place(partition, self._topic_ids[partition.topic])
 
     def _apply_all(self, raws: Sequence[Any]) -> int:
         """Apply what parses, then set aside what does not: in that order, a retry repeats no dead letter."""
@@ -194,16 +204,15 @@ class EventConsumer:
     def _advance(self, polled: Polled) -> Collection[TopicPartition]:
         """Tell Redis how far everything is applied. Returns the partitions of which it has lost something before that, those of
         which nothing new came included."""
-        if time.monotonic() >= self._next_check:
-            self._next_check = time.monotonic() + POSITIONS_CHECK_S
-            self._begin_anew()
+        self._next_check = time.monotonic() + CHECK_S
         again = {p: raws[0].offset for p, raws in polled.items() if raws[0].offset < self._next.get(p, 0)}
-        if again:  # the topic is another than it was a moment ago
-            self._positions.place(again)
+        if again:  # the broker has sent the consumer back
+            self._positions.place({self._placed(partition): at for partition, at in again.items()})
             self._next |= again
-        steps = {partition: (at, at) for partition, at in self._next.items()}
+        steps = {self._placed(partition): (at, at) for partition, at in self._next.items()}
         for partition, raws in self._still_ours(polled):
-            steps[partition] = (self._next.get(partition, raws[0].offset), raws[-1].offset + 1)
+            begin = self._next.get(partition, raws[0].offset)
+            steps[self._placed(partition)] = (begin, raws[-1].offset + 1)
         lost = self._positions.advance(steps) if steps else ()
         for partition, raws in self._still_ours(polled):
             self._next[partition] = end = raws[-1].offset + 1

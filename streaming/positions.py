@@ -2,33 +2,42 @@
 
 Kafka's committed offset says what was applied once; Redis may have lost the last of it since, in a restart or a failover. So
 Redis keeps the positions too, written after what they stand for: whatever it comes back with, everything before its
-position is there.
+position is there. A position is of a topic's id, not of its name alone: of a topic that was made anew nothing is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import redis
 from kafka import TopicPartition
 
 from baguni.errors import UnavailableError
 
-# KEYS: positions. ARGV: partition, where the batch began, where it ended, for each. Returns the partitions of which something
-# before the batch is missing; these stay as they are. A position never goes back here: that would be a member that was away.
+# KEYS: positions. ARGV: partition, its topic's id, where the batch began, where it ended, for each. Returns the partitions of
+# which something before the batch is missing; these stay as they are. A position never goes back here: that would be a
+# member that was away.
 _ADVANCE = """
 local missing = {}
-for i = 1, #ARGV, 3 do
-  local stored = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '-1')
-  if stored < tonumber(ARGV[i + 1]) then
+for i = 1, #ARGV, 4 do
+  local at, id = string.match(redis.call('HGET', KEYS[1], ARGV[i]) or '', '^(%d+) (.*)$')
+  local stored = id == ARGV[i + 1] and tonumber(at) or -1
+  if stored < tonumber(ARGV[i + 2]) then
     missing[#missing + 1] = ARGV[i]
-  elseif stored < tonumber(ARGV[i + 2]) then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+  elseif stored < tonumber(ARGV[i + 3]) then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 3] .. ' ' .. id)
   end
 end
 return missing
 """
+
+
+class Place(NamedTuple):
+    """A partition of the topic that had this id; the id is empty where a broker gives none."""
+
+    partition: TopicPartition
+    topic_id: str
 
 
 class Positions:
@@ -38,34 +47,48 @@ class Positions:
         self._client, self._key = client, f"baguni:positions:{group_id}"
         self._advance = client.register_script(_ADVANCE)
 
-    def read(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int | None]:
+    def read(self, places: Collection[Place]) -> dict[TopicPartition, int | None]:
         """The next offset of each partition, None where Redis knows of none."""
-        if not partitions:
+        if not places:
             return {}
         try:
-            stored = cast("list[bytes | None]", self._client.hmget(self._key, [_field(p) for p in partitions]))
+            fields = [_field(place.partition) for place in places]
+            stored = cast("list[bytes | None]", self._client.hmget(self._key, fields))
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
-        return {partition: None if at is None else int(at) for partition, at in zip(partitions, stored, strict=True)}
+        return {place.partition: _offset(value, place) for place, value in zip(places, stored, strict=True)}
 
-    def place(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def place(self, offsets: Mapping[Place, int]) -> None:
         """Begin at these offsets, whatever was known."""
+        values = {_field(place.partition): f"{at} {place.topic_id}" for place, at in offsets.items()}
         try:
-            if offsets:
-                self._client.hset(self._key, mapping={_field(partition): at for partition, at in offsets.items()})
+            if values:
+                self._client.hset(self._key, mapping=values)
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
 
-    def advance(self, steps: Mapping[TopicPartition, tuple[int, int]]) -> list[TopicPartition]:
+    def advance(self, steps: Mapping[Place, tuple[int, int]]) -> list[TopicPartition]:
         """Note that what lies between two offsets of each partition is applied. Returns the partitions of which Redis has lost
         something before that."""
-        arguments = [part for partition, (start, end) in steps.items() for part in (_field(partition), start, end)]
+        arguments = [part for place, step in steps.items() for part in (_field(place.partition), place.topic_id, *step)]
         try:
             missing = {bytes(field).decode() for field in self._advance(keys=[self._key], args=arguments)}
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
-        return [partition for partition in steps if _field(partition) in missing]
+        return [place.partition for place in steps if _field(place.partition) in missing]
+
+    def total(self) -> int:
+        """The sum of all positions: how many records of topics that were never cut short are applied."""
+        try:
+            return sum(int(value.split()[0]) for value in cast("list[bytes]", self._client.hvals(self._key)))
+        except redis.RedisError as error:
+            raise UnavailableError("redis", str(error)) from error
 
 
 def _field(partition: TopicPartition) -> str:
     return f"{partition.topic}:{partition.partition}"
+
+
+def _offset(stored: bytes | None, place: Place) -> int | None:
+    at, _, topic_id = (stored or b"").decode().partition(" ")
+    return int(at) if at and topic_id == place.topic_id else None

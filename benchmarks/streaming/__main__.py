@@ -39,6 +39,7 @@ from benchmarks.result import REPOSITORY, RESULTS, Row, write_result
 from benchmarks.streaming.plots import plot
 from benchmarks.streaming.traffic import produce, send, traffic
 from streaming.histories import load, read_parquet
+from streaming.positions import Positions
 
 EVENTS, ROUNDS = 60_000, 3
 POLL_RECORDS = 500
@@ -131,7 +132,7 @@ def _consumer(endpoints: Endpoints, folder: Path, number: int) -> float:
 
 
 def _applied(client: redis.Redis, suffix: str) -> int:
-    return sum(map(int, client.hvals(f"baguni:positions:baguni-users{suffix}")))
+    return Positions(client, f"baguni-users{suffix}").total()
 
 
 def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> float:

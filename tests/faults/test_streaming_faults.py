@@ -20,6 +20,7 @@ import redis
 from baguni.events import USER_TOPICS, cloud_event_headers
 from baguni.history import Action, HistoryEvent
 from benchmarks.result import Row
+from streaming.positions import Positions
 from tests.faults.proxy import proxied
 from tests.faults.streams import (
     TIME_MS,
@@ -310,7 +311,7 @@ def noise(rng: random.Random, real: list, number: int) -> tuple[str, bytes, byte
 
 def applied(client: redis.Redis) -> int:
     """Records behind the group's positions."""
-    return sum(map(int, client.hvals("baguni:positions:baguni-users")))
+    return Positions(client, "baguni-users").total()
 
 
 def test_the_same_events_in_any_order_are_one_history() -> None:
