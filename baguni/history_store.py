@@ -8,7 +8,8 @@ if anything changed, and renews the expiry.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import IntEnum
 from typing import NamedTuple, cast
 
@@ -18,7 +19,7 @@ import redis.asyncio
 
 from baguni.errors import UnavailableError
 from baguni.history import CLOCK_SKEW_MS, MAX_EVENTS, Change, History
-from baguni.packed_history import VERSION_BYTES, pack_changes, unpack_history, unpack_version
+from baguni.packed_history import VERSION_BYTES, PackedChanges, pack_changes, unpack_history, unpack_version
 
 TTL_S = 400 * 86_400  # a user who comes back within a year is known; longer than any topic keeps events
 _PREFIX, _SUFFIX = "baguni:{", "}:h"  # braces: a cluster keeps a user's keys in one slot
@@ -222,7 +223,21 @@ class HistoryWriter:
 
     def apply(self, changes: Mapping[str, Sequence[Change]]) -> dict[str, Applied]:
         """Change users' histories in one round trip. Safe to repeat. Raises UnavailableError."""
-        packed = [(user_id, pack_changes(theirs)) for user_id, theirs in changes.items()]
+        return self._send(_packed(changes))
+
+    def apply_each(self, batches: Iterable[Mapping[str, Sequence[Change]]]) -> Iterator[dict[str, Applied]]:
+        """The same for one batch after the other. While Redis works on one, the next is taken from `batches`."""
+        with ThreadPoolExecutor(1) as redis_thread:
+            before: Future[dict[str, Applied]] | None = None
+            for changes in batches:
+                sent = redis_thread.submit(self._send, _packed(changes))
+                if before is not None:
+                    yield before.result()
+                before = sent
+            if before is not None:
+                yield before.result()
+
+    def _send(self, packed: Sequence[tuple[str, PackedChanges]]) -> dict[str, Applied]:
         limits = (self._max_events, self._ttl_s, int(time.time()), CLOCK_SKEW_MS)
         try:
             pipeline = self._client.pipeline(transaction=False)
@@ -262,6 +277,10 @@ class HistoryWriter:
                 self._client.unlink(*[_KEY % user_id for user_id in user_ids])
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
+
+
+def _packed(changes: Mapping[str, Sequence[Change]]) -> list[tuple[str, PackedChanges]]:
+    return [(user_id, pack_changes(theirs)) for user_id, theirs in changes.items()]
 
 
 class HistoryReader:

@@ -44,8 +44,9 @@ CHECK_S = 2.0  # how often it is looked whether Redis has lost something, and wh
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 5.0
 WINDOW, LEAST_DEAD = 1_000, 100  # records that the share of malformed ones is of; fewer malformed ones are an accident
 
-Apply = Callable[[Sequence[Event]], Sequence[tuple[int, MalformedEvent]]]
-"""Applies events and returns those it rejects for good, by position. Raises UnavailableError to be called again."""
+Apply = Callable[[Iterator[Event]], Sequence[tuple[int, MalformedEvent]]]
+"""Applies all events, which are parsed as they are taken, and returns those it rejects for good, by position. Raises
+UnavailableError to be called again."""
 
 Polled = Mapping[TopicPartition, Sequence[Any]]
 
@@ -185,15 +186,20 @@ class EventConsumer:
 
     def _apply_all(self, raws: Sequence[Any]) -> int:
         """Apply what parses, then set aside what does not: in that order, a retry repeats no dead letter."""
-        events, sources = [], []
+        sources: list[Any] = []
         dead: list[tuple[Record, MalformedEvent]] = []
-        for raw in raws:
-            try:
-                events.append(parse(dict(raw.headers), raw.key, raw.value))
-                sources.append(raw)
-            except MalformedEvent as error:
-                dead.append((record_of(raw), error))
-        rejected = self._apply(events) if events else ()
+
+        def events() -> Iterator[Event]:
+            for raw in raws:
+                try:
+                    event = parse(dict(raw.headers), raw.key, raw.value)
+                except MalformedEvent as error:
+                    dead.append((record_of(raw), error))
+                else:
+                    sources.append(raw)
+                    yield event
+
+        rejected = self._apply(events())
         dead += [(record_of(sources[position]), rejection) for position, rejection in rejected]
         self._dead_rate.check(len(raws), [error for _, error in dead])
         self._dead_letters.send(dead)

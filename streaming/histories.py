@@ -4,7 +4,8 @@ run meanwhile: what both write is there once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
@@ -65,13 +66,19 @@ def read_events(reader: TopicReader) -> Iterator[UserChanges]:
 
 def load(writer: HistoryWriter, histories: Iterable[UserChanges]) -> Iterator[int]:
     """Write histories; yields how many events each round trip took. Raises UnavailableError; safe to repeat as a whole."""
-    batches = iter(histories)
-    while batch := list(islice(batches, USERS)):
+    sizes: deque[int] = deque()
+    for _ in writer.apply_each(_batches(histories, sizes)):
+        yield sizes.popleft()
+
+
+def _batches(histories: Iterable[UserChanges], sizes: deque[int]) -> Iterator[Mapping[str, Sequence[Change]]]:
+    users = iter(histories)
+    while batch := list(islice(users, USERS)):
         changes: dict[str, list[Change]] = {}
         for user_id, theirs in batch:
             changes.setdefault(user_id, []).extend(theirs)
-        writer.apply(changes)
-        yield sum(map(len, changes.values()))
+        sizes.append(sum(map(len, changes.values())))
+        yield changes
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ new. An event older than what is known of its item changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,7 +50,7 @@ class ItemUpdates:
         for *content, suffix in release.semantic_ids.codes_NL.tolist():
             self._published_suffixes.setdefault(tuple(content), set()).add(suffix)
 
-    def apply(self, events: Sequence[Event]) -> Rejections:
+    def apply(self, events: Iterable[Event]) -> Rejections:
         """Apply a batch; of several events of one item the newest counts. Raises UnavailableError; safe to repeat."""
         self._live.update((live.item.item_id, live) for live in self._servers.live_items.changes())
         checked, rejected = self._check(events)
@@ -63,7 +63,7 @@ class ItemUpdates:
             rejected += self._apply_batch(fresh[start : start + ITEM_BATCH])
         return rejected
 
-    def _check(self, events: Sequence[Event]) -> tuple[list[tuple[int, ItemEvent]], Rejections]:
+    def _check(self, events: Iterable[Event]) -> tuple[list[tuple[int, ItemEvent]], Rejections]:
         checked, rejected = [], []
         for position, event in enumerate(events):
             if isinstance(event, ItemUpsert | ItemRemoval):

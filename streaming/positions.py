@@ -8,7 +8,7 @@ position is there. A position is of a topic's id, not of its name alone: of a to
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import redis
 from kafka import TopicPartition
@@ -63,7 +63,7 @@ class Positions:
         values = {_field(place.partition): f"{at} {place.topic_id}" for place, at in offsets.items()}
         try:
             if values:
-                self._client.hset(self._key, mapping=values)
+                self._client.hset(self._key, mapping=cast("dict[Any, Any]", values))
         except redis.RedisError as error:
             raise UnavailableError("redis", str(error)) from error
 
