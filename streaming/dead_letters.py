@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,9 +72,11 @@ class DeadLetters:
                 future.get(timeout=SEND_TIMEOUT_S)
         except KafkaError as failure:
             raise UnavailableError("kafka", f"dead letters not stored: {failure}") from failure
-        for record, error in dead:
-            where = f"{record.topic}/{record.partition}@{record.offset}"
-            log.warning("dead letter reason=%s source=%s error=%s", error.reason, where, error)
+        counts = Counter(error.reason for _, error in dead)
+        for record, error in dead:  # a line for each reason: a producer gone wrong would fill the log
+            if count := counts.pop(error.reason, 0):
+                where = f"{record.topic}/{record.partition}@{record.offset}"
+                log.warning("dead letters reason=%s count=%d first=%s error=%s", error.reason, count, where, error)
 
     def close(self) -> None:
         """Flush and close."""
