@@ -19,6 +19,7 @@ SUMMARIES = {
     "export": "Make a release of a finished run.",
     "release": "List, show, try, activate and roll back releases.",
     "histories": "Load, rebuild and check stored histories.",
+    "crm": "Run campaigns: whom to push what, delivered once.",
     "dlq": "List, show and replay what streams in and will never parse.",
     "token": "Make a bearer token for a caller of the gateway.",
     "up": "Start the local stack.",

@@ -20,9 +20,11 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import grpc
+from pydantic import SecretStr
 
 from baguni.channels import KEEPALIVE
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
+from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 
@@ -94,10 +96,9 @@ class GatewayClient:
         return response
 
     def generate_top_items(
-        self, user_ids: Sequence[str], k: int, timeout_s: float = BULK_TIMEOUT_S
+        self, request: pb.GenerateTopItemsRequest, timeout_s: float = BULK_TIMEOUT_S
     ) -> pb.GenerateTopItemsResponse:
         """`GenerateTopItems`, asked once only: it is slow because it is much."""
-        request = pb.GenerateTopItemsRequest(user_ids=user_ids, k=k)
         try:
             return self._stubs[0].GenerateTopItems(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
@@ -161,6 +162,18 @@ class GatewayClient:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return UnavailableError("gateway", f"no answer in time (at {self._address})")
         return BaguniError(f"{code.name}: {details}")
+
+
+class ClientSettings(Endpoints):
+    """How tools and jobs call the gateway: BAGUNI_CLIENT_TOKEN, or a file; BAGUNI_CLIENT_AUTHORITY for TLS."""
+
+    client_token: SecretStr = SecretStr("")
+    client_authority: Path | None = None  # PEM, of who signs the gateway's certificate
+
+    def gateway(self, address: str | None = None) -> GatewayClient:
+        """A client of the gateway at its address, or another."""
+        tls = Tls(self.client_authority) if self.client_authority else None
+        return GatewayClient(address or self.gateway_address, self.client_token.get_secret_value(), tls)
 
 
 def _channel(address: str, tls: Tls | None) -> grpc.Channel:

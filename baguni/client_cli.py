@@ -5,28 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
-from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
 from baguni.catalog import Catalog
-from baguni.client import GatewayClient, Tls
+from baguni.client import ClientSettings
 from baguni.errors import NotFoundError
 from baguni.history import Action, History
 from baguni.release import Release, ReleaseStore
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
-
-
-class ClientSettings(Endpoints):
-    """How the command line calls the gateway: BAGUNI_CLIENT_TOKEN, or a file; BAGUNI_CLIENT_AUTHORITY for TLS."""
-
-    client_token: SecretStr = SecretStr("")
-    client_authority: Path | None = None  # PEM, of who signs the gateway's certificate
-
 
 COUNT = click.option("-k", "--count", default=10, show_default=True, help="How many items.")
 ADDRESS = click.option("--address", default=None, help="The gateway's address.")
@@ -47,7 +37,7 @@ def recommend(user_id: str, count: int, new_only: bool, category: str | None, ad
     request = pb.RecommendRequest(user_id=user_id, page_size=count, exclude_purchased=new_only)
     if category:
         request.filters.append(pb.Filter(attribute="category", any_of=pb.StringSet(values=[category])))
-    response = _client(address).recommend(request)
+    response = ClientSettings().gateway(address).recommend(request)
     release = _release(response.release_id)
     tier = pb.DegradationTier.Name(response.degradation_tier).removeprefix("DEGRADATION_TIER_").lower()
     title = f"For {user_id}: release {response.release_id}, tier {tier}, history version {response.history_version}"
@@ -64,7 +54,9 @@ def top_items(user_ids: tuple[str, ...], count: int, address: str | None) -> Non
     \b
     baguni top-items 1000 1001
     """
-    response = _client(address).generate_top_items(user_ids, count)
+    response = (
+        ClientSettings().gateway(address).generate_top_items(pb.GenerateTopItemsRequest(user_ids=user_ids, k=count))
+    )
     release = _release(response.release_id)
     for user in response.users:
         status = pb.UserStatus.Name(user.status).removeprefix("USER_STATUS_").lower()
@@ -83,7 +75,11 @@ def similar(item_id: str, space: str, count: int, address: str | None) -> None:
     baguni similar 995242 --space collaborative
     """
     chosen = pb.SPACE_CONTENT if space == "content" else pb.SPACE_COLLABORATIVE
-    response = _client(address).similar_items(pb.SimilarItemsRequest(item_id=item_id, space=chosen, page_size=count))
+    response = (
+        ClientSettings()
+        .gateway(address)
+        .similar_items(pb.SimilarItemsRequest(item_id=item_id, space=chosen, page_size=count))
+    )
     release = _release(response.release_id)
     name = item_name(release.catalog, item_id)
     Console().print(items_table(response.items, release.catalog, f"{space} neighbours of {name}"))
@@ -137,12 +133,6 @@ def semantic_id(release: Release, item_id: str) -> str:
     """The item's codes as "12·7·255·0"; empty where the release does not know it."""
     index = release.catalog.index.get(item_id)
     return "" if index is None else "·".join(map(str, release.semantic_ids.codes_NL[index].tolist()))
-
-
-def _client(address: str | None) -> GatewayClient:
-    settings = ClientSettings()
-    tls = Tls(settings.client_authority) if settings.client_authority else None
-    return GatewayClient(address or settings.gateway_address, settings.client_token.get_secret_value(), tls)
 
 
 def _release(release_id: str | None) -> Release:

@@ -62,10 +62,12 @@ Change = HistoryEvent | Cancellation | Deletion
 
 @dataclass(frozen=True)
 class History:
-    """Events, oldest first, at most `max_events` of them. `version` grows with every change to the stored history."""
+    """Events, oldest first, at most `max_events` of them. `version` grows with every change to the stored history;
+    `deleted_ms` is when the user last asked to be forgotten, 0 for never."""
 
     events: tuple[HistoryEvent, ...] = ()
     version: int = 0
+    deleted_ms: int = 0
 
     def __len__(self) -> int:
         return len(self.events)

@@ -66,7 +66,7 @@ def unpack_history(value: bytes | None) -> History:
     """What is stored, as a history."""
     if not value:
         return History()
-    version, _, max_events, _, _ = _HEAD.unpack_from(value)
+    version, _, max_events, _, deleted_ms = _HEAD.unpack_from(value)
     stream = msgpack.Unpacker(max_buffer_size=0)
     stream.feed(memoryview(value)[_HEAD.size :])
     events: list[HistoryEvent] = []
@@ -85,7 +85,7 @@ def unpack_history(value: bytes | None) -> History:
             events.append(HistoryEvent(str(content), _ACTIONS[action], time_ms))
     if not is_sorted:
         events.sort(key=_sort_key)
-    return History(without_cancelled(events[-max_events:], cancellations), version)
+    return History(without_cancelled(events[-max_events:], cancellations), version, deleted_ms)
 
 
 def _id(text: str) -> int | str:

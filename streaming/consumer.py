@@ -28,11 +28,11 @@ from kafka.errors import KafkaError
 
 from baguni.errors import SchemaBreakError, UnavailableError
 from baguni.events import Event, MalformedEvent, parse
-from streaming.dead_letters import DeadLetters, Record
+from baguni.topics import Record, record_of
+from streaming.dead_letters import DeadLetters
 from streaming.metrics import Metrics
 from streaming.positions import Place, Positions
 from streaming.settings import StreamingSettings
-from streaming.topics import record_of
 
 log = logging.getLogger(__name__)
 POLL_MS = 200  # also how long a stop waits at most while nothing arrives

@@ -5,33 +5,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from baguni.errors import UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
+from baguni.topics import Record
 
 log = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 5.0
 MAX_ERROR_LENGTH = 1_000
 MAX_REQUEST_BYTES = 10 << 20  # a record as big as the broker takes, and what is added to it
-
-
 ADDED = "dead_letter_"  # begins the names of the headers that are added
-
-
-@dataclass(frozen=True)
-class Record:
-    """A Kafka record, without the client's classes."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
 
 
 def original(letter: Record) -> Record:

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from baguni.errors import NotFoundError, UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent, parse
-from streaming.dead_letters import ADDED, Record, original
+from baguni.topics import Record, TopicReader
+from streaming.dead_letters import ADDED, original
 from streaming.settings import StreamingSettings
-from streaming.topics import TopicReader
 
 SHOWN_BYTES = 4_000
 SEND_TIMEOUT_S = 10.0

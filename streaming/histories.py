@@ -19,7 +19,7 @@ from baguni.errors import InvalidInputError
 from baguni.events import MAX_ID_LENGTH, USER_TOPICS, MalformedEvent, UserEvents, parse
 from baguni.history import MAX_EVENTS, Action, Change, HistoryEvent, build
 from baguni.history_store import HistoryWriter
-from streaming.topics import Offsets, TopicReader
+from baguni.topics import Offsets, TopicReader
 
 COLUMNS = ("user_id", "item_id", "action", "order_id", "time")
 ACTIONS = {"order": Action.ORDERED, "click": Action.CLICKED, "cart": Action.CARTED}

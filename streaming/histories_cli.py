@@ -15,9 +15,9 @@ from rich.table import Table
 
 from baguni.events import USER_TOPICS
 from baguni.history_store import HistoryWriter
+from baguni.topics import TopicReader
 from streaming.histories import Difference, UserChanges, load, read_events, read_parquet, verify
 from streaming.settings import StreamingSettings
-from streaming.topics import TopicReader
 
 PARQUET = click.Path(exists=True, dir_okay=False, path_type=Path)
 TIMEZONE = click.option("--timezone", default=None, help="Of times without one, such as Asia/Seoul.")

@@ -149,7 +149,10 @@ def _play(settings: StackSettings, release: Release) -> Measured:
         first_lists = {order.user_id: _recommend(gateway, order.user_id, order.time_ms) for order in timed}
         for household in shown:
             household.before = _ids(first_lists[household.order.user_id])
-        generated = gateway.generate_top_items([household.order.user_id for household in shown], LIST_LENGTH)
+        user_ids = [household.order.user_id for household in shown]
+        generated = gateway.generate_top_items(
+            recommendation_pb2.GenerateTopItemsRequest(user_ids=user_ids, k=LIST_LENGTH)
+        )
         for household, user in zip(shown, generated.users, strict=True):
             household.generated = [item.item_id for item in user.items]
         for order in track(timed, "clicks and orders", console=console):

@@ -28,9 +28,9 @@ from baguni.events import DEAD_LETTER_TOPIC, USER_TOPICS, UserEvents, cloud_even
 from baguni.history import Change, build
 from baguni.history_store import HistoryWriter
 from baguni.settings import Endpoints
+from baguni.topics import TopicReader
 from deploy.local.programs import servers
 from deploy.local.settings import StackSettings
-from streaming.topics import TopicReader
 from tests.integration.streams import cancellation, click, deletion, order
 
 TIME_MS = 1_700_000_000_000

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from baguni.errors import NotFoundError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
 from baguni.settings import Endpoints
-from streaming.dead_letters import DeadLetters, Record, original
+from baguni.topics import Record, TopicReader
+from streaming.dead_letters import DeadLetters, original
 from streaming.dead_letters_cli import dlq
-from streaming.topics import TopicReader
 from tests.integration.streams import ConsumerProcess, read_history, wait_for
 
 pytestmark = pytest.mark.stack

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from baguni.errors import NotFoundError, UnavailableError
-from streaming.dead_letters import Record
 
 POLL_MS = 1_000
 BOOTSTRAP_MS = 5_000
 MAX_SILENCE = 10  # polls without a record before the broker counts as away
 
 Offsets = dict[TopicPartition, int]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A Kafka record, without the client's classes."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
 
 
 class TopicReader:

@@ -1,0 +1,1 @@
+"""The CRM job: whom a campaign pushes what, and delivering it once."""

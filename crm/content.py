@@ -1,0 +1,111 @@
+"""What campaigns prepared, over HTTP, for messages that fetch their content when they are sent (Braze's Connected Content).
+
+GET /v1/campaigns/{campaign}/users/{user_id} answers 200 with items whatever happens, since a message is sent whether its
+content comes or not: the user's own of the campaign's last run, or else popular items, and says which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import redis.asyncio
+from aiohttp import web
+
+from baguni.client import GatewayClient
+from baguni.errors import BaguniError, InvalidInputError
+from baguni.history import History
+from baguni.history_store import HistoryReader
+from baguni.v1 import recommendation_pb2 as pb
+from crm.settings import CrmSettings
+from crm.state import CampaignState
+
+log = logging.getLogger(__name__)
+MAX_K, DEFAULT_K = 50, 10
+FALLBACK_EVERY_S = 300.0
+FALLBACK_TIMEOUT_S = 2.0
+DELETED_TIMEOUT_S = 0.03
+
+
+@dataclass
+class Content:
+    """Answers. `popular` is renewed every few minutes, and stays what it was while the gateway is away."""
+
+    state: CampaignState
+    histories: HistoryReader
+    gateway: GatewayClient
+    token: str
+    popular: list[str] = field(default_factory=list)
+
+    async def items(self, request: web.Request) -> web.Response:
+        """One user's items."""
+        if self.token and not hmac.compare_digest(request.headers.get("Authorization", ""), f"Bearer {self.token}"):
+            return web.json_response({"error": "expected the header Authorization: Bearer TOKEN"}, status=401)
+        text = request.query.get("k", str(DEFAULT_K))
+        k = min(int(text), MAX_K) if text.isascii() and text.isdecimal() and int(text) else DEFAULT_K
+        campaign, user_id = request.match_info["campaign"], request.match_info["user_id"]
+        run = self.state.latest(campaign)
+        push = None if run is None else self.state.push_of(run.run_id, user_id)
+        if push is None or await self._is_deleted(user_id):
+            return web.json_response({"user_id": user_id, "items": self.popular[:k], "source": "popular"})
+        return web.json_response(
+            {
+                "user_id": user_id,
+                "items": [item.item_id for item in push.items[:k]],
+                "source": "popular" if push.cold_start else "generated",
+                "run_id": run.run_id if run else "",
+                "release_id": push.release_id,
+            }
+        )
+
+    async def keep_popular_fresh(self) -> None:
+        """Ask the gateway, now and again."""
+        while True:
+            try:
+                self.popular = await asyncio.to_thread(self._popular) or self.popular
+            except BaguniError as error:
+                log.warning("popular items not renewed error=%s", error)
+            await asyncio.sleep(FALLBACK_EVERY_S)
+
+    def _popular(self) -> list[str]:
+        request = pb.RecommendRequest(anonymous=pb.AnonymousUser(), page_size=MAX_K)
+        return [item.item_id for item in self.gateway.recommend(request, FALLBACK_TIMEOUT_S).items]
+
+    async def _is_deleted(self, user_id: str) -> bool:
+        """Whether the user asked to be forgotten since; if nobody answers in time, no."""
+        try:
+            async with asyncio.timeout(DELETED_TIMEOUT_S):
+                history: History = (await self.histories.read([user_id]))[0]
+        except (BaguniError, TimeoutError):
+            return False
+        return history.deleted_ms > 0 and not history.events
+
+
+def application(settings: CrmSettings, state: CampaignState) -> web.Application:
+    """The server's routes; `state` stays open as long as it runs."""
+
+    async def running(app: web.Application):  # type: ignore[no-untyped-def]
+        client = redis.asyncio.Redis.from_url(settings.redis_url)
+        with closing(settings.gateway()) as gateway:
+            content = Content(state, HistoryReader(client), gateway, settings.crm_content_token.get_secret_value())
+            app.router.add_get("/v1/campaigns/{campaign}/users/{user_id}", content.items)
+            renewing = asyncio.create_task(content.keep_popular_fresh())
+            yield
+            renewing.cancel()
+            await client.aclose()
+
+    app = web.Application()
+    app.cleanup_ctx.append(running)
+    return app
+
+
+def serve_content(settings: CrmSettings, address: str) -> None:
+    """Until SIGTERM or SIGINT. Raises InvalidInputError for an address that is none."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InvalidInputError(f"--address is {address!r}, expected HOST:PORT")
+    with closing(CampaignState(settings.crm_state)) as state:
+        web.run_app(application(settings, state), host=host, port=int(port), print=None)

@@ -1,0 +1,45 @@
+"""Where lists go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from crm.state import Push, Run
+
+
+class UncertainError(Exception):
+    """The sink may have taken a batch, or not: it died, or the connection did, before it said so."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of a batch: who was refused and why; what the sink knows of the others now, by name."""
+
+    failed: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """Takes lists in batches."""
+
+    name: str
+    batch: int  # users at a time, at most
+    is_repeatable: bool  # whether sending again changes nothing
+
+    def check(self) -> None:
+        """Whether it would take anything; nothing is sent. Raises InvalidInputError for what a user must mend, else
+        UnavailableError."""
+
+    def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
+        """Send a batch. Raises UncertainError; any other error means that nothing of it was taken."""
+
+    def arrived(self, run: Run, pushes: Sequence[Push]) -> set[str] | None:
+        """Of pushes that were being sent when something died, the users whose arrived; None if nobody can tell."""
+
+    def preview(self, run: Run, pushes: Sequence[Push]) -> list[Any]:
+        """What `send` would send, as JSON."""
+
+    def close(self) -> None:
+        """Close connections."""

@@ -1,0 +1,195 @@
+"""Braze's /users/track: attributes of users, events, or both, in batches.
+
+Braze takes what it answered 2xx, and may refuse single objects in the same answer. It knows no idempotency key: an attribute
+that is set twice changes nothing, an event that is sent twice is two. So batches with events are sent again only when it is
+certain that they were not taken: on 429, on 5xx, and when no connection was made. Only attributes that differ from what was
+sent before are sent, since each is billed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+
+from baguni.errors import BaguniError, InvalidInputError, UnavailableError
+from crm.campaign import BrazeSink
+from crm.sinks import Sent, UncertainError
+from crm.state import Push, Run
+
+log = logging.getLogger(__name__)
+Told = Callable[[str, Sequence[str]], Mapping[str, Mapping[str, str | None]]]
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 30.0
+ATTEMPTS = 8  # of a batch, while Braze fails or has no room
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+LONGEST_RESET_S = 120.0  # a limit that is further away is not waited for
+REFUSALS = {
+    401: "the API key is wrong or has expired; BAGUNI_CRM_BRAZE_KEY holds it",
+    403: "the API key may not use users.track",
+    404: "there is no /users/track; is the REST endpoint of the workspace another?",
+}
+
+
+class Braze:
+    """A workspace. `told` says what of users' attributes was sent before."""
+
+    def __init__(self, sink: BrazeSink, key: str, told: Told) -> None:
+        self.name = "braze"
+        self._sink, self._told = sink, told
+        self.batch = max(sink.batch // ((sink.attributes is not None) + (sink.event is not None)), 1)
+        self.is_repeatable = sink.event is None
+        self._url = f"{sink.url}/users/track"
+        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
+        self._http = urllib3.PoolManager(timeout=timeout, retries=False)
+        if not key:
+            raise InvalidInputError("sink braze: there is no API key, expected it in BAGUNI_CRM_BRAZE_KEY", "sinks")
+
+    def check(self) -> None:
+        """Ask for nothing: Braze checks the key before it finds that there is nothing to do."""
+        status, body = self._ask({})
+        if status not in (200, 201, 202, 400):
+            raise BaguniError(f"braze answered {status} to an empty request: {body.get('message', body)}")
+
+    def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
+        """Send what is new in a batch; a batch that Braze finds bad is halved until the bad user is alone."""
+        told = self._told(self.name, [push.user_id for push in pushes])
+        failed = self._send(run, pushes, told)
+        return Sent(
+            failed,
+            {push.user_id: self._wanted(push, told[push.user_id]) for push in pushes if push.user_id not in failed},
+        )
+
+    def arrived(self, run: Run, pushes: Sequence[Push]) -> None:
+        """Nobody can tell."""
+
+    def preview(self, run: Run, pushes: Sequence[Push]) -> list[Any]:
+        """The body of the request."""
+        return [self._body(run, pushes, self._told(self.name, [push.user_id for push in pushes]))[0]]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.clear()
+
+    def _send(
+        self, run: Run, pushes: Sequence[Push], told: Mapping[str, Mapping[str, str | None]]
+    ) -> Mapping[str, str]:
+        body, owners = self._body(run, pushes, told)
+        if not body:
+            return {}
+        status, answer = self._ask(body)
+        if status != 400:
+            return _refused(answer, owners)
+        if len(pushes) == 1:
+            return {pushes[0].user_id: f"braze answered 400: {answer.get('message', answer)}"}
+        middle = len(pushes) // 2
+        first = self._send(run, pushes[:middle], told)
+        return {**first, **self._send(run, pushes[middle:], told)}
+
+    def _body(
+        self, run: Run, pushes: Sequence[Push], told: Mapping[str, Mapping[str, str | None]]
+    ) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        """The request, and whose each of its objects is."""
+        body: dict[str, Any] = {}
+        owners: dict[str, list[str]] = {}
+
+        def add(kind: str, user_id: str, content: Mapping[str, Any]) -> None:
+            body.setdefault(kind, []).append({"external_id": user_id, **content})
+            owners.setdefault(kind, []).append(user_id)
+
+        for push in pushes:
+            known = told[push.user_id]
+            changed = {name: value for name, value in self._wanted(push, known).items() if known.get(name) != value}
+            if changed:
+                add("attributes", push.user_id, changed)
+            if self._sink.event is not None:
+                when = datetime.fromtimestamp(run.started_ms / 1000, UTC).isoformat(timespec="milliseconds")
+                properties = {
+                    "campaign": run.campaign,
+                    "run_id": run.run_id,
+                    "release_id": push.release_id,
+                    "items": [item.item_id for item in push.items],
+                }
+                add("events", push.user_id, {"name": self._sink.event, "time": when, "properties": properties})
+        return body, owners
+
+    def _wanted(self, push: Push, known: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Attributes as they should be: one an item, by place; those of a longer list before are taken away."""
+        prefix = self._sink.attributes
+        if prefix is None:
+            return {}
+        wanted: dict[str, str | None] = {
+            f"{prefix}_{place}": item.item_id for place, item in enumerate(push.items, start=1)
+        }
+        left = {name: None for name, value in known.items() if name.startswith(f"{prefix}_") and value is not None}
+        return {**left, **wanted}
+
+    def _ask(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Post until Braze has decided. Returns its status, 2xx or 400, and its answer."""
+        payload, backoff_s = json.dumps(body).encode(), FIRST_BACKOFF_S
+        for attempt in range(ATTEMPTS):
+            try:
+                response = self._http.request("POST", self._url, body=payload, headers=self._headers)
+            except (NewConnectionError, ConnectTimeoutError) as error:
+                problem = str(error)
+            except HTTPError as error:
+                raise UncertainError(f"braze: {error}") from error
+            else:
+                answer = _json(response.data)
+                if 200 <= response.status < 300 or response.status == 400:
+                    self._respect_limit(response.headers)
+                    return response.status, answer
+                problem = f"{response.status} {answer.get('message', '')}".strip()
+                if response.status == 429:
+                    backoff_s = max(_reset_s(response.headers), FIRST_BACKOFF_S)
+                    if backoff_s > LONGEST_RESET_S:
+                        raise UnavailableError("braze", f"its limit is reached for another {backoff_s:.0f} s")
+                elif response.status < 500:
+                    reason = REFUSALS.get(response.status, "expected 2xx")
+                    raise InvalidInputError(f"braze answered {problem}: {reason}", "sinks")
+            log.warning("braze attempt=%d of=%d backoff_s=%.1f problem=%s", attempt + 1, ATTEMPTS, backoff_s, problem)
+            time.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
+        raise UnavailableError("braze", f"{self._url}: {problem}, {ATTEMPTS} times in a row")
+
+    def _respect_limit(self, headers: Mapping[str, str]) -> None:
+        """Wait, if this was the last request that the limit allows."""
+        if headers.get("x-ratelimit-remaining") == "0":
+            time.sleep(min(_reset_s(headers), LONGEST_RESET_S))
+
+
+def _refused(answer: Mapping[str, Any], owners: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The users of whom Braze refused something, from an answer that is a success as a whole."""
+    failed: dict[str, str] = {}
+    for error in answer.get("errors", ()):
+        if not isinstance(error, dict):
+            log.warning("braze says error=%s", error)
+            continue
+        users, index = owners.get(str(error.get("input_array")), ()), error.get("index")
+        if isinstance(index, int) and 0 <= index < len(users):
+            failed[users[index]] = f"braze refused {error['input_array']}: {error.get('type', error)}"
+        else:
+            log.warning("braze says error=%s", error)
+    return failed
+
+
+def _reset_s(headers: Mapping[str, str]) -> float:
+    """Seconds until the limit is reset, by x-ratelimit-reset, which is a time since the epoch."""
+    try:
+        return max(float(headers.get("x-ratelimit-reset", "")) - time.time(), 0.0)
+    except ValueError:
+        return FIRST_BACKOFF_S
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {"message": data[:200].decode(errors="replace")}
+    return found if isinstance(found, dict) else {"message": str(found)}

@@ -1,0 +1,116 @@
+"""A CampaignPush a user into a topic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from baguni.errors import NotFoundError, UnavailableError
+from baguni.events import cloud_event_headers
+from baguni.topics import TopicReader
+from baguni.v1 import campaigns_pb2
+from baguni.v1 import recommendation_pb2 as pb
+from crm.campaign import KafkaSink
+from crm.sinks import Sent, UncertainError
+from crm.state import Push, Run
+
+TIMEOUT_S = 10.0
+SOURCE = "baguni/crm"
+
+
+class PushTopic:
+    """Each push has an id of its own, so after an interruption the topic itself says which of them arrived."""
+
+    batch = 500
+    is_repeatable = False
+
+    def __init__(self, sink: KafkaSink, bootstrap: str) -> None:
+        self.name = f"kafka {sink.topic}"
+        self._topic, self._bootstrap = sink.topic, bootstrap
+        self._producer: KafkaProducer | None = None
+
+    def check(self) -> None:
+        """Whether the broker answers and has the topic."""
+        try:
+            if not self._connected().partitions_for(self._topic):
+                raise NotFoundError(f"sink kafka: topic {self._topic!r} does not exist")
+        except KafkaError as error:
+            raise UnavailableError("kafka", f"{self._bootstrap}: {error}") from error
+
+    def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
+        """Send them and wait until the broker has them."""
+        try:
+            producer = self._connected()
+        except KafkaError as error:
+            raise UnavailableError("kafka", f"{self._bootstrap}: {error}") from error
+        try:
+            futures = []
+            for push in pushes:
+                message = _message(run, push)
+                headers = cloud_event_headers(message, _event_id(run, push), SOURCE)
+                value = message.SerializeToString()
+                futures.append(producer.send(self._topic, key=push.user_id.encode(), value=value, headers=headers))
+            producer.flush(timeout=TIMEOUT_S)
+            for future in futures:
+                future.get(timeout=TIMEOUT_S)
+        except KafkaError as error:
+            self.close()
+            raise UncertainError(f"kafka: {error}") from error
+        return Sent()
+
+    def arrived(self, run: Run, pushes: Sequence[Push]) -> set[str]:
+        """Reads the whole topic, which only an interruption is worth."""
+        by_id = {_event_id(run, push).encode(): push.user_id for push in pushes}
+        reader = TopicReader(self._bootstrap, [self._topic], {})
+        seen = (dict(record.headers).get("ce_id", b"") for record in reader)
+        return {by_id[event_id] for event_id in seen if event_id in by_id}
+
+    def preview(self, run: Run, pushes: Sequence[Push]) -> list[Any]:
+        """The messages."""
+        return [MessageToDict(_message(run, push)) for push in pushes]
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._producer is not None:
+            self._producer.close(timeout=TIMEOUT_S)
+            self._producer = None
+
+    def _connected(self) -> KafkaProducer:
+        if self._producer is None:
+            self._producer = KafkaProducer(
+                bootstrap_servers=self._bootstrap,
+                acks="all",
+                retries=0,  # a batch that was sent twice would be two pushes; `arrived` finds out instead
+                linger_ms=5,
+                max_block_ms=int(TIMEOUT_S * 1000),
+                bootstrap_timeout_ms=int(TIMEOUT_S * 1000),
+            )
+        return self._producer
+
+
+def _event_id(run: Run, push: Push) -> str:
+    return json.dumps([run.run_id, push.user_id])
+
+
+def _message(run: Run, push: Push) -> campaigns_pb2.CampaignPush:
+    event_time = Timestamp()
+    event_time.FromMilliseconds(run.started_ms)
+    source = pb.SOURCE_POPULAR if push.cold_start else pb.SOURCE_GENERATIVE
+    return campaigns_pb2.CampaignPush(
+        user_id=push.user_id,
+        campaign=run.campaign,
+        run_id=run.run_id,
+        items=[
+            pb.RecommendedItem(item_id=item.item_id, score=item.score, position=position, sources=[source])
+            for position, item in enumerate(push.items)
+        ],
+        release_id=push.release_id,
+        cold_start=push.cold_start,
+        event_time=event_time,
+    )
