@@ -53,7 +53,10 @@ class Braze:
 
     def check(self) -> None:
         """Ask for nothing: Braze checks the key before it finds that there is nothing to do."""
-        status, body = self._ask({})
+        try:
+            status, body = self._ask({})
+        except UncertainError as error:
+            raise UnavailableError("braze", str(error)) from error
         if status not in (200, 201, 202, 400):
             raise BaguniError(f"braze answered {status} to an empty request: {body.get('message', body)}")
 

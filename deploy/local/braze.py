@@ -3,7 +3,8 @@
 python -m deploy.local.braze PORT KEY
 
 It keeps what it takes in memory: attributes are set, events are added, twice if they are sent twice. GET /local/users/USER
-shows a user, GET /local/counts what was asked; POST /local/faults with a list says how the next requests go wrong, one each:
+shows a user, GET /local/counts what was asked; POST /local/faults with a list says how the next requests that carry
+something go wrong, one each:
 
     {"status": 500}                          answered so, nothing taken
     {"status": 429, "reset_s": 1}            the limit is reached for a second
@@ -48,16 +49,18 @@ class Workspace:
         self.counts["requests"] += 1
         if request.headers.get("Authorization") != f"Bearer {self.key}":
             return self._answer(401, {"message": "Invalid API key"}, {})
-        fault = self.faults.popleft() if self.faults else {}
+        try:
+            body = await request.json()
+        except ValueError:
+            body = None
+        fault = self.faults.popleft() if self.faults and body else {}
         limit = self._limit_headers(fault)
         if limit["X-RateLimit-Remaining"] == "-1":
             limit["X-RateLimit-Remaining"] = "0"
             return self._answer(429, {"message": "Rate limit exceeded"}, limit)
         if fault.get("status"):
             return self._answer(fault["status"], {"message": "Something went wrong"}, limit)
-        try:
-            body = await request.json()
-        except ValueError:
+        if body is None:
             return self._answer(400, {"message": "The request body is not valid JSON"}, limit)
         if fault and not fault.get("takes"):
             return await self._break(request, fault)
