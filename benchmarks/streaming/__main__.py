@@ -43,7 +43,7 @@ from streaming.positions import Positions
 
 EVENTS, ROUNDS = 60_000, 3
 POLL_RECORDS = 500
-PROBES, PROBE_EVERY_S = 300, 0.1
+PROBES, PROBE_EVERY_S, ASK_EVERY_S = 300, 0.1, 0.005
 NEW_ITEMS = 60
 VISIBLE_WITHIN_S = 30.0
 USERS, HISTORY = 100_000, 200
@@ -203,7 +203,7 @@ def _probes(stage: Scene, endpoints: Endpoints) -> list[float]:
             producer.flush(timeout=10)
             while stub.Recommend(request, timeout=5).history_version == before:
                 assert time.monotonic() - started < VISIBLE_WITHIN_S, f"click {number} is not seen"
-                time.sleep(0.003)
+                time.sleep(ASK_EVERY_S)
             found.append(time.monotonic() - started)
             time.sleep(max(PROBE_EVERY_S - found[-1], 0))
     return found

@@ -26,6 +26,7 @@ USERS, ITEMS, MAX_LINES = 20_000, 12_000, 12
 ORDERED, CARTED = 0.1, 0.2  # of all events; the others are clicks
 TICK_S = 0.01
 PREPARED = 20_000
+LINGER_MS = 100  # the local broker is slower with every batch that it holds, however small
 
 
 def traffic(seed: int) -> Iterator[Message]:
@@ -62,7 +63,7 @@ def send(producer: KafkaProducer, message: Message) -> None:
 def load(bootstrap: str, per_s: float, seconds: float) -> None:
     """The same events over and over, made beforehand, by a producer in C: load that takes little of the machine itself."""
     records = [_record(message) for message in islice(traffic(int(time.time())), PREPARED)]
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, "acks": 1})
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": LINGER_MS, "acks": 1})
     started = time.monotonic()
     for number in range(int(per_s * seconds)):
         producer.produce(**records[number % PREPARED])
