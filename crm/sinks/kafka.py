@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError
 
 from baguni.errors import NotFoundError, UnavailableError
@@ -21,6 +22,7 @@ from crm.sinks import Sent, UncertainError
 from crm.state import Push, Run
 
 TIMEOUT_S = 10.0
+TIMEOUT_MS = int(TIMEOUT_S * 1000)
 SOURCE = "baguni/crm"
 
 
@@ -36,10 +38,11 @@ class PushTopic:
         self._producer: KafkaProducer | None = None
 
     def check(self) -> None:
-        """Whether the broker answers and has the topic."""
+        """Whether the broker answers and has the topic; a producer that asked would make many brokers create it."""
         try:
-            if not self._connected().partitions_for(self._topic):
-                raise NotFoundError(f"sink kafka: topic {self._topic!r} does not exist")
+            with closing(KafkaAdminClient(bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=TIMEOUT_MS)) as client:
+                if self._topic not in client.list_topics():
+                    raise NotFoundError(f"sink kafka: topic {self._topic!r} does not exist")
         except KafkaError as error:
             raise UnavailableError("kafka", f"{self._bootstrap}: {error}") from error
 
@@ -86,10 +89,10 @@ class PushTopic:
             self._producer = KafkaProducer(
                 bootstrap_servers=self._bootstrap,
                 acks="all",
-                retries=0,  # a batch that was sent twice would be two pushes; `arrived` finds out instead
+                enable_idempotence=True,  # what is tried again is there once
                 linger_ms=5,
-                max_block_ms=int(TIMEOUT_S * 1000),
-                bootstrap_timeout_ms=int(TIMEOUT_S * 1000),
+                max_block_ms=TIMEOUT_MS,
+                bootstrap_timeout_ms=TIMEOUT_MS,
             )
         return self._producer
 

@@ -224,11 +224,12 @@ class LocalStack:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and process.environ().get(MARK) == str(self.settings.root):
+                is_ours = process.pid != os.getpid() and process.environ().get(MARK) == str(self.settings.root)
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                 continue
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        return found
 
     @staticmethod
     def _wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:

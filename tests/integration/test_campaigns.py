@@ -7,11 +7,13 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,16 @@ class Shop:
         output, errors = process.communicate(timeout=120)
         assert process.returncode == status, output + errors
         return output + errors
+
+    def steps(self) -> int:
+        """How far its runs are: users prepared, and handed to sinks."""
+        path = self.folder / "state" / "state.sqlite"
+        try:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+                query = "SELECT (SELECT COUNT(*) FROM sent) + (SELECT COUNT(*) FROM delivery WHERE state = 'prepared')"
+                return int(database.execute(query).fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0  # there is none yet
 
     def rows(self, name: str) -> list[dict[str, str]]:
         with (self.folder / name).open() as file:
@@ -244,13 +256,15 @@ def test_killed_at_any_moment_and_run_again_everybody_is_pushed_once(
     ]
     path = str(shop.campaign(name="killed", sinks=sinks))
     rng, kills = random.Random(0), 0
-    for _ in range(12):
+    for _ in range(14):
+        until = shop.steps() + rng.randrange(1, 20)
         process = shop.start("run", path, "--run-id", "friday", BAGUNI_CRM_BATCH_USERS="4")
-        time.sleep(rng.uniform(0.8, 3.0))
+        while process.poll() is None and shop.steps() < until:
+            time.sleep(0.001)
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert kills > 3
+    assert kills > 7
     assert "finished" in shop.crm("run", path, "--run-id", "friday")
     records = list(TopicReader(running.kafka_bootstrap, [topic], {}))
     pushes = [campaigns_pb2.CampaignPush.FromString(record.value or b"") for record in records]
