@@ -71,6 +71,19 @@ def activate(store: ReleaseStore, release_id: str, drain_s: float | None) -> Non
 
 
 @release.command()
+@click.argument("release_id")
+@click.pass_obj
+def load(store: ReleaseStore, release_id: str) -> None:
+    """Load RELEASE_ID into Triton and Milvus and check it, beside the active one: for experiments that choose between them."""
+    from baguni.activation import publish
+
+    console = Console(stderr=True)
+    with console.status("") as status:
+        publish(store.get(release_id), Endpoints(), lambda stage: status.update(f"{release_id}: {stage}"))
+    click.echo(f"{release_id} is loaded.")
+
+
+@release.command()
 @click.pass_obj
 def rollback(store: ReleaseStore) -> None:
     """Serve the release that was active before."""

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -22,12 +23,12 @@ from baguni.history import Action
 from baguni.v1 import recommendation_pb2 as pb
 
 MAX_ITEMS = 50  # that GenerateTopItems writes for a user
-MAX_CATEGORY_PARTS = 1_000
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 Positive = Annotated[int, Field(ge=1)]
 Days = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+_URL = TypeAdapter(AnyHttpUrl)
 
 
 class _Part(BaseModel):
@@ -201,14 +202,14 @@ class KafkaSink(_Part):
     topic: str = "baguni.pushes"
 
 
-def _http_origin(url: AnyHttpUrl) -> str:
-    return str(url).rstrip("/")
+def _http_origin(url: str) -> str:
+    return str(_URL.validate_python(url)).rstrip("/")
 
 
 class BrazeSink(_Part):
     """Attributes of users, an event, or both, through Braze's /users/track."""
 
-    url: Annotated[AnyHttpUrl, AfterValidator(_http_origin)]
+    url: Annotated[str, AfterValidator(_http_origin)]
     attributes: str | None = "baguni_item"  # attributes baguni_item_1 and so on; null: none
     event: str | None = None  # an event of this name with the items in its properties
     batch: Annotated[int, Field(ge=1, le=75)] = 50

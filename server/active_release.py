@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -47,19 +47,27 @@ class Serving:
 
 
 class ActiveRelease:
-    """Follows the store's pointer."""
+    """Follows the store's pointer, and keeps the releases open that experiments want beside it."""
 
-    def __init__(self, settings: ServerSettings, store: ReleaseStore, client: redis.asyncio.Redis) -> None:
-        self._settings, self._store, self._redis = settings, store, client
+    def __init__(
+        self,
+        settings: ServerSettings,
+        store: ReleaseStore,
+        client: redis.asyncio.Redis,
+        wanted_beside: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
+        self._settings, self._store, self._redis, self._wanted_beside = settings, store, client, wanted_beside
         self._serving: Serving | None = None
+        self._beside: dict[str, Serving] = {}
+        self._refused: dict[str, str] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._requests: Counter[Serving] = Counter()
 
     @contextmanager
-    def held(self) -> Iterator[Serving]:
-        """What to answer a request with; it stays open until the request is done, whatever is switched meanwhile. Raises
-        UnavailableError before the first release is served."""
-        serving = self._serving
+    def held(self, release_id: str | None = None) -> Iterator[Serving]:
+        """What to answer a request with; it stays open until the request is done, whatever is switched meanwhile. The release
+        asked for if it is open, else the active one. Raises UnavailableError before the first release is served."""
+        serving = self._beside.get(release_id, self._serving) if release_id else self._serving
         if serving is None:
             raise UnavailableError("release", "no release is being served yet")
         self._requests[serving] += 1
@@ -71,38 +79,55 @@ class ActiveRelease:
 
     async def follow(self, on_change: Callable[[str], None]) -> None:
         """Switch whenever the pointer moves, for ever; a release that cannot be served leaves the present one."""
-        refused: str | None = None
         while True:
-            try:
+            with self._refusals("the active one"):
                 wanted = self._store.active_id()
                 if wanted is not None and wanted != (self._serving.release_id if self._serving else None):
                     await self._switch(wanted)
                     on_change(wanted)
-                refused = None
-            except (BaguniError, OSError) as error:
-                if str(error) != refused:
-                    log.error("release refused: %s", error)
-                refused = str(error)
+            await self._follow_beside()
             await asyncio.sleep(self._settings.pointer_check_s)
+
+    async def _follow_beside(self) -> None:
+        """Open the releases that experiments want, close those that they do not want any more."""
+        wanted = set(self._wanted_beside())
+        for release_id in wanted - self._beside.keys():
+            with self._refusals(release_id):
+                self._beside[release_id] = await open_serving(self._settings, self._store, self._redis, release_id)
+                log.info("serving beside release=%s", release_id)
+        for release_id in self._beside.keys() - wanted:
+            self._close_if_idle(self._beside.pop(release_id))
+
+    @contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        """Log why a release cannot be served, once."""
+        try:
+            yield
+            self._refused.pop(what, None)
+        except (BaguniError, OSError) as error:
+            if self._refused.get(what) != str(error):
+                log.error("release refused: %s: %s", what, error)
+            self._refused[what] = str(error)
 
     async def follow_items(self) -> None:
         """Take over changed items, for ever."""
         while True:
             await asyncio.sleep(self._settings.live_items_check_s)
-            serving = self._serving
-            if serving is None:
-                continue
-            try:
-                serving.items.apply(await serving.live_items.changes())
-            except UnavailableError as error:
-                log.warning("live items: %s", error)
+            for serving in self._open():
+                try:
+                    serving.items.apply(await serving.live_items.changes())
+                except UnavailableError as error:
+                    log.warning("live items: %s", error)
 
     async def close(self) -> None:
         """Close the connections of the release being served."""
         for task in self._closing:
             task.cancel()
-        if self._serving is not None:
-            await self._serving.close()
+        for serving in self._open():
+            await serving.close()
+
+    def _open(self) -> list[Serving]:
+        return [*([self._serving] if self._serving else []), *self._beside.values()]
 
     async def _switch(self, release_id: str) -> None:
         serving = await open_serving(self._settings, self._store, self._redis, release_id)
@@ -113,7 +138,7 @@ class ActiveRelease:
 
     def _close_if_idle(self, serving: Serving) -> None:
         """Close a release that was switched away from, once nothing uses it."""
-        if serving is self._serving or self._requests[serving] > 0:
+        if serving in self._open() or self._requests[serving] > 0:
             return
         del self._requests[serving]
         task = asyncio.create_task(serving.close())

@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from baguni.filters import Filter
 from baguni.history import HistoryEvent
+from server.experiments import NOTHING, Choices
 
 
 class Source(IntEnum):
@@ -59,7 +60,7 @@ class Cap:
 @dataclass(frozen=True)
 class RecommendQuery:
     """`user_id` is None for an anonymous visitor, whose events stand in `recent_events`. `rescored`: whether the generative
-    head may have its say in the order. Times in ms, UTC."""
+    head had its say in the order of the pages before. `choices`: what experiments choose. Times in ms, UTC."""
 
     user_id: str | None
     recent_events: tuple[HistoryEvent, ...]
@@ -72,6 +73,7 @@ class RecommendQuery:
     caps: tuple[Cap, ...] = ()
     diversity: float = 0.0
     placement: str = ""
+    choices: Choices = NOTHING
 
     @property
     def is_arranged(self) -> bool:

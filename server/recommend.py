@@ -25,6 +25,7 @@ from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.active_release import Serving
 from server.arrange import dealt, diverse
 from server.deadline import Deadline
+from server.experiments import MODEL
 from server.parts import FAILURES, Parts, in_time
 from server.popular import popular_at, popular_items
 from server.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worse
@@ -56,10 +57,12 @@ async def recommend(
     """One page of a list."""
     user, tier = await _known_user(serving, parts, settings, query, deadline)
     ranked = Scored(NOTHING, np.zeros(0, np.float32), NOTHING)
-    if user is not None:
+    if query.choices.listed != MODEL:
+        ranked = _listed(serving, user, query)
+    elif user is not None:
         scored, found_tier = await _candidates(serving, parts, user, settings, query, deadline)
         ranked, tier = _ranked(serving, user, scored, query.rules), worse(tier, found_tier)
-        if tier in (Tier.FULL, Tier.CACHED_LIST) and len(ranked.index_I) and not query.rules.exclude_purchased:
+        if tier in (Tier.FULL, Tier.CACHED_LIST) and len(ranked.index_I) and _may_be_rescored(query):
             ranked, order_tier = await _rescored(serving, parts, user, ranked, settings, query, deadline)
             tier = worse(tier, order_tier)
         ranked = _arranged(serving, ranked, query)
@@ -210,9 +213,9 @@ async def _found(
     # Enough for the page to be exact wherever the repeat scores put what is known, and for the generative head to be asked of
     # the same items on every page.
     needed = min(query.offset + query.page_size + 1, settings.max_list)
-    rescored = serving.release.signature.rescored_share > 0 and not rules.exclude_purchased
+    rescored = serving.release.signature.rescored_share > 0 and _may_be_rescored(query)
     pool = NUM_CANDIDATES if rescored or query.is_arranged else 0
-    limit = max(settings.num_retrieved, pool, needed) + num_known
+    limit = max(query.choices.num_retrieved or settings.num_retrieved, pool, needed) + num_known
     embedding_V = user.embedding_qV[_query(rules)]
     few_I = _few(serving, rules, settings)
     if few_I is not None:
@@ -250,6 +253,21 @@ def _few(serving: Serving, rules: Rules, settings: ServerSettings) -> Int64 | No
     if count > settings.exact_items or 2 * count > len(allowed_N):
         return None
     return np.flatnonzero(allowed_N)
+
+
+def _may_be_rescored(query: RecommendQuery) -> bool:
+    return not query.rules.exclude_purchased and query.choices.rescored is not False
+
+
+def _listed(serving: Serving, user: KnownUser | None, query: RecommendQuery) -> Scored:
+    """An experiment's control in its order, as far as the rules allow it; nothing where that is popular items, which follow."""
+    if isinstance(query.choices.listed, str):
+        return Scored(NOTHING, np.zeros(0, np.float32), NOTHING)
+    asked_I = serving.items.indexes(query.choices.listed)
+    purchased_I = user.purchased_I if user else NOTHING
+    index_I = asked_I[allowed(serving, asked_I, query.rules, purchased_I)]
+    score_I = -np.arange(len(index_I), dtype=np.float32)
+    return Scored(index_I, score_I, np.full(len(index_I), 1 << Source.CANDIDATE))
 
 
 def _query(rules: Rules) -> int:

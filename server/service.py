@@ -14,7 +14,9 @@ from server import validation
 from server.active_release import ActiveRelease, Serving
 from server.capture import Capture, Recorded, stage_ms
 from server.deadline import Deadline
+from server.experiments import NOTHING, Choices
 from server.exposures import Exposures
+from server.features import Features
 from server.generate import generate_top_items
 from server.parts import Parts
 from server.queries import RankedItem, RecommendQuery, Tier, UserRanking
@@ -31,17 +33,25 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
     """The gateway's service over whichever release is active."""
 
     def __init__(
-        self, settings: ServerSettings, active: ActiveRelease, parts: Parts, exposures: Exposures, capture: Capture
+        self,
+        settings: ServerSettings,
+        active: ActiveRelease,
+        parts: Parts,
+        exposures: Exposures,
+        capture: Capture,
+        features: Features,
     ) -> None:
-        self._settings, self._active, self._parts = settings, active, parts
+        self._settings, self._active, self._parts, self._features = settings, active, parts, features
         self._exposures, self._capture = exposures, capture
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802
         """See recommendation.proto."""
         started = time.perf_counter()
         stage_ms.set({})
-        with self._active.held() as serving:
-            query, digest = validation.recommend_query(request, _attribute_types(serving), serving.release_id)
+        choices = self._choices(request)
+        with self._active.held(choices.release_id) as serving:
+            choices = choices.without_release(serving.release_id)
+            query, digest = validation.recommend_query(request, _attribute_types(serving), serving.release_id, choices)
             deadline = _deadline(context, self._settings.default_deadline_s)
             ranking = await recommend(serving, self._parts, self._settings, query, deadline)
             if ranking.tier is not Tier.FULL:
@@ -58,6 +68,10 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
                 degradation_tier=int(ranking.tier),  # type: ignore[arg-type]
                 exposure_token=exposure_token(request_id, serving.release_id, request.placement, time_ms),
                 history_version=ranking.history_version,
+                experiment_assignments=[
+                    pb.ExperimentAssignment(experiment_key=each.experiment, variation_key=each.variation)
+                    for each in choices.assignments
+                ],
             )
             self._exposures.add(request, response, time_ms)
             took_ms = 1e3 * (time.perf_counter() - started)
@@ -90,6 +104,19 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             return pb.SimilarItemsResponse(
                 request_id=request_id, items=_items(ranking.items, 0), release_id=serving.release_id
             )
+
+    def _choices(self, request: pb.RecommendRequest) -> Choices:
+        """What experiments choose for whom the list is for."""
+        experiments = self._features.experiments
+        if not experiments.are_there:
+            return NOTHING
+        is_known = request.WhichOneof("subject") == "user_id"
+        own_id = request.user_id if is_known else request.anonymous.anonymous_id
+        said = {
+            name: getattr(value, value.WhichOneof("value") or "", None) for name, value in request.attributes.items()
+        }
+        who = {"id": own_id, "user_id" if is_known else "anonymous_id": own_id}
+        return experiments.choose({**said, **who, "is_anonymous": not is_known, "placement": request.placement})
 
 
 def _recorded(

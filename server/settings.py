@@ -25,6 +25,8 @@ class ServerSettings(Endpoints):
     allow_anonymous: bool = False  # listen beyond this machine without callers
     max_request_bytes: int = Field(default=1 << 20, ge=1 << 10)  # the largest lists that are allowed, five times over
     exposure_topic: str = EXPOSURE_TOPIC  # in Kafka, of the pages that were served; empty: nowhere
+    experiments: str = ""  # GrowthBook's features: a path, or https://HOST/api/features/CLIENT_KEY; empty: none
+    experiments_refresh_s: float = Field(default=60.0, gt=0)  # how often the endpoint is asked, beside its event stream
     capture_dir: Path | None = None  # where requests are written down for `baguni release replay`; without it, nowhere
     capture_slow_s: float = Field(default=0.5, ge=0)  # what takes longer is written down, and said in the log
     capture_share: float = Field(default=0.0, ge=0, le=1)  # of all others

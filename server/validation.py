@@ -13,6 +13,7 @@ from baguni.filters import Filter
 from baguni.history import Action, HistoryEvent
 from baguni.placements import MAX_PLACEMENT
 from baguni.v1 import recommendation_pb2 as pb
+from server.experiments import NOTHING, Choices
 from server.queries import Cap, GenerateQuery, RecommendQuery, Rules, SimilarQuery
 from server.tokens import PageToken, query_hash
 
@@ -25,6 +26,7 @@ MAX_EXCLUDED = MAX_CANDIDATES = 5_000
 MAX_RECENT = 200
 MAX_VALUES = 1_000
 MAX_CAPS = 4
+MAX_ATTRIBUTES = 32
 MAX_SECONDS = 253_402_214_400  # 9999-12-31: a day less than what a date can be, for time zones
 
 
@@ -72,6 +74,7 @@ def recommend_query(
     request: pb.RecommendRequest,
     attribute_types: Mapping[str, str],
     release_id: str,
+    choices: Choices = NOTHING,
     clock: Callable[[], float] = time.time,
 ) -> tuple[RecommendQuery, str]:
     """The query and the hash that its page tokens carry. Raises InvalidRequestError or StalePageError."""
@@ -90,6 +93,8 @@ def recommend_query(
     caps = _caps(request, attribute_types, checks)
     in_range = 0 <= request.diversity <= 1  # false for NaN too
     checks.require(in_range, "diversity", f"is {request.diversity}, expected 0 to 1")
+    count = len(request.attributes)
+    checks.require(count <= MAX_ATTRIBUTES, "attributes", f"has {count} entries, expected at most {MAX_ATTRIBUTES}")
     digest = _query_digest(request)
     token = _page_token(request.page_token, digest, release_id, checks) if request.page_token else None
     checks.raise_if_any()
@@ -104,8 +109,9 @@ def recommend_query(
             token.now_ms if token else now_ms,
             token.rescored if token else True,
             caps,
-            request.diversity,
+            request.diversity if choices.diversity is None else choices.diversity,
             request.placement,
+            choices,
         ),
         digest,
     )

@@ -28,6 +28,7 @@ from server.bulk import BulkForwarder
 from server.callers import Callers
 from server.capture import Capture
 from server.exposures import Exposures
+from server.features import Features
 from server.gate import Gate, Room
 from server.metrics import Metrics
 from server.parts import Parts, redis_of
@@ -47,7 +48,10 @@ class Worker:
     def __init__(self, settings: ServerSettings, name: str) -> None:
         self._settings, self._name, self._is_online = settings, name, name in settings.online_names
         self._redis = redis_of(settings)
-        self._active = ActiveRelease(settings, ReleaseStore(settings.releases), self._redis)
+        self._features = Features(settings.experiments if self._is_online else "", settings.experiments_refresh_s)
+        self._active = ActiveRelease(
+            settings, ReleaseStore(settings.releases), self._redis, lambda: self._features.experiments.release_ids
+        )
         self._metrics, self._telemetry = Metrics(), Telemetry.from_environment()
         self._parts = Parts.of(settings, self._redis, self._metrics, self._telemetry)
         topic = settings.exposure_topic if self._is_online else ""
@@ -72,6 +76,7 @@ class Worker:
 
     async def serve(self, stopping: asyncio.Event) -> None:
         """Serve until told to stop."""
+        await self._features.start()
         server = self._server()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
@@ -86,6 +91,7 @@ class Worker:
             asyncio.create_task(self._active.follow_items()),
             asyncio.create_task(self._gate.watch_the_loop()),
             asyncio.create_task(self._follow_callers()),
+            asyncio.create_task(self._features.follow()),
             asyncio.create_task(self._healthy_when(served)),
         ]
         await stopping.wait()
@@ -100,7 +106,9 @@ class Worker:
     def _server(self) -> grpc.aio.Server:
         interceptors: list[Any] = [self._gate, *([self._forwarder] if self._forwarder else [])]
         server = grpc.aio.server(interceptors=interceptors, options=_options(self._settings))
-        service = RecommendationService(self._settings, self._active, self._parts, self._exposures, self._capture)
+        service = RecommendationService(
+            self._settings, self._active, self._parts, self._exposures, self._capture, self._features
+        )
         pb_grpc.add_RecommendationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -133,6 +141,7 @@ class Worker:
     async def _close(self) -> None:
         if self._forwarder is not None:
             await self._forwarder.close()
+        await self._features.close()
         await self._active.close()
         await self._redis.aclose()
         await asyncio.to_thread(self._exposures.close)

@@ -26,51 +26,55 @@ from baguni.v1 import events_pb2 as baguni_dot_v1_dot_events__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61guni/v1/recommendation.proto\x12\tbaguni.v1\x1a\x16\x62\x61guni/v1/events.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x02\n\x10RecommendRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\x07user_id\x18\x02 \x01(\tH\x00\x12-\n\tanonymous\x18\x03 \x01(\x0b\x32\x18.baguni.v1.AnonymousUserH\x00\x12\x11\n\tplacement\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\"\n\x07\x66ilters\x18\x07 \x03(\x0b\x32\x11.baguni.v1.Filter\x12\x1a\n\x12\x63\x61ndidate_item_ids\x18\x08 \x03(\t\x12\x18\n\x10\x65xclude_item_ids\x18\t \x03(\t\x12\x19\n\x11\x65xclude_purchased\x18\n \x01(\x08\x12\'\n\x03now\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x04\x63\x61ps\x18\x0c \x03(\x0b\x32\x0e.baguni.v1.Cap\x12\x11\n\tdiversity\x18\r \x01(\x02\x42\t\n\x07subject\"+\n\x03\x43\x61p\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x11\n\tmax_items\x18\x02 \x01(\x05\"U\n\rAnonymousUser\x12\x14\n\x0c\x61nonymous_id\x18\x01 \x01(\t\x12.\n\rrecent_events\x18\x02 \x03(\x0b\x32\x17.baguni.v1.HistoryEvent\"\x84\x01\n\x0cHistoryEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12!\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x11.baguni.v1.Action\x12\x10\n\x08order_id\x18\x03 \x01(\t\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x01\n\x06\x46ilter\x12\x11\n\tattribute\x18\x01 \x01(\t\x12&\n\x06\x61ny_of\x18\x02 \x01(\x0b\x32\x14.baguni.v1.StringSetH\x00\x12\'\n\x05range\x18\x03 \x01(\x0b\x32\x16.baguni.v1.NumberRangeH\x00\x12\x0c\n\x02is\x18\x04 \x01(\x08H\x00\x42\x0b\n\tcondition\"\x1b\n\tStringSet\x12\x0e\n\x06values\x18\x01 \x03(\t\"A\n\x0bNumberRange\x12\x10\n\x03min\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\xa7\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05items\x18\x02 \x03(\x0b\x32\x1a.baguni.v1.RecommendedItem\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x12\n\nrelease_id\x18\x04 \x01(\t\x12\x34\n\x10\x64\x65gradation_tier\x18\x05 \x01(\x0e\x32\x1a.baguni.v1.DegradationTier\x12?\n\x16\x65xperiment_assignments\x18\x06 \x03(\x0b\x32\x1f.baguni.v1.ExperimentAssignment\x12\x16\n\x0e\x65xposure_token\x18\x07 \x01(\t\x12\x17\n\x0fhistory_version\x18\x08 \x01(\x03\"g\n\x0fRecommendedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x10\n\x08position\x18\x03 \x01(\x05\x12\"\n\x07sources\x18\x04 \x03(\x0e\x32\x11.baguni.v1.Source\"E\n\x14\x45xperimentAssignment\x12\x16\n\x0e\x65xperiment_key\x18\x01 \x01(\t\x12\x15\n\rvariation_key\x18\x02 \x01(\t\"\xcc\x01\n\x17GenerateTopItemsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08user_ids\x18\x02 \x03(\t\x12\t\n\x01k\x18\x03 \x01(\x05\x12\"\n\x07\x66ilters\x18\x04 \x03(\x0b\x32\x11.baguni.v1.Filter\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\t\x12\x19\n\x11\x65xclude_purchased\x18\x06 \x01(\x08\x12\'\n\x03now\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x18GenerateTopItemsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x05users\x18\x02 \x03(\x0b\x32\x17.baguni.v1.UserTopItems\x12\x12\n\nrelease_id\x18\x03 \x01(\t\"\x82\x01\n\x0cUserTopItems\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12%\n\x06status\x18\x02 \x01(\x0e\x32\x15.baguni.v1.UserStatus\x12)\n\x05items\x18\x03 \x03(\x0b\x32\x1a.baguni.v1.RecommendedItem\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xac\x01\n\x13SimilarItemsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x1f\n\x05space\x18\x03 \x01(\x0e\x32\x10.baguni.v1.Space\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\"\n\x07\x66ilters\x18\x05 \x03(\x0b\x32\x11.baguni.v1.Filter\x12\x18\n\x10\x65xclude_item_ids\x18\x06 \x03(\t\"i\n\x14SimilarItemsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05items\x18\x02 \x03(\x0b\x32\x1a.baguni.v1.RecommendedItem\x12\x12\n\nrelease_id\x18\x03 \x01(\t*\xdb\x01\n\x0f\x44\x65gradationTier\x12 \n\x1c\x44\x45GRADATION_TIER_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45GRADATION_TIER_FULL\x10\x01\x12%\n!DEGRADATION_TIER_CACHED_EMBEDDING\x10\x02\x12 \n\x1c\x44\x45GRADATION_TIER_CACHED_LIST\x10\x03\x12\x1c\n\x18\x44\x45GRADATION_TIER_POPULAR\x10\x04\x12$\n DEGRADATION_TIER_RETRIEVAL_ORDER\x10\x05*\x9f\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x14\n\x10SOURCE_RETRIEVAL\x10\x01\x12\x12\n\x0eSOURCE_HISTORY\x10\x02\x12\x15\n\x11SOURCE_GENERATIVE\x10\x03\x12\x12\n\x0eSOURCE_POPULAR\x10\x04\x12\x14\n\x10SOURCE_CANDIDATE\x10\x05\x12\x12\n\x0eSOURCE_CONTENT\x10\x06*J\n\x05Space\x12\x15\n\x11SPACE_UNSPECIFIED\x10\x00\x12\x11\n\rSPACE_CONTENT\x10\x01\x12\x17\n\x13SPACE_COLLABORATIVE\x10\x02*\x92\x01\n\nUserStatus\x12\x1b\n\x17USER_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eUSER_STATUS_OK\x10\x01\x12\x1a\n\x16USER_STATUS_COLD_START\x10\x02\x12\x1f\n\x1bUSER_STATUS_INVALID_USER_ID\x10\x03\x12\x16\n\x12USER_STATUS_FAILED\x10\x04\x32\x8d\x02\n\x15RecommendationService\x12\x46\n\tRecommend\x12\x1b.baguni.v1.RecommendRequest\x1a\x1c.baguni.v1.RecommendResponse\x12[\n\x10GenerateTopItems\x12\".baguni.v1.GenerateTopItemsRequest\x1a#.baguni.v1.GenerateTopItemsResponse\x12O\n\x0cSimilarItems\x12\x1e.baguni.v1.SimilarItemsRequest\x1a\x1f.baguni.v1.SimilarItemsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61guni/v1/recommendation.proto\x12\tbaguni.v1\x1a\x16\x62\x61guni/v1/events.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x04\n\x10RecommendRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\x07user_id\x18\x02 \x01(\tH\x00\x12-\n\tanonymous\x18\x03 \x01(\x0b\x32\x18.baguni.v1.AnonymousUserH\x00\x12\x11\n\tplacement\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\"\n\x07\x66ilters\x18\x07 \x03(\x0b\x32\x11.baguni.v1.Filter\x12\x1a\n\x12\x63\x61ndidate_item_ids\x18\x08 \x03(\t\x12\x18\n\x10\x65xclude_item_ids\x18\t \x03(\t\x12\x19\n\x11\x65xclude_purchased\x18\n \x01(\x08\x12\'\n\x03now\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x04\x63\x61ps\x18\x0c \x03(\x0b\x32\x0e.baguni.v1.Cap\x12\x11\n\tdiversity\x18\r \x01(\x02\x12?\n\nattributes\x18\x0e \x03(\x0b\x32+.baguni.v1.RecommendRequest.AttributesEntry\x1aL\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x05value\x18\x02 \x01(\x0b\x32\x19.baguni.v1.AttributeValue:\x02\x38\x01\x42\t\n\x07subject\"+\n\x03\x43\x61p\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x11\n\tmax_items\x18\x02 \x01(\x05\"U\n\rAnonymousUser\x12\x14\n\x0c\x61nonymous_id\x18\x01 \x01(\t\x12.\n\rrecent_events\x18\x02 \x03(\x0b\x32\x17.baguni.v1.HistoryEvent\"\x84\x01\n\x0cHistoryEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12!\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x11.baguni.v1.Action\x12\x10\n\x08order_id\x18\x03 \x01(\t\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x01\n\x06\x46ilter\x12\x11\n\tattribute\x18\x01 \x01(\t\x12&\n\x06\x61ny_of\x18\x02 \x01(\x0b\x32\x14.baguni.v1.StringSetH\x00\x12\'\n\x05range\x18\x03 \x01(\x0b\x32\x16.baguni.v1.NumberRangeH\x00\x12\x0c\n\x02is\x18\x04 \x01(\x08H\x00\x42\x0b\n\tcondition\"\x1b\n\tStringSet\x12\x0e\n\x06values\x18\x01 \x03(\t\"A\n\x0bNumberRange\x12\x10\n\x03min\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"\xa7\x02\n\x11RecommendResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05items\x18\x02 \x03(\x0b\x32\x1a.baguni.v1.RecommendedItem\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x12\n\nrelease_id\x18\x04 \x01(\t\x12\x34\n\x10\x64\x65gradation_tier\x18\x05 \x01(\x0e\x32\x1a.baguni.v1.DegradationTier\x12?\n\x16\x65xperiment_assignments\x18\x06 \x03(\x0b\x32\x1f.baguni.v1.ExperimentAssignment\x12\x16\n\x0e\x65xposure_token\x18\x07 \x01(\t\x12\x17\n\x0fhistory_version\x18\x08 \x01(\x03\"g\n\x0fRecommendedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x10\n\x08position\x18\x03 \x01(\x05\x12\"\n\x07sources\x18\x04 \x03(\x0e\x32\x11.baguni.v1.Source\"E\n\x14\x45xperimentAssignment\x12\x16\n\x0e\x65xperiment_key\x18\x01 \x01(\t\x12\x15\n\rvariation_key\x18\x02 \x01(\t\"\xcc\x01\n\x17GenerateTopItemsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08user_ids\x18\x02 \x03(\t\x12\t\n\x01k\x18\x03 \x01(\x05\x12\"\n\x07\x66ilters\x18\x04 \x03(\x0b\x32\x11.baguni.v1.Filter\x12\x18\n\x10\x65xclude_item_ids\x18\x05 \x03(\t\x12\x19\n\x11\x65xclude_purchased\x18\x06 \x01(\x08\x12\'\n\x03now\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x18GenerateTopItemsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12&\n\x05users\x18\x02 \x03(\x0b\x32\x17.baguni.v1.UserTopItems\x12\x12\n\nrelease_id\x18\x03 \x01(\t\"\x82\x01\n\x0cUserTopItems\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12%\n\x06status\x18\x02 \x01(\x0e\x32\x15.baguni.v1.UserStatus\x12)\n\x05items\x18\x03 \x03(\x0b\x32\x1a.baguni.v1.RecommendedItem\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xac\x01\n\x13SimilarItemsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x1f\n\x05space\x18\x03 \x01(\x0e\x32\x10.baguni.v1.Space\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\"\n\x07\x66ilters\x18\x05 \x03(\x0b\x32\x11.baguni.v1.Filter\x12\x18\n\x10\x65xclude_item_ids\x18\x06 \x03(\t\"i\n\x14SimilarItemsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05items\x18\x02 \x03(\x0b\x32\x1a.baguni.v1.RecommendedItem\x12\x12\n\nrelease_id\x18\x03 \x01(\t*\xdb\x01\n\x0f\x44\x65gradationTier\x12 \n\x1c\x44\x45GRADATION_TIER_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45GRADATION_TIER_FULL\x10\x01\x12%\n!DEGRADATION_TIER_CACHED_EMBEDDING\x10\x02\x12 \n\x1c\x44\x45GRADATION_TIER_CACHED_LIST\x10\x03\x12\x1c\n\x18\x44\x45GRADATION_TIER_POPULAR\x10\x04\x12$\n DEGRADATION_TIER_RETRIEVAL_ORDER\x10\x05*\x9f\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x14\n\x10SOURCE_RETRIEVAL\x10\x01\x12\x12\n\x0eSOURCE_HISTORY\x10\x02\x12\x15\n\x11SOURCE_GENERATIVE\x10\x03\x12\x12\n\x0eSOURCE_POPULAR\x10\x04\x12\x14\n\x10SOURCE_CANDIDATE\x10\x05\x12\x12\n\x0eSOURCE_CONTENT\x10\x06*J\n\x05Space\x12\x15\n\x11SPACE_UNSPECIFIED\x10\x00\x12\x11\n\rSPACE_CONTENT\x10\x01\x12\x17\n\x13SPACE_COLLABORATIVE\x10\x02*\x92\x01\n\nUserStatus\x12\x1b\n\x17USER_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eUSER_STATUS_OK\x10\x01\x12\x1a\n\x16USER_STATUS_COLD_START\x10\x02\x12\x1f\n\x1bUSER_STATUS_INVALID_USER_ID\x10\x03\x12\x16\n\x12USER_STATUS_FAILED\x10\x04\x32\x8d\x02\n\x15RecommendationService\x12\x46\n\tRecommend\x12\x1b.baguni.v1.RecommendRequest\x1a\x1c.baguni.v1.RecommendResponse\x12[\n\x10GenerateTopItems\x12\".baguni.v1.GenerateTopItemsRequest\x1a#.baguni.v1.GenerateTopItemsResponse\x12O\n\x0cSimilarItems\x12\x1e.baguni.v1.SimilarItemsRequest\x1a\x1f.baguni.v1.SimilarItemsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baguni.v1.recommendation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEGRADATIONTIER']._serialized_start=2191
-  _globals['_DEGRADATIONTIER']._serialized_end=2410
-  _globals['_SOURCE']._serialized_start=2413
-  _globals['_SOURCE']._serialized_end=2572
-  _globals['_SPACE']._serialized_start=2574
-  _globals['_SPACE']._serialized_end=2648
-  _globals['_USERSTATUS']._serialized_start=2651
-  _globals['_USERSTATUS']._serialized_end=2797
+  _globals['_RECOMMENDREQUEST_ATTRIBUTESENTRY']._loaded_options = None
+  _globals['_RECOMMENDREQUEST_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_DEGRADATIONTIER']._serialized_start=2334
+  _globals['_DEGRADATIONTIER']._serialized_end=2553
+  _globals['_SOURCE']._serialized_start=2556
+  _globals['_SOURCE']._serialized_end=2715
+  _globals['_SPACE']._serialized_start=2717
+  _globals['_SPACE']._serialized_end=2791
+  _globals['_USERSTATUS']._serialized_start=2794
+  _globals['_USERSTATUS']._serialized_end=2940
   _globals['_RECOMMENDREQUEST']._serialized_start=103
-  _globals['_RECOMMENDREQUEST']._serialized_end=483
-  _globals['_CAP']._serialized_start=485
-  _globals['_CAP']._serialized_end=528
-  _globals['_ANONYMOUSUSER']._serialized_start=530
-  _globals['_ANONYMOUSUSER']._serialized_end=615
-  _globals['_HISTORYEVENT']._serialized_start=618
-  _globals['_HISTORYEVENT']._serialized_end=750
-  _globals['_FILTER']._serialized_start=753
-  _globals['_FILTER']._serialized_end=888
-  _globals['_STRINGSET']._serialized_start=890
-  _globals['_STRINGSET']._serialized_end=917
-  _globals['_NUMBERRANGE']._serialized_start=919
-  _globals['_NUMBERRANGE']._serialized_end=984
-  _globals['_RECOMMENDRESPONSE']._serialized_start=987
-  _globals['_RECOMMENDRESPONSE']._serialized_end=1282
-  _globals['_RECOMMENDEDITEM']._serialized_start=1284
-  _globals['_RECOMMENDEDITEM']._serialized_end=1387
-  _globals['_EXPERIMENTASSIGNMENT']._serialized_start=1389
-  _globals['_EXPERIMENTASSIGNMENT']._serialized_end=1458
-  _globals['_GENERATETOPITEMSREQUEST']._serialized_start=1461
-  _globals['_GENERATETOPITEMSREQUEST']._serialized_end=1665
-  _globals['_GENERATETOPITEMSRESPONSE']._serialized_start=1667
-  _globals['_GENERATETOPITEMSRESPONSE']._serialized_end=1773
-  _globals['_USERTOPITEMS']._serialized_start=1776
-  _globals['_USERTOPITEMS']._serialized_end=1906
-  _globals['_SIMILARITEMSREQUEST']._serialized_start=1909
-  _globals['_SIMILARITEMSREQUEST']._serialized_end=2081
-  _globals['_SIMILARITEMSRESPONSE']._serialized_start=2083
-  _globals['_SIMILARITEMSRESPONSE']._serialized_end=2188
-  _globals['_RECOMMENDATIONSERVICE']._serialized_start=2800
-  _globals['_RECOMMENDATIONSERVICE']._serialized_end=3069
+  _globals['_RECOMMENDREQUEST']._serialized_end=626
+  _globals['_RECOMMENDREQUEST_ATTRIBUTESENTRY']._serialized_start=539
+  _globals['_RECOMMENDREQUEST_ATTRIBUTESENTRY']._serialized_end=615
+  _globals['_CAP']._serialized_start=628
+  _globals['_CAP']._serialized_end=671
+  _globals['_ANONYMOUSUSER']._serialized_start=673
+  _globals['_ANONYMOUSUSER']._serialized_end=758
+  _globals['_HISTORYEVENT']._serialized_start=761
+  _globals['_HISTORYEVENT']._serialized_end=893
+  _globals['_FILTER']._serialized_start=896
+  _globals['_FILTER']._serialized_end=1031
+  _globals['_STRINGSET']._serialized_start=1033
+  _globals['_STRINGSET']._serialized_end=1060
+  _globals['_NUMBERRANGE']._serialized_start=1062
+  _globals['_NUMBERRANGE']._serialized_end=1127
+  _globals['_RECOMMENDRESPONSE']._serialized_start=1130
+  _globals['_RECOMMENDRESPONSE']._serialized_end=1425
+  _globals['_RECOMMENDEDITEM']._serialized_start=1427
+  _globals['_RECOMMENDEDITEM']._serialized_end=1530
+  _globals['_EXPERIMENTASSIGNMENT']._serialized_start=1532
+  _globals['_EXPERIMENTASSIGNMENT']._serialized_end=1601
+  _globals['_GENERATETOPITEMSREQUEST']._serialized_start=1604
+  _globals['_GENERATETOPITEMSREQUEST']._serialized_end=1808
+  _globals['_GENERATETOPITEMSRESPONSE']._serialized_start=1810
+  _globals['_GENERATETOPITEMSRESPONSE']._serialized_end=1916
+  _globals['_USERTOPITEMS']._serialized_start=1919
+  _globals['_USERTOPITEMS']._serialized_end=2049
+  _globals['_SIMILARITEMSREQUEST']._serialized_start=2052
+  _globals['_SIMILARITEMSREQUEST']._serialized_end=2224
+  _globals['_SIMILARITEMSRESPONSE']._serialized_start=2226
+  _globals['_SIMILARITEMSRESPONSE']._serialized_end=2331
+  _globals['_RECOMMENDATIONSERVICE']._serialized_start=2943
+  _globals['_RECOMMENDATIONSERVICE']._serialized_end=3212
 # @@protoc_insertion_point(module_scope)

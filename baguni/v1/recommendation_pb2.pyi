@@ -165,6 +165,27 @@ class RecommendRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _events_pb2.AttributeValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _events_pb2.AttributeValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
     ANONYMOUS_FIELD_NUMBER: _builtins.int
@@ -178,6 +199,7 @@ class RecommendRequest(_message.Message):
     NOW_FIELD_NUMBER: _builtins.int
     CAPS_FIELD_NUMBER: _builtins.int
     DIVERSITY_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Echoed in logs, traces and the response; made up by the server when empty. At most 128 characters."""
     user_id: _builtins.str
@@ -220,6 +242,12 @@ class RecommendRequest(_message.Message):
         does not take stands in a later one, so nothing is lost. At most 4. Scores do not order such a list.
         """
 
+    @_builtins.property
+    def attributes(self) -> _containers.MessageMap[_builtins.str, _events_pb2.AttributeValue]:
+        """What experiments may target beside `placement`, such as "country" or "app_version". At most 32; "id", "user_id",
+        "anonymous_id", "is_anonymous" and "placement" are the gateway's own.
+        """
+
     def __init__(
         self,
         *,
@@ -236,10 +264,11 @@ class RecommendRequest(_message.Message):
         now: _timestamp_pb2.Timestamp | None = ...,
         caps: _abc.Iterable[Global___Cap] | None = ...,
         diversity: _builtins.float = ...,
+        attributes: _abc.Mapping[_builtins.str, _events_pb2.AttributeValue] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "now", b"now", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "candidate_item_ids", b"candidate_item_ids", "caps", b"caps", "diversity", b"diversity", "exclude_item_ids", b"exclude_item_ids", "exclude_purchased", b"exclude_purchased", "filters", b"filters", "now", b"now", "page_size", b"page_size", "page_token", b"page_token", "placement", b"placement", "request_id", b"request_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "attributes", b"attributes", "candidate_item_ids", b"candidate_item_ids", "caps", b"caps", "diversity", b"diversity", "exclude_item_ids", b"exclude_item_ids", "exclude_purchased", b"exclude_purchased", "filters", b"filters", "now", b"now", "page_size", b"page_size", "page_token", b"page_token", "placement", b"placement", "request_id", b"request_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["user_id", "anonymous"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015

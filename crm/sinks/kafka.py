@@ -40,7 +40,9 @@ class PushTopic:
     def check(self) -> None:
         """Whether the broker answers and has the topic; a producer that asked would make many brokers create it."""
         try:
-            with closing(KafkaAdminClient(bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=TIMEOUT_MS)) as client:
+            with closing(
+                KafkaAdminClient(bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=TIMEOUT_MS)
+            ) as client:
                 if self._topic not in client.list_topics():
                     raise NotFoundError(f"sink kafka: topic {self._topic!r} does not exist")
         except KafkaError as error:

@@ -11,6 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,6 +31,7 @@ from baguni.history_store import HistoryWriter
 from baguni.settings import Endpoints
 from baguni.topics import TopicReader
 from baguni.v1 import campaigns_pb2
+from deploy.local.settings import free_port
 from tests.braze_process import KEY, BrazeProcess, braze_process
 
 pytestmark = pytest.mark.stack
@@ -343,6 +346,61 @@ def test_a_dry_run_shows_exactly_what_is_sent_then(shop: Shop, braze: BrazeProce
     for one in would:
         expected = {name: value for name, value in one.items() if name != "external_id"}
         assert expected.items() <= braze.user(one["external_id"])["attributes"].items()
+
+
+def test_connected_content_answers_every_user_at_once(shop: Shop, running: Endpoints, shoppers: list[str]) -> None:
+    """200 and items for everybody, their own where the last run has some, within 100 ms."""
+    sinks = [{"file": {"path": "out.csv"}}]
+    shop.crm("run", str(shop.campaign(name="content", sinks=sinks)))
+    own, port = lists(shop.rows("out.csv")), free_port()
+    server = shop.start("serve", "--address", f"127.0.0.1:{port}", BAGUNI_CRM_CONTENT_TOKEN="let-me-in")
+
+    def ask(user_id: str, campaign: str = "content", k: str = "3", token: str = "let-me-in") -> tuple[int, Any, float]:
+        url = f"http://127.0.0.1:{port}/v1/campaigns/{campaign}/users/{user_id}?k={k}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        started = time.monotonic()
+        try:
+            with urllib.request.urlopen(request, timeout=5) as reply:
+                return reply.status, json.load(reply), time.monotonic() - started
+        except urllib.error.HTTPError as error:
+            return error.code, {}, 0.0
+
+    def is_up() -> bool:
+        try:
+            return bool(ask("anybody")[1].get("items"))
+        except OSError:
+            assert server.poll() is None
+            return False
+
+    try:
+        deadline = time.monotonic() + 30
+        while not is_up():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        took = []
+        for user_id in shoppers:
+            status, answer, seconds = ask(user_id)
+            assert (status, answer["items"], answer["source"]) == (200, own[user_id], "generated")
+            took.append(seconds)
+        assert sorted(took)[-1] < 0.1
+        for user_id, campaign, k in (
+            ("nobody", "content", "3"),
+            (shoppers[0], "no-such", "3"),
+            ("nobody", "x", "many"),
+        ):
+            status, answer, _ = ask(user_id, campaign, k)
+            assert (status, answer["source"]) == (200, "popular")
+            assert len(answer["items"]) == (3 if k == "3" else 10)
+        assert ask(shoppers[0], token="guess")[0] == 401
+        with redis.Redis.from_url(running.redis_url) as client:
+            HistoryWriter(client).apply({shoppers[-1]: [Deletion(int(time.time() * 1000))]})
+            assert ask(shoppers[-1])[1]["source"] == "popular"
+            when = int(time.time() * 1000) + 1
+            HistoryWriter(client).apply({shoppers[-1]: ordered(when, "bread-rye", "milk-fresh")})
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+    assert server.returncode == 0
 
 
 def numbered(prefix: str, items: list[str]) -> dict[str, str]:

@@ -1,0 +1,200 @@
+"""What experiments choose of a list, by GrowthBook's features and its own evaluation: whoever assigns elsewhere by the same
+features, in an app or a page, assigns alike.
+
+A feature whose name begins with "baguni." is a knob; its value, in each variation, is what the knob is set to:
+
+    baguni.release         a release id, loaded by `baguni release load`; the active one otherwise
+    baguni.rescored        whether the generative head may have its say in the order
+    baguni.num_retrieved   candidates from the vector search, 1 to 15,000
+    baguni.diversity       0 to 1, instead of the request's
+    baguni.list            "model", or a control: "popular", or item ids in their order
+
+Other features may be there, for the prerequisites of these. Evaluation is pure: it remembers nobody, and exposures are said
+with the list, where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from growthbook.common_types import EvaluationContext, Feature, GlobalContext, Options, StackContext, UserContext
+from growthbook.core import eval_feature
+
+from baguni.errors import InvalidInputError
+
+PREFIX = "baguni."
+MODEL, POPULAR = "model", "popular"
+MAX_RETRIEVED, MAX_LISTED = 15_000, 5_000
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A variation of an experiment that somebody is in."""
+
+    experiment: str
+    variation: str
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is chosen for one list; None is what the gateway does anyway. `assignments`: by which experiments."""
+
+    release_id: str | None = None
+    rescored: bool | None = None
+    num_retrieved: int | None = None
+    diversity: float | None = None
+    listed: str | tuple[str, ...] = MODEL
+    assignments: tuple[Assignment, ...] = ()
+    release_experiment: str = ""  # the one that chose the release
+
+    def without_release(self, served: str) -> Choices:
+        """As it is where that release is served; else nobody is in the experiment that chose another."""
+        if self.release_id in (None, served):
+            return self
+        left = tuple(each for each in self.assignments if each.experiment != self.release_experiment)
+        return replace(self, release_id=None, assignments=left, release_experiment="")
+
+
+NOTHING = Choices()
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One thing that an experiment may choose: its field in `Choices`, and what a value of it must be."""
+
+    field: str
+    expected: str
+    is_valid: Callable[[Any], bool]
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_listed(value: Any) -> bool:
+    if isinstance(value, list):
+        return 0 < len(value) <= MAX_LISTED and all(isinstance(item_id, str) and item_id for item_id in value)
+    return value in (MODEL, POPULAR)
+
+
+KNOBS = {
+    "release": Knob(
+        "release_id", "a release id, or null", lambda value: value is None or (isinstance(value, str) and value != "")
+    ),
+    "rescored": Knob("rescored", "true or false", lambda value: isinstance(value, bool)),
+    "num_retrieved": Knob(
+        "num_retrieved",
+        f"a whole number from 1 to {MAX_RETRIEVED}",
+        lambda value: _is_number(value, 1, MAX_RETRIEVED) and isinstance(value, int),
+    ),
+    "diversity": Knob("diversity", "a number from 0 to 1", lambda value: _is_number(value, 0, 1)),
+    "list": Knob("listed", f'"model", "popular", or 1 to {MAX_LISTED} item ids', _is_listed),
+}
+
+
+class Experiments:
+    """One set of features. Raises InvalidInputError that names the feature and what its value should be."""
+
+    def __init__(self, payload: Mapping[str, Any], where: str = "features") -> None:
+        features = payload.get("features")
+        if not isinstance(features, dict):
+            raise InvalidInputError(
+                f"{where}: features is {type(features).__name__}, expected GrowthBook's SDK payload"
+            )
+        self._knobs = {name: _knob(name, where) for name in features if name.startswith(PREFIX)}
+        for name, knob in self._knobs.items():
+            for value in _values(name, features[name], where):
+                if not knob.is_valid(value):
+                    raise InvalidInputError(f"{where}: {name} is {json.dumps(value)[:80]}, expected {knob.expected}")
+        try:
+            built = {name: Feature(**_arguments(feature)) for name, feature in features.items()}
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InvalidInputError(f"{where}: not GrowthBook's SDK payload: {error}") from error
+        saved_groups = payload.get("savedGroups") or {}
+        self._context = GlobalContext(Options(enabled=True), built, saved_groups)
+        self._release_values = _releases(features)
+
+    @property
+    def release_ids(self) -> frozenset[str]:
+        """The releases that some variation chooses."""
+        return self._release_values
+
+    @property
+    def are_there(self) -> bool:
+        """Whether anything can be chosen."""
+        return bool(self._knobs)
+
+    def choose(self, attributes: Mapping[str, Any]) -> Choices:
+        """What is chosen for somebody with these attributes; without an `id`, by which everybody is assigned, nobody is."""
+        if not self._knobs or not attributes.get("id"):
+            return NOTHING
+        user = UserContext(attributes=dict(attributes))
+        chosen: dict[str, Any] = {}
+        assignments: dict[str, Assignment] = {}
+        for name, knob in self._knobs.items():
+            found = eval_feature(name, EvaluationContext(user, self._context, StackContext()))
+            if not knob.is_valid(found.value):
+                continue  # a prerequisite that is not met, or a cycle of them: as without the feature
+            chosen[knob.field] = tuple(found.value) if isinstance(found.value, list) else found.value
+            if (
+                found.experiment is not None
+                and found.experimentResult is not None
+                and found.experimentResult.inExperiment
+            ):
+                key = str(found.experiment.key)
+                assignments[key] = Assignment(key, str(found.experimentResult.key))
+                if knob.field == "release_id":
+                    chosen["release_experiment"] = key
+        chosen["assignments"] = tuple(assignments.values())
+        return replace(NOTHING, **chosen)
+
+
+def parse(text: str, where: str) -> Experiments:
+    """Experiments of a JSON payload. Raises InvalidInputError."""
+    try:
+        payload = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{where} is no JSON: {error}") from error
+    if not isinstance(payload, dict):
+        raise InvalidInputError(f"{where} holds {type(payload).__name__}, expected GrowthBook's SDK payload")
+    if payload.get("encryptedFeatures"):
+        raise InvalidInputError(f"{where}: the features are encrypted, expected an SDK connection without encryption")
+    return Experiments(payload, where)
+
+
+def _knob(name: str, where: str) -> Knob:
+    knob = KNOBS.get(name.removeprefix(PREFIX))
+    if knob is None:
+        known = ", ".join(PREFIX + known for known in KNOBS)
+        raise InvalidInputError(f"{where}: there is no {name}, expected one of {known}")
+    return knob
+
+
+def _rules(feature: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [rule for rule in feature.get("rules") or () if isinstance(rule, dict)]
+
+
+def _values(name: str, feature: Any, where: str) -> list[Any]:
+    """Every value that a feature can have."""
+    if not isinstance(feature, dict):
+        raise InvalidInputError(f"{where}: {name} is {json.dumps(feature)[:80]}, expected a feature")
+    values = [feature["defaultValue"]] if feature.get("defaultValue") is not None else []
+    for rule in _rules(feature):
+        values += rule.get("variations") or ()
+        values += [rule["force"]] if "force" in rule else []
+    return values
+
+
+def _releases(features: Mapping[str, Any]) -> frozenset[str]:
+    feature = features.get(f"{PREFIX}release")
+    return frozenset(_values(f"{PREFIX}release", feature, "")) - {None} if feature else frozenset()
+
+
+def _arguments(feature: Mapping[str, Any]) -> dict[str, Any]:
+    return {"defaultValue": feature.get("defaultValue"), "rules": _rules(feature)}
+
+
+NO_EXPERIMENTS = Experiments({"features": {}})

@@ -1,0 +1,174 @@
+"""Where features come from, and that they stay fresh: a file, or GrowthBook's SDK endpoint.
+
+What cannot be had or is not valid leaves what was there before; only at the start it is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+
+from baguni.errors import BaguniError, InvalidInputError, UnavailableError
+from server.experiments import NO_EXPERIMENTS, Experiments, parse
+
+log = logging.getLogger(__name__)
+FILE_CHECK_S = 1.0
+SSE_RETRY_S = 5.0
+TIMEOUT = aiohttp.ClientTimeout(total=10)
+PATH = "/api/features/"
+
+
+class FeatureSource(Protocol):
+    """Somewhere that features are."""
+
+    async def read(self) -> Experiments | None:
+        """What is there; None if it is the same as at the last reading. Raises InvalidInputError or UnavailableError."""
+
+    async def wait(self) -> None:
+        """Until there may be something new."""
+
+    async def close(self) -> None:
+        """Close connections."""
+
+
+class Features:
+    """The experiments of now. `source`: a path, GrowthBook's https://HOST/api/features/CLIENT_KEY, or empty for none."""
+
+    def __init__(self, source: str, refresh_s: float) -> None:
+        self.experiments = NO_EXPERIMENTS
+        self._source = _source(source, refresh_s)
+
+    async def start(self) -> None:
+        """The first reading. Raises InvalidInputError; a server that is away is waited for while serving."""
+        if self._source is None:
+            return
+        try:
+            self.experiments = await self._source.read() or self.experiments
+        except UnavailableError as error:
+            log.warning("no experiments yet error=%s", error)
+
+    async def follow(self) -> None:
+        """Take over what changes, for ever."""
+        said = ""
+        while self._source is not None:
+            await self._source.wait()
+            try:
+                found = await self._source.read()
+                said = ""
+            except BaguniError as error:
+                if str(error) != said:
+                    log.error("experiments stay as they were error=%s", error)
+                said = str(error)
+                continue
+            if found is not None:
+                self.experiments = found
+                log.info("experiments read")
+
+    async def close(self) -> None:
+        """Close connections."""
+        if self._source is not None:
+            await self._source.close()
+
+
+class _File:
+    def __init__(self, path: Path) -> None:
+        self._path, self._seen = path, ""
+
+    async def read(self) -> Experiments | None:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInputError(f"experiments: {self._path}: {error}") from error
+        if text == self._seen:
+            return None
+        found = parse(text, str(self._path))
+        self._seen = text
+        return found
+
+    async def wait(self) -> None:
+        await asyncio.sleep(FILE_CHECK_S)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Endpoint:
+    """Asks every `refresh_s` with the ETag of the last answer, and at once when the server's event stream says so."""
+
+    def __init__(self, url: str, refresh_s: float) -> None:
+        self._url, self._refresh_s = url, refresh_s
+        self._events_url = url.replace(PATH, "/sub/", 1)
+        self._etag, self._changed = "", asyncio.Event()
+        self._session: aiohttp.ClientSession | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    async def read(self) -> Experiments | None:
+        session = self._opened()
+        headers = {"If-None-Match": self._etag} if self._etag else {}
+        try:
+            async with session.get(self._url, headers=headers, timeout=TIMEOUT) as answer:
+                if answer.status == 304:
+                    return None
+                text = await answer.text()
+                if answer.status != 200:
+                    raise UnavailableError("growthbook", f"{self._url} answered {answer.status}: {text[:200]}")
+                found = parse(text, self._url)
+                self._etag = answer.headers.get("ETag", "")
+                self._listen(answer.headers.get("x-sse-support") == "enabled")
+                return found
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UnavailableError("growthbook", f"{self._url}: {error or 'no answer in time'}") from error
+
+    async def wait(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._refresh_s):
+                await self._changed.wait()
+        self._changed.clear()
+
+    async def close(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        return self._session
+
+    def _listen(self, is_offered: bool) -> None:
+        if is_offered and self._listening is None:
+            self._listening = asyncio.create_task(self._follow_events())
+
+    async def _follow_events(self) -> None:
+        while True:
+            with suppress(aiohttp.ClientError, TimeoutError):
+                async for _ in self._events():
+                    self._changed.set()
+            await asyncio.sleep(SSE_RETRY_S)
+
+    async def _events(self) -> AsyncIterator[str]:
+        """The names of the server's events."""
+        without_end = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
+        async with self._opened().get(self._events_url, timeout=without_end) as answer:
+            async for line in answer.content:
+                if line.startswith(b"event:"):
+                    yield line.removeprefix(b"event:").strip().decode(errors="replace")
+
+
+def _source(source: str, refresh_s: float) -> FeatureSource | None:
+    if not source:
+        return None
+    if source.startswith(("http://", "https://")):
+        if PATH not in source:
+            raise InvalidInputError(
+                f"BAGUNI_EXPERIMENTS is {source!r}, expected https://HOST{PATH}CLIENT_KEY, or a path"
+            )
+        return _Endpoint(source, refresh_s)
+    return _File(Path(source))

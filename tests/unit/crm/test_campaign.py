@@ -1,0 +1,111 @@
+"""Campaign files: what they say, and what is wrong with them, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from baguni.errors import InvalidInputError
+from crm.audience import users_of
+from crm.campaign import Audience, FileAudience, Where, read_campaign
+from tests.conftest import repository
+
+SMALLEST = "name: small\naudience: {file: {path: users.csv}}\nsinks: [{file: {path: out.csv}}]\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "campaign.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_beside_the_file(tmp_path: Path) -> None:
+    campaign = read_campaign(written(tmp_path, SMALLEST))
+    assert campaign.audience.file is not None
+    assert campaign.audience.file.path == tmp_path / "users.csv"
+    assert campaign.sinks[0].file is not None
+    assert campaign.sinks[0].file.path == tmp_path / "out.csv"
+
+
+def test_the_documented_campaigns_are_some(tmp_path: Path) -> None:
+    example, audiences = (
+        block.split("```")[0] for block in (repository() / "docs" / "crm.md").read_text().split("```yaml")[1:]
+    )
+    campaign = read_campaign(written(tmp_path, example))
+    assert [list(sink.model_dump(exclude_none=True)) for sink in campaign.sinks] == [["file"], ["kafka"], ["braze"]]
+    assert campaign.quiet.campaigns is not None
+    alternatives = list(yaml.safe_load_all(audiences))
+    assert len(alternatives) == 3
+    for audience in alternatives:
+        read_campaign(written(tmp_path, yaml.safe_dump({**yaml.safe_load(example), "audience": audience})))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("name: small", "name: a b"), "name: String should match pattern"),
+        (
+            ("name: small", "name: small\nitems_per_user: 0"),
+            "items_per_user: Input should be greater than or equal to 1",
+        ),
+        (("name: small", "name: small\nleast_items: 11"), "least_items is 11, expected at most items_per_user 10"),
+        (("path: out.csv", "path: out.txt"), "expected a name that ends in .csv or .parquet"),
+        (("{file: {path: users.csv}}", "{}"), "audience: Value error, got nothing, expected exactly one of file"),
+        (("sinks: [{file: {path: out.csv}}]", "sinks: []"), "sinks: Tuple should have at least 1 item"),
+        (("name: small", "name: small\nquiet: {campaigns: {at_most: 1}}"), "quiet.campaigns.days: Field required"),
+        (("{file: {path: out.csv}}", "{braze: {url: nowhere}}"), "sinks.0.braze.url"),
+        (("name: small", "name: [small"), "is no YAML file"),
+        (("name: small\naudience: {file: {path: users.csv}}\nsinks: [{file: {path: out.csv}}]\n", "- 1"), "holds list"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:
+    path = written(tmp_path, SMALLEST.replace(*change))
+    with pytest.raises(InvalidInputError) as refused:
+        read_campaign(path)
+    assert named in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def users(audience: FileAudience) -> list[str]:
+    return list(users_of(Audience(file=audience), None, None, 0))  # type: ignore[arg-type]
+
+
+def test_conditions_on_columns_of_either_format(tmp_path: Path) -> None:
+    rows = {
+        "user_id": ["007", "2", "3", "", "5"],
+        "score": [0.1, 0.5, 0.9, 1.0, None],
+        "vip": [True, False, True, True, True],
+        "city": ["Seoul", "Busan", "Seoul", "Seoul", "Seoul"],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "users.parquet")
+    (tmp_path / "users.csv").write_text(
+        "user_id,score,vip,city\n007,0.1,True,Seoul\n2,0.5,False,Busan\n3,0.9,true,Seoul\n,1.0,true,Seoul\n5,,true,Seoul\n"
+    )
+    for name in ("users.csv", "users.parquet"):
+        path = tmp_path / name
+        assert users(FileAudience(path=path)) == ["007", "2", "3", "5"]
+        for where, expected in (
+            (Where(column="score", at_least=0.5), ["2", "3"]),
+            (Where(column="score", at_least=0.2, at_most=0.8), ["2"]),
+            (Where(column="score", equals=0.1), ["007"]),
+            (Where(column="vip", equals=True), ["007", "3", "5"]),
+            (Where(column="city", equals="Busan"), ["2"]),
+        ):
+            assert users(FileAudience(path=path, where=(where,))) == expected
+    both = (Where(column="vip", equals=True), Where(column="score", at_most=0.5))
+    assert users(FileAudience(path=tmp_path / "users.csv", where=both)) == ["007"]
+
+
+def test_an_audience_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "users.csv"
+    with pytest.raises(InvalidInputError, match="no CSV file"):
+        users(FileAudience(path=path))
+    path.write_text("user_id,score\na,high\n")
+    with pytest.raises(InvalidInputError, match="no column 'id', expected one of user_id, score"):
+        users(FileAudience(path=path, column="id"))
+    with pytest.raises(InvalidInputError, match="column 'score' is compared with a number"):
+        users(FileAudience(path=path, where=(Where(column="score", at_least=1),)))

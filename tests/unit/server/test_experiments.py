@@ -1,0 +1,157 @@
+"""Experiments: who is in which variation, by GrowthBook's own features; and what is wrong with a payload, by name."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from collections import Counter
+from typing import Any
+
+import pytest
+from growthbook.core import gbhash
+
+from baguni.errors import InvalidInputError
+from server.experiments import MODEL, Assignment, Experiments, parse
+
+
+def features(**named: Any) -> Experiments:
+    return Experiments({"features": {f"baguni.{name}": feature for name, feature in named.items()}})
+
+
+def split(key: str, *variations: Any, **more: Any) -> dict[str, Any]:
+    rule = {"key": key, "variations": list(variations), "hashAttribute": "id", "coverage": 1, **more}
+    return {"defaultValue": None, "rules": [rule]}
+
+
+# Bucketing as GrowthBook documents it: its SDKs publish these, in every language.
+@pytest.mark.parametrize(
+    ("seed", "value", "version", "bucket"),
+    [
+        ("", "a", 1, 0.22),
+        ("", "b", 1, 0.077),
+        ("b", "a", 1, 0.946),
+        ("ef", "d", 1, 0.652),
+        ("asdf", "8952klfjas09ujk", 1, 0.549),
+        ("seed", "a", 2, 0.0505),
+        ("seed", "b", 2, 0.2696),
+        ("foo", "ab", 2, 0.2575),
+        ("foo", "def", 2, 0.2019),
+        ("89123klj", "8952klfjas09ujkasdf", 2, 0.124),
+        ("90850943850283058242805", "123", 2, 0.7516),
+        ("abc", "def", 99, None),
+    ],
+)
+def test_published_buckets(seed: str, value: str, version: int, bucket: float | None) -> None:
+    assert gbhash(seed, value, version) == bucket
+
+
+def test_everybody_is_where_their_bucket_says() -> None:
+    """An experiment's variation is what anybody computes from the published hash, in an app as here."""
+    for version in (1, 2):
+        found = features(rescored=split("order", True, False, seed="s", hashVersion=version, weights=[0.3, 0.7]))
+        counts: Counter[str] = Counter()
+        for number in range(3_000):
+            choices = found.choose({"id": f"u{number}"})
+            bucket = gbhash("s", f"u{number}", version)
+            assert bucket is not None
+            expected = 0 if bucket < 0.3 else 1
+            assert choices.rescored is (expected == 0)
+            assert choices.assignments == (Assignment("order", str(expected)),)
+            counts[str(expected)] += 1
+        assert abs(counts["0"] - 900) < 4 * (3_000 * 0.3 * 0.7) ** 0.5
+
+
+def test_targets_namespaces_coverage_and_holdouts() -> None:
+    found = features(
+        diversity=split("sale", 0.0, 0.5, condition={"placement": "sale_page", "country": {"$in": ["KR"]}}),
+        num_retrieved=split("wide", 50, 500, namespace=["ns", 0, 0.5]),
+        list=split("control", "model", "popular", coverage=0.2),
+    )
+    shopper = {"placement": "sale_page", "country": "KR"}
+    seen: Counter[str] = Counter()
+    for number in range(2_000):
+        choices = found.choose({"id": str(number), **shopper})
+        seen.update(each.experiment for each in choices.assignments)
+        assert ("sale" in {each.experiment for each in choices.assignments}) is (choices.diversity is not None)
+        assert found.choose({"id": str(number), "placement": "home", "country": "KR"}).diversity is None
+    assert seen["sale"] == 2_000
+    assert 900 < seen["wide"] < 1_100
+    assert 320 < seen["control"] < 480
+
+
+def test_a_holdout_keeps_people_out_of_the_experiments_that_name_it() -> None:
+    """GrowthBook expresses a holdout as a feature that experiments have as a prerequisite."""
+    holdout = {
+        "defaultValue": "in",
+        "rules": [{"key": "hold", "variations": ["out", "in"], "hashAttribute": "id", "weights": [0.1, 0.9]}],
+    }
+    needs = {"parentConditions": [{"id": "holdout", "condition": {"value": "in"}, "gate": True}]}
+    order = {**needs, "key": "order", "variations": [True, False], "hashAttribute": "id"}
+    found = Experiments({"features": {"holdout": holdout, "baguni.rescored": {"defaultValue": None, "rules": [order]}}})
+    outside = sum(not found.choose({"id": str(number)}).assignments for number in range(2_000))
+    assert 140 < outside < 270
+
+
+def test_nobody_without_an_id_is_in_anything() -> None:
+    found = features(rescored=split("order", True, False))
+    assert found.choose({"id": "", "placement": "home"}).assignments == ()
+    assert found.choose({"id": "", "placement": "home"}).listed == MODEL
+
+
+def test_a_release_that_is_not_served_is_no_assignment() -> None:
+    found = features(release=split("candidate", "r1", "r1"), rescored=split("order", True, True))
+    choices = found.choose({"id": "u"})
+    assert choices.release_id == "r1"
+    assert found.release_ids == {"r1"}
+    assert {each.experiment for each in choices.without_release("r1").assignments} == {"candidate", "order"}
+    elsewhere = choices.without_release("r0")
+    assert elsewhere.release_id is None
+    assert {each.experiment for each in elsewhere.assignments} == {"order"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "named"),
+    [
+        ("{", "no JSON"),
+        ("[]", "holds list"),
+        ("{}", "features is NoneType"),
+        ('{"features": {}, "encryptedFeatures": "x"}', "encrypted"),
+        ('{"features": {"baguni.colour": {}}}', "there is no baguni.colour, expected one of baguni.release"),
+        (
+            '{"features": {"baguni.diversity": {"defaultValue": 2}}}',
+            "baguni.diversity is 2, expected a number from 0 to 1",
+        ),
+        ('{"features": {"baguni.rescored": {"rules": [{"variations": [true, "no"]}]}}}', 'baguni.rescored is "no"'),
+        ('{"features": {"baguni.list": {"rules": [{"force": []}]}}}', "baguni.list is []"),
+        ('{"features": {"baguni.rescored": 7}}', "baguni.rescored is 7, expected a feature"),
+    ],
+)
+def test_what_is_wrong_with_a_payload(payload: str, named: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        parse(payload, "features.json")
+    assert named in str(refused.value)
+    assert "features.json" in str(refused.value)
+
+
+def test_assignment_is_quick_and_remembers_nobody() -> None:
+    """30 µs an assignment, with room for a machine that is busy; and no memory for a hundred thousand users."""
+    found = parse(json.dumps({"features": {"baguni.rescored": split("order", True, False)}}), "x")
+    for number in range(1_000):
+        found.choose({"id": str(number), "placement": "home"})
+    best = min(_seconds(found) for _ in range(7))
+    assert best / 1_000 < 30e-6
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(20_000):
+        found.choose({"id": f"new-{number}", "placement": "home"})
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 100_000
+
+
+def _seconds(found: Experiments) -> float:
+    started = time.perf_counter()
+    for number in range(1_000):
+        found.choose({"id": str(number), "placement": "home"})
+    return time.perf_counter() - started
