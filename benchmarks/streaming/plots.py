@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 
 def plot(
@@ -21,6 +22,9 @@ def plot(
         share = np.arange(1, len(values) + 1) / len(values)
         fresh.plot(1e3 * np.sort(np.asarray(values)), 100 * share, color=colour, label=name)
     fresh.set_xscale("log")
+    fresh.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    fresh.xaxis.set_major_formatter(ScalarFormatter())
+    fresh.xaxis.set_minor_formatter(NullFormatter())
     fresh.set_xlabel("ms from a click produced to a list that knows it")
     fresh.set_ylabel("% of clicks")
     fresh.legend()
