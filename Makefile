@@ -4,10 +4,10 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c 'import
 VENV := .venv
 SERVERS := .venv-stack
 BIN := $(VENV)/bin
-PACKAGES := baguni trainer server streaming crm deploy benchmarks
+PACKAGES := baguni trainer server streaming crm analysis deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-segments bench-page check-tensorrt peers lint types contracts proto check format clean
+.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-segments bench-page check-tensorrt peers analysis lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -17,7 +17,7 @@ setup: $(VENV)/.done $(SERVERS)/.done ## Install everything into .venv and .venv
 demo: setup ## From nothing to live recommendations on real grocery orders (KEEP=1 leaves the stack up)
 	@$(BIN)/baguni demo $(if $(KEEP),--keep)
 
-test: setup ## Every test, those against real Triton, Milvus, broker and Redis included
+test: setup analysis ## Every test, those against real Triton, Milvus, broker and Redis included
 	$(BIN)/python -m pytest
 
 test-faults: setup ## Servers that die, hang, are slow or cannot be reached, under load → benchmarks/results/faults.json
@@ -31,6 +31,8 @@ bench-demo: setup ## The demo's promised numbers → benchmarks/results/demo.jso
 
 bench-quality: setup peers ## How good the lists are, beside the peers → benchmarks/results/quality.json, docs/quality.md
 	$(BIN)/baguni benchmark quality --dataset $(or $(DATASET),complete-journey)
+
+analysis: .venv-analysis/.done ## The environment of GrowthBook's statistics, for `baguni experiment analyze`
 
 peers: .venv-peers/.done ## The environment of the SASRec peer
 
@@ -85,7 +87,7 @@ format: setup ## Format the code
 
 clean: ## Remove what was built, the environments and the state
 	-[ -x $(BIN)/baguni ] && $(BIN)/baguni down
-	rm -rf $(VENV) $(SERVERS) .venv-peers .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(SERVERS) .venv-peers .venv-analysis .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 $(VENV)/.done: requirements.lock pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
@@ -96,11 +98,11 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv-peers/.done: requirements-peers.lock
+.venv-peers/.done .venv-analysis/.done: .venv-%/.done: requirements-%.lock
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
-	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --upgrade "pip>=25" wheel
-	.venv-peers/bin/pip install --quiet --requirement requirements-peers.lock
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --upgrade "pip>=25" wheel
+	.venv-$*/bin/pip install --quiet --requirement requirements-$*.lock
 	@touch $@
 
 $(SERVERS)/.done: requirements-stack.lock

@@ -20,6 +20,7 @@ SUMMARIES = {
     "release": "List, show, try, activate and roll back releases.",
     "histories": "Load, rebuild and check stored histories.",
     "crm": "Run campaigns: whom to push what, delivered once.",
+    "experiment": "What experiments have shown, and what may be concluded.",
     "dlq": "List, show and replay what streams in and will never parse.",
     "token": "Make a bearer token for a caller of the gateway.",
     "up": "Start the local stack.",
