@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming crm analysis deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-segments bench-page check-tensorrt peers analysis lint types contracts proto check format clean
+.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-segments bench-page check-tensorrt peers analysis lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ bench-streaming: setup ## From Kafka to Redis and into lists: events a second, f
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json
 	$(BIN)/python -m benchmarks.training $(or $(DATASET),complete-journey)
+
+bench-crm: setup ## Campaigns beside the generator, 100,000 users into a local Braze, assignments → benchmarks/results/crm.json (after bench-quality)
+	$(BIN)/python -m benchmarks.crm $(RUN)
 
 bench-segments: setup ## Both segment forecasts against baselines → benchmarks/results/segments/ (after bench-quality)
 	$(BIN)/baguni segment evaluate .baguni/complete-journey --recipe complete-journey --users 300 \
