@@ -7,9 +7,9 @@ RUN is a finished run on Complete Journey. Everything shares this machine; ratio
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,13 +32,13 @@ from crm.campaign import Campaign
 from crm.job import Job, open_parts
 from crm.settings import CrmSettings
 from crm.state import CampaignState
-from deploy.local.settings import free_port
+from deploy.local.braze_process import KEY, braze_process
 from server.experiments import Experiments
 
 ROUNDS, USERS = 3, 1_000
 AUDIENCE, HISTORY = 100_000, 20  # users of the large campaign, and how many of a household's events each has
 INFER_TIMEOUT_S = 60.0
-KEY = "benchmark"
+KILLED_AFTER_S = 60.0
 FEATURES = {
     "baguni.rescored": {
         "defaultValue": None,
@@ -139,41 +139,37 @@ def _campaign(stage: Scene, folder: Path) -> Iterator[Row]:
     endpoints = stage.stack.settings.endpoints()
     _copy_histories(stage)
     (folder / "users.csv").write_text("user_id\n" + "".join(f"copy-{number}\n" for number in range(AUDIENCE)))
-    port = free_port()
-    content = {
-        "name": "large",
-        "audience": {"file": {"path": "users.csv"}},
-        "quiet": {"campaigns": {"at_most": 1, "days": 1}, "pushed_days": 7},
-        "sinks": [{"braze": {"url": f"http://127.0.0.1:{port}"}}],
-    }
-    (folder / "large.yaml").write_text(yaml.safe_dump(content))
     environment = {
         **os.environ,
         **endpoints.environment(),
         "BAGUNI_CRM_STATE": str(folder / "large-state"),
         "BAGUNI_CRM_BRAZE_KEY": KEY,
     }
-    command = [sys.executable, "-m", "baguni.cli", "crm", "run", str(folder / "large.yaml"), "--run-id", "large"]
-    braze = subprocess.Popen([sys.executable, "-m", "deploy.local.braze", str(port), KEY])
-    try:
-        started, memory = time.monotonic(), list[float]()
-        with (folder / "large.log").open("w") as log:
-            first = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-            memory += _watch(first, until_s=60)
-            first.kill()
-            first.wait()
-            second = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-            memory += _watch(second)
-            assert second.wait() == 0, (folder / "large.log").read_text()[-3000:]
+    path = folder / "large.yaml"
+    command = [sys.executable, "-m", "baguni.cli", "crm", "run", str(path), "--run-id", "large"]
+    with braze_process() as braze, (folder / "large.log").open("w") as log:
+        content = {
+            "name": "large",
+            "audience": {"file": {"path": "users.csv"}},
+            "quiet": {"campaigns": {"at_most": 1, "days": 1}, "pushed_days": 7},
+            "sinks": [{"braze": {"url": braze.url}}],
+        }
+        path.write_text(yaml.safe_dump(content))
+        started = time.monotonic()
+        first = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+        memory = _watch(first, KILLED_AFTER_S)
+        first.kill()
+        first.wait()
+        second = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+        memory += _watch(second)
+        assert second.wait() == 0, (folder / "large.log").read_text()[-3000:]
         took_s = time.monotonic() - started
-        with closing(CampaignState(folder / "large-state")) as state:
-            counts = state.counts("large")
-    finally:
-        braze.terminate()
-        braze.wait(10)
+        assert braze.counts()["users"] == AUDIENCE
+    with closing(CampaignState(folder / "large-state")) as state:
+        counts = state.counts("large")
     sent = counts["braze"].get("sent", 0)
     yield Row(
-        f"users of {AUDIENCE:,} sent to the local Braze in a run that was killed after a minute",
+        f"users of {AUDIENCE:,} sent to the local Braze by a run that was killed after a minute",
         sent,
         "users",
         f"{AUDIENCE:,}",
@@ -201,7 +197,7 @@ def _copy_histories(stage: Scene) -> None:
             pass
 
 
-def _watch(process: psutil.Popen, until_s: float = float("inf")) -> list[float]:
+def _watch(process: psutil.Popen, until_s: float = math.inf) -> list[float]:
     """Megabytes that a process holds, each half second, until it ends or so many seconds are over."""
     seen, started = [], time.monotonic()
     while process.poll() is None and time.monotonic() - started < until_s:

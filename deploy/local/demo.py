@@ -35,6 +35,7 @@ from baguni.release import Release, ReleaseStore
 from baguni.v1 import events_pb2, recommendation_pb2
 from benchmarks.result import Row, write_result
 from deploy.local.bring_up import bring_up
+from deploy.local.demo_campaign import push_campaign
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack
 from trainer.data.dataset import Dataset
@@ -44,6 +45,7 @@ from trainer.data.splits import last_month_start_ms
 LIST_LENGTH = 10
 SHOWN_HOUSEHOLDS = 3
 TIMED_HOUSEHOLDS = 30
+PUSHED_ITEMS, SHOWN_PUSHES = 3, 5
 MIN_EARLIER_ORDERS, MIN_ITEMS = 15, 6
 VISIBLE_WITHIN_S = 10.0
 MINUTE_MS = 60_000
@@ -167,6 +169,9 @@ def _play(settings: StackSettings, release: Release) -> Measured:
         for household in shown:
             console.print(_household_table(household, release))
         console.print(_timing_table(measured))
+        _heading("Pushing the households' next items through a campaign into a local Braze")
+        pushed = push_campaign(endpoints, [order.user_id for order in timed], PUSHED_ITEMS)
+        console.print(_pushed_table(pushed, release))
         _print_quality(release)
         return measured
     finally:
@@ -320,6 +325,15 @@ def _household_table(household: Shown, release: Release) -> Table:
 def _cell(item_id: str, true: set[str], release: Release) -> str:
     name = item_name(release.catalog, item_id)
     return f"[green]✓ {name}[/]" if item_id in true else f"· {name}"
+
+
+def _pushed_table(pushed: dict[str, list[str]], release: Release) -> Table:
+    table = Table(
+        "household", "pushed next", title=f"Attributes of {len(pushed)} users in Braze, the first {SHOWN_PUSHES}"
+    )
+    for user_id, item_ids in list(pushed.items())[:SHOWN_PUSHES]:
+        table.add_row(user_id, ", ".join(item_name(release.catalog, item_id) for item_id in item_ids))
+    return table
 
 
 def _timing_table(measured: Measured) -> Table:

@@ -31,8 +31,8 @@ from baguni.history_store import HistoryWriter
 from baguni.settings import Endpoints
 from baguni.topics import TopicReader
 from baguni.v1 import campaigns_pb2
+from deploy.local.braze_process import KEY, BrazeProcess, braze_process
 from deploy.local.settings import free_port
-from tests.braze_process import KEY, BrazeProcess, braze_process
 
 pytestmark = pytest.mark.stack
 DAY_MS = 86_400_000

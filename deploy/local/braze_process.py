@@ -1,4 +1,4 @@
-"""A local Braze of a test's own."""
+"""A local Braze as a process of one's own, and what it knows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from baguni.errors import UnavailableError
 from deploy.local.settings import free_port
 
-KEY = "a-key-of-a-test"
+KEY = "of-the-local-braze"
+START_S, TIMEOUT_S = 20.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -25,37 +27,35 @@ class BrazeProcess:
 
     def user(self, user_id: str) -> dict[str, Any]:
         """What it knows of a user; empty for nothing."""
-        return dict(self._get(f"/local/users/{user_id}"))
+        return dict(self._ask(f"/local/users/{user_id}"))
 
     def counts(self) -> dict[str, int]:
         """Of requests, objects and answers."""
-        return dict(self._get("/local/counts"))
+        return dict(self._ask("/local/counts"))
 
     def break_next(self, *faults: dict[str, Any]) -> None:
         """How the next requests go wrong."""
-        request = urllib.request.Request(f"{self.url}/local/faults", json.dumps(faults).encode())
-        urllib.request.urlopen(request, timeout=5).close()
+        self._ask("/local/faults", json.dumps(faults).encode())
 
-    def _get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=5) as reply:
+    def _ask(self, path: str, body: bytes | None = None) -> Any:
+        with urllib.request.urlopen(self.url + path, body, timeout=TIMEOUT_S) as reply:  # noqa: S310 - http, to this machine
             return json.load(reply)
 
 
 @contextmanager
 def braze_process() -> Iterator[BrazeProcess]:
-    """One that answers."""
+    """One that answers. Raises UnavailableError if it does not start."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "deploy.local.braze", str(port), KEY])
-    found = BrazeProcess(f"http://127.0.0.1:{port}")
+    found, deadline = BrazeProcess(f"http://127.0.0.1:{port}"), time.monotonic() + START_S
     try:
-        deadline = time.monotonic() + 20
         while True:
             try:
                 found.counts()
                 break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline, "the local Braze does not answer"
+            except OSError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise UnavailableError("braze", f"the local one did not start: {error}") from error
                 time.sleep(0.05)
         yield found
     finally:
