@@ -89,7 +89,7 @@ class Job:
             raise InvalidInputError(f"run {run.run_id!r} is not finished: run it again, or `baguni crm discard` it")
         if run is None:
             now_ms = int(time.time() * 1000)
-            run_id = run_id or f"{self._campaign.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+            run_id = run_id or f"{self._campaign.name}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
             return self._state.begin(run_id, self._campaign.name, self._digest, now_ms)
         if run.digest != self._digest and not run.is_finished:
             raise InvalidInputError(

@@ -49,6 +49,12 @@ WHERE run_id = :run AND state = 'prepared' AND user_id > :after
   AND NOT EXISTS (SELECT 1 FROM sent AS s WHERE s.run_id = d.run_id AND s.sink = :sink AND s.user_id = d.user_id)
 ORDER BY user_id LIMIT :limit
 """
+_FORGET_OLD = (
+    "DELETE FROM push WHERE time_ms < ?",
+    "DELETE FROM delivery WHERE run_id IN (SELECT run_id FROM run WHERE started_ms < ?)",
+    "DELETE FROM sent WHERE run_id IN (SELECT run_id FROM run WHERE started_ms < ?)",
+    "DELETE FROM run WHERE started_ms < ?",
+)
 _FORGET = (
     "DELETE FROM delivery WHERE user_id = ?",
     "DELETE FROM sent WHERE user_id = ?",
@@ -151,9 +157,10 @@ class CampaignState:
         return [Run(*row) for row in self._rows("SELECT * FROM run ORDER BY started_ms DESC, run_id DESC")]
 
     def begin(self, run_id: str, campaign: str, digest: str, now_ms: int) -> Run:
-        """A new run; what was pushed very long ago is forgotten."""
+        """A new run; runs of very long ago, and what they pushed, are forgotten."""
         with self._transaction():
-            self._db.execute("DELETE FROM push WHERE time_ms < ?", (now_ms - KEPT_MS,))
+            for forget in _FORGET_OLD:
+                self._db.execute(forget, (now_ms - KEPT_MS,))
             self._db.execute(
                 "INSERT INTO run (run_id, campaign, digest, started_ms) VALUES (?, ?, ?, ?)",
                 (run_id, campaign, digest, now_ms),

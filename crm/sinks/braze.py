@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
@@ -40,7 +41,7 @@ class Braze:
     """A workspace. `told` says what of users' attributes was sent before."""
 
     def __init__(self, sink: BrazeSink, key: str, told: Told) -> None:
-        self.name = "braze"
+        self.name = f"braze {urlsplit(sink.url).netloc}"  # a workspace knows nothing of what another was told
         self._sink, self._told = sink, told
         self.batch = max(sink.batch // ((sink.attributes is not None) + (sink.event is not None)), 1)
         self.is_repeatable = sink.event is None

@@ -1,0 +1,112 @@
+"""The state of campaigns: what is decided once stays, and what is old or must be forgotten goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from baguni.errors import InvalidInputError, NotFoundError
+from crm.state import KEPT_MS, CampaignState, Push, PushedItem
+
+NOW_MS = 1_760_000_000_000
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[CampaignState]:
+    with closing(CampaignState(tmp_path)) as opened:
+        yield opened
+
+
+def push(user_id: str, *item_ids: str) -> Push:
+    return Push(user_id, tuple(PushedItem(item_id, -1.5) for item_id in item_ids), "r1")
+
+
+def test_a_user_goes_from_selected_to_sent_once(state: CampaignState, tmp_path: Path) -> None:
+    run = state.begin("r", "bread", "digest", NOW_MS)
+    state.select("r", ["b", "a", "b"])
+    assert state.to_prepare("r", "", 10) == ["a", "b"]
+    state.prepare("r", [push("a", "rye")], {"b": "no history"})
+    state.select("r", ["a", "b"])  # the audience is read again after a crash
+    assert state.to_prepare("r", "", 10) == []
+    assert state.to_send("r", "kafka", "", 10) == [push("a", "rye")]
+    state.sending("r", "kafka", ["a"])
+    with closing(CampaignState(tmp_path)) as other:  # as another process would find it
+        assert other.to_send("r", "kafka", "", 10) == []
+        assert other.interrupted("r", "kafka") == [push("a", "rye")]
+    state.sent(run, "kafka", [push("a", "rye")], {}, {"a": {"item_1": "rye"}})
+    assert state.interrupted("r", "kafka") == []
+    assert state.to_send("r", "braze", "", 10) == [push("a", "rye")]  # another sink has its own
+    assert state.told("kafka", ["a", "b"]) == {"a": {"item_1": "rye"}, "b": {}}
+    assert state.counts("r") == {"run": {"prepared": 1, "skipped: no history": 1}, "kafka": {"sent": 1}}
+
+
+def test_what_was_pushed_counts_for_as_long_as_it_is_asked_for(state: CampaignState) -> None:
+    for number, item_id in enumerate(("rye", "milk")):
+        run = state.begin(f"r{number}", "bread", "d", NOW_MS + number * DAY_MS)
+        state.select(run.run_id, ["a"])
+        state.prepare(run.run_id, [push("a", item_id)], {})
+        state.sent(run, "file", [push("a", item_id)], {})
+    assert state.times_pushed(["a", "b"], NOW_MS) == {"a": 2}
+    assert state.times_pushed(["a"], NOW_MS + 1) == {"a": 1}
+    assert state.items_pushed(["a"], NOW_MS) == {"a": {"rye", "milk"}}
+    assert state.items_pushed(["a"], NOW_MS + 1) == {"a": {"milk"}}
+    state.begin("later", "bread", "d", NOW_MS + KEPT_MS + 1)
+    assert state.items_pushed(["a"], 0) == {"a": {"milk"}}
+    assert [run.run_id for run in state.runs()] == ["later", "r1"]
+    assert state.counts("r0") == {"run": {}}
+
+
+def test_what_failed_is_not_pushed_and_named(state: CampaignState) -> None:
+    run = state.begin("r", "bread", "d", NOW_MS)
+    state.select("r", ["a", "b"])
+    state.prepare("r", [push("a", "rye"), push("b", "rye")], {})
+    state.sent(
+        run, "braze", [push("a", "rye"), push("b", "rye")], {"b": "refused"}, {"a": {"x": "rye"}, "b": {"x": "rye"}}
+    )
+    assert state.items_pushed(["a", "b"], 0) == {"a": {"rye"}}
+    assert state.told("braze", ["a", "b"]) == {"a": {"x": "rye"}, "b": {}}
+    assert state.problems("r", 10) == [("braze", "b", "failed", "refused")]
+
+
+def test_who_is_forgotten_leaves_everything(state: CampaignState) -> None:
+    run = state.begin("r", "bread", "d", NOW_MS)
+    state.select("r", ["a"])
+    state.prepare("r", [push("a", "rye")], {})
+    state.sent(run, "braze", [push("a", "rye")], {}, {"a": {"x": "rye"}})
+    state.erase("r", ["a"], "forgotten")
+    assert state.told("braze", ["a"]) == {"a": {}}
+    assert state.items_pushed(["a"], 0) == {}
+    assert state.push_of("r", "a") is None
+    assert state.counts("r") == {"run": {"skipped: forgotten": 1}}
+
+
+def test_runs_finished_discarded_and_unknown(state: CampaignState) -> None:
+    state.begin("first", "bread", "d", NOW_MS)
+    assert state.unfinished("bread") == state.run("first")
+    state.finish("first")
+    assert state.unfinished("bread") is None
+    assert state.run("first").state == "finished"
+    state.begin("second", "bread", "d", NOW_MS + 1)
+    state.discard("second")
+    assert state.unfinished("bread") is None
+    latest = state.latest("bread")
+    assert latest is not None
+    assert latest.run_id == "first"
+    with pytest.raises(NotFoundError, match="run 'third' does not exist"):
+        state.run("third")
+
+
+def test_one_at_a_time(state: CampaignState, tmp_path: Path) -> None:
+    with (
+        closing(CampaignState(tmp_path)) as other,
+        state.lock(),
+        pytest.raises(InvalidInputError, match="another campaign is running"),
+        other.lock(),
+    ):
+        pass
+    with closing(CampaignState(tmp_path)) as other, other.lock():
+        pass
