@@ -81,7 +81,7 @@ def analyze(
     console.print(
         f"Users: {counts}; {found.num_mixed:,} of more than one variation left out. Split: p = {found.ratio_p:.3g}"
     )
-    table = Table("metric", "variation", "control", "variation's", "effect at any moment", "chance to win")
+    table = Table("metric", "variation", "of control", "of variation", "effect at any moment", "chance to win")
     for result in found.results:
         effect, chance = result.now.sequential, result.now.bayesian.chance_to_win
         shown = effect.problem
