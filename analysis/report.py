@@ -23,7 +23,8 @@ STYLE = """
 body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 64rem; color: var(--ink); background: var(--paper);
   font: 15px/1.55 system-ui, sans-serif }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: left } th { background: var(--head) } td + td { white-space: nowrap }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: left } th { background: var(--head) }
+td + td { white-space: nowrap }
 figure { margin: 1rem 0 } svg { width: 100%; height: auto; color: var(--ink) } .bad { color: var(--bad); font-weight: 600 }
 """
 
