@@ -1,7 +1,8 @@
 """What campaigns prepared, over HTTP, for messages that fetch their content when they are sent (Braze's Connected Content).
 
 GET /v1/campaigns/{campaign}/users/{user_id} answers 200 with items whatever happens, since a message is sent whether its
-content comes or not: the user's own of the campaign's last run, or else popular items, and says which.
+content comes or not: the user's own of the last run of the campaign that has some,
+or else popular items, and says which.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ class Content:
         text = request.query.get("k", str(DEFAULT_K))
         k = min(int(text), MAX_K) if text.isascii() and text.isdecimal() and int(text) else DEFAULT_K
         campaign, user_id = request.match_info["campaign"], request.match_info["user_id"]
-        run = self.state.latest(campaign)
-        push = None if run is None else self.state.push_of(run.run_id, user_id)
-        if push is None or await self._is_deleted(user_id):
+        found = self.state.last_push(campaign, user_id)
+        if found is None or await self._is_deleted(user_id):
             return web.json_response({"user_id": user_id, "items": self.popular[:k], "source": "popular"})
+        run_id, push = found
         return web.json_response(
             {
                 "user_id": user_id,
                 "items": [item.item_id for item in push.items[:k]],
                 "source": "popular" if push.cold_start else "generated",
-                "run_id": run.run_id if run else "",
+                "run_id": run_id,
                 "release_id": push.release_id,
             }
         )

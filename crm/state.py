@@ -137,14 +137,6 @@ class CampaignState:
         found = [run for run in self.runs() if run.campaign == campaign and not (run.is_finished or run.is_discarded)]
         return found[0] if found else None
 
-    def latest(self, campaign: str) -> Run | None:
-        """The last run of this campaign that was begun."""
-        query = (
-            "SELECT * FROM run WHERE campaign = ? AND NOT is_discarded ORDER BY started_ms DESC, run_id DESC LIMIT 1"
-        )
-        rows = self._rows(query, campaign)
-        return Run(*rows[0]) if rows else None
-
     def run(self, run_id: str) -> Run:
         """A run. Raises NotFoundError."""
         rows = self._rows("SELECT * FROM run WHERE run_id = ?", run_id)
@@ -241,11 +233,14 @@ class CampaignState:
         )
         return [_unpacked(*row) for row in self._rows(query, run_id, after, limit)]
 
-    def push_of(self, run_id: str, user_id: str) -> Push | None:
-        """What a user gets, None for nothing."""
-        query = "SELECT user_id, payload FROM delivery WHERE run_id = ? AND user_id = ? AND state = 'prepared'"
-        rows = self._rows(query, run_id, user_id)
-        return _unpacked(*rows[0]) if rows else None
+    def last_push(self, campaign: str, user_id: str) -> tuple[str, Push] | None:
+        """What the last run of a campaign that has something for a user has, and the run; None if none has."""
+        query = (
+            "SELECT run_id, user_id, payload FROM run JOIN delivery USING (run_id) WHERE campaign = ? AND user_id = ? "
+            "AND state = 'prepared' AND NOT is_discarded ORDER BY started_ms DESC, run_id DESC LIMIT 1"
+        )
+        rows = self._rows(query, campaign, user_id)
+        return (rows[0][0], _unpacked(*rows[0][1:])) if rows else None
 
     def sending(self, run_id: str, sink: str, user_ids: Iterable[str]) -> None:
         """On disk when it returns: these are about to be sent."""

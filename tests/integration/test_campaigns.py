@@ -32,6 +32,7 @@ from baguni.settings import Endpoints
 from baguni.topics import TopicReader
 from baguni.v1 import campaigns_pb2
 from deploy.local.braze_process import KEY, BrazeProcess, braze_process
+from deploy.local.demo_campaign import push_campaign
 from deploy.local.settings import free_port
 
 pytestmark = pytest.mark.stack
@@ -346,6 +347,12 @@ def test_a_dry_run_shows_exactly_what_is_sent_then(shop: Shop, braze: BrazeProce
     for one in would:
         expected = {name: value for name, value in one.items() if name != "external_id"}
         assert expected.items() <= braze.user(one["external_id"])["attributes"].items()
+
+
+def test_the_demos_campaign(running: Endpoints, shoppers: list[str]) -> None:
+    pushed = push_campaign(running, shoppers[:5], 3)
+    assert list(pushed) == shoppers[:5]
+    assert all(len(items) == 3 for items in pushed.values())
 
 
 def test_connected_content_answers_every_user_at_once(shop: Shop, running: Endpoints, shoppers: list[str]) -> None:

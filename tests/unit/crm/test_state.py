@@ -72,6 +72,18 @@ def test_what_failed_is_not_pushed_and_named(state: CampaignState) -> None:
     assert state.problems("r", 10) == [("braze", "b", "failed", "refused")]
 
 
+def test_the_last_run_that_has_something_for_a_user_is_what_is_served(state: CampaignState) -> None:
+    for number, run_id in enumerate(("first", "second", "given-up", "just-begun")):
+        state.begin(run_id, "bread", "d", NOW_MS + number)
+        state.select(run_id, ["a"])
+        if run_id != "just-begun":
+            state.prepare(run_id, [push("a", f"rye-{number}")], {})
+    state.discard("given-up")
+    assert state.last_push("bread", "a") == ("second", push("a", "rye-1"))
+    assert state.last_push("milk", "a") is None
+    assert state.last_push("bread", "b") is None
+
+
 def test_who_is_forgotten_leaves_everything(state: CampaignState) -> None:
     run = state.begin("r", "bread", "d", NOW_MS)
     state.select("r", ["a"])
@@ -80,7 +92,7 @@ def test_who_is_forgotten_leaves_everything(state: CampaignState) -> None:
     state.erase("r", ["a"], "forgotten")
     assert state.told("braze", ["a"]) == {"a": {}}
     assert state.items_pushed(["a"], 0) == {}
-    assert state.push_of("r", "a") is None
+    assert state.last_push("bread", "a") is None
     assert state.counts("r") == {"run": {"skipped: forgotten": 1}}
 
 
@@ -93,9 +105,6 @@ def test_runs_finished_discarded_and_unknown(state: CampaignState) -> None:
     state.begin("second", "bread", "d", NOW_MS + 1)
     state.discard("second")
     assert state.unfinished("bread") is None
-    latest = state.latest("bread")
-    assert latest is not None
-    assert latest.run_id == "first"
     with pytest.raises(NotFoundError, match="run 'third' does not exist"):
         state.run("third")
 
