@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import sys
 from contextlib import suppress
@@ -67,7 +68,8 @@ class Worker:
             self._telemetry,
             Room(settings.max_in_flight),
             Room(settings.max_bulk_in_flight),
-            settings.max_lag_s,
+            # Batches make a loop late by themselves; where nobody waits for a page that is no reason to refuse.
+            settings.max_lag_s if self._is_online else math.inf,
         )
         self._forwarder: BulkForwarder | None = None
         if self._is_online and settings.bulk_processes:
