@@ -11,6 +11,7 @@ doubles of Lua, and half as long. More than the newest `max_events` may be there
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from operator import attrgetter
 from struct import Struct
 from typing import Any, NamedTuple
@@ -78,7 +79,8 @@ def unpack_history(value: bytes | None) -> History:
         if action == Action.ORDERED:
             order_id, *items = content
             order_id = str(order_id)
-            events += [HistoryEvent(i, Action.ORDERED, time_ms, order_id) for i in sorted(map(str, items))]
+            lines = sorted(map(str, items))
+            events += map(HistoryEvent, lines, repeat(Action.ORDERED), repeat(time_ms), repeat(order_id))
         elif action == CANCELLED:
             cancellations.append(Cancellation(str(content), time_ms))
         else:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -74,17 +75,22 @@ class ModelInputs:
 
 def event_batch(histories: Sequence[Sequence[HistoryEvent]], item_index: dict[str, int]) -> EventBatch:
     """Flatten histories for `model_inputs`; `item_index` maps an item_id to its index."""
-    rows, items, actions, orders, times = [], [], [], [], []
-    order_numbers: dict[tuple[int, str], int] = {}
-    for row, history in enumerate(histories):
-        for event in history:
-            rows.append(row)
-            items.append(item_index.get(event.item_id, -1))
-            actions.append(int(event.action))
-            is_order = event.action is Action.ORDERED
-            orders.append(order_numbers.setdefault((row, event.order_id), len(order_numbers)) if is_order else -1)
-            times.append(event.time_ms)
-    return EventBatch(*(np.asarray(column, dtype=np.int64) for column in (rows, items, actions, orders, times)))
+    num_events_B = [len(history) for history in histories]
+    events = list(chain.from_iterable(histories))
+    if not events:
+        return EventBatch(*[np.zeros(0, np.int64)] * 5)
+    item_ids, actions, times, order_ids = zip(*events, strict=True)
+    numbers = {order_id: number for number, order_id in enumerate(dict.fromkeys(order_ids))}
+    row_E = np.repeat(np.arange(len(histories), dtype=np.int64), num_events_B)
+    action_E = np.frombuffer(bytes(actions), np.uint8).astype(np.int64)
+    order_E = row_E * len(numbers) + np.fromiter(map(numbers.__getitem__, order_ids), np.int64, len(events))
+    return EventBatch(
+        row_E,
+        np.fromiter((item_index.get(item_id, -1) for item_id in item_ids), np.int64, len(events)),
+        action_E,
+        np.where(action_E == Action.ORDERED, order_E, -1),
+        np.fromiter(times, np.int64, len(events)),
+    )
 
 
 def model_inputs(events: EventBatch, now_ms_B: Int64, max_tokens: int, store_timezone: str = "UTC") -> ModelInputs:
