@@ -42,7 +42,8 @@ from server.tls import certificates
 log = logging.getLogger("server")
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
 CALLERS_CHECK_S = 2.0
-GC_THRESHOLD = 100_000  # a history is hundreds of objects and no cycle: looking for some was half of what a bulk process did
+# A history is hundreds of objects and no cycle: looking for some was half of what a bulk process did.
+GC_THRESHOLD = 100_000
 
 
 class Worker:
