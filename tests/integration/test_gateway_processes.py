@@ -188,3 +188,15 @@ def test_the_sockets_of_the_processes_are_nobody_elses(gateway) -> None:
     assert run_dir.stat().st_mode & 0o777 == 0o700
     assert {file.name for file in run_dir.glob("*.sock")} == {"online-0.sock", "online-1.sock", "bulk-0.sock"}
     assert os.stat(run_dir).st_uid == os.getuid()
+
+
+def test_bulk_is_not_refused_because_its_own_batches_make_the_loop_late(running: Endpoints, tmp_path: Path) -> None:
+    """Every loop is later than a nanosecond: a reason to refuse where pages are answered, and none where batches are."""
+    with (
+        gateway_process(running, tmp_path, max_lag_s=1e-9, max_bulk_in_flight=4),
+        grpc.insecure_channel(f"unix:{tmp_path}/run/bulk-0.sock") as channel,
+    ):
+        stub = pb_grpc.RecommendationServiceStub(channel)
+        request = pb.GenerateTopItemsRequest(user_ids=[f"user-{number}" for number in range(200)])
+        answers = [stub.GenerateTopItems.future(request, timeout=60) for _ in range(4)]
+        assert all(len(answer.result().users) == 200 for answer in answers)
