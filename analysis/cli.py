@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -11,28 +14,34 @@ from rich.table import Table
 from baguni.errors import InvalidInputError
 from baguni.settings import Endpoints
 
+if TYPE_CHECKING:
+    from analysis.off_policy import Estimate
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group()
 def experiment() -> None:
-    """What experiments have shown (docs/experiments.md).
+    """What experiments have shown, and what a candidate would have (docs/experiments.md).
 
     \b
     baguni experiment export shown/                                from the topics into Parquet
     baguni experiment analyze sale-page --control popular --exposures shown/exposures.parquet --actions shown/actions.parquet
+    baguni experiment estimate --shown shown/shown.parquet --lists candidate.parquet
     """
 
 
 @experiment.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def export(folder: Path) -> None:
-    """Write what the topics hold of exposures, clicks, carts and orders into FOLDER, for `analyze`."""
+    """Write what the topics hold of exposures, clicks, carts and orders into FOLDER, for `analyze` and `estimate`."""
     from analysis.tables import read_topics, write_parquet
 
     tables = read_topics(Endpoints().kafka_bootstrap)
     write_parquet(tables, folder)
-    click.echo(f"{len(tables.exposures):,} exposures, {len(tables.actions):,} actions: {folder}")
+    pages = tables.shown["exposure_token"].nunique()
+    found = f"{len(tables.exposures):,} exposures, {len(tables.actions):,} actions, {pages:,} pages ordered by chance"
+    click.echo(f"{found}: {folder}")
 
 
 @experiment.command()
@@ -95,6 +104,39 @@ def analyze(
     if page is not None:
         page.write_text(report(found), encoding="utf-8")
         click.echo(f"report: {page}")
+
+
+@experiment.command()
+@click.option("--shown", type=FILE, required=True, help="shown.parquet of `export`.")
+@click.option("--lists", type=FILE, required=True, help="What `baguni release replay --lists` wrote of a candidate.")
+@click.option("--reward", default="click", show_default=True, help="click, cart or order.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def estimate(shown: Path, lists: Path, reward: str, as_json: bool) -> None:
+    """What a candidate's lists would have earned, from lists in whose order chance had a share: before any test."""
+    from analysis.off_policy import estimate as off_policy
+    from analysis.tables import read_lists, read_shown
+
+    found = off_policy(read_shown(shown), read_lists(lists), reward)
+    if as_json:
+        click.echo(json.dumps({**asdict(found), "conclusion": found.conclusion}, indent=2))
+        return
+    console = Console()
+    console.print(
+        f"{found.num_pages:,} pages of {found.num_users:,} users, {found.mean_places:.1f} places each; "
+        f"{found.num_without:,} pages without a list of the candidate left out. "
+        f"Weights: mean {_interval(found.support)}, as much as {found.effective:,.0f} places of the candidate's own."
+    )
+    table = Table("", f"{reward}s a page", "less the active order's")
+    table.add_row("active, as ranked", _interval(found.active), "")
+    for name, value in found.candidate.items():
+        table.add_row(f"candidate, {name}", _interval(value), _interval(found.gain[name], "+"))
+    console.print(table)
+    console.print(found.conclusion)
+
+
+def _interval(estimated: Estimate, sign: str = "") -> str:
+    value, low, high = (format(end, f"{sign}.4f") for end in (estimated.value, estimated.low, estimated.high))
+    return f"{value} ({low} to {high})"
 
 
 def _weights(text: str) -> tuple[float, ...]:

@@ -2,13 +2,16 @@
 
 exposures   unit_id, experiment, variation, time_ms
 actions     unit_id, action, time_ms, value       action: click, cart or order; value: what an order is worth
+shown       one row a place of a page in whose order chance had a share (`SHOWN`), and what became of the item there
+lists       exposure_token, position, item_id     what a candidate would have shown, by `baguni release replay --lists`
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,22 +24,31 @@ from baguni.events import EXPOSURE_TOPIC, TOPICS
 from baguni.topics import Record, TopicReader
 from baguni.v1 import events_pb2, exposures_pb2
 
+Action = events_pb2.OrderPlaced | events_pb2.ItemClicked | events_pb2.CartAdded
 ACTIONS = ("click", "cart", "order")
 EXPOSURES = {"unit_id": pa.string(), "experiment": pa.string(), "variation": pa.string(), "time_ms": pa.int64()}
 DONE = {"unit_id": pa.string(), "action": pa.string(), "time_ms": pa.int64(), "value": pa.float64()}
-READERS = {
-    "OrderPlaced": events_pb2.OrderPlaced,
-    "ItemClicked": events_pb2.ItemClicked,
-    "CartAdded": events_pb2.CartAdded,
+SHOWN = {
+    "exposure_token": pa.string(), "unit_id": pa.string(), "position": pa.int64(), "item_id": pa.string(),
+    "propensity": pa.float64(), "share": pa.float64(), "among": pa.int64(), "shuffled": pa.bool_(),
+    "clicked": pa.bool_(), "carted": pa.bool_(), "ordered": pa.bool_(),
+}  # fmt: skip
+LISTS = {"exposure_token": pa.string(), "position": pa.int64(), "item_id": pa.string()}
+OUTCOMES = {"clicked": "click", "carted": "cart", "ordered": "order"}
+READERS: dict[str, tuple[str, type[Action]]] = {
+    "OrderPlaced": ("order", events_pb2.OrderPlaced),
+    "ItemClicked": ("click", events_pb2.ItemClicked),
+    "CartAdded": ("cart", events_pb2.CartAdded),
 }
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Both, as data frames."""
+    """Exposures and actions; `shown` has rows where they come from the topics."""
 
     exposures: pd.DataFrame
     actions: pd.DataFrame
+    shown: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SHOWN)))
 
 
 def read_parquet(exposures: Path, actions: Path) -> Tables:
@@ -50,26 +62,55 @@ def read_parquet(exposures: Path, actions: Path) -> Tables:
     return tables
 
 
+def read_shown(path: Path) -> pd.DataFrame:
+    """Raises InvalidInputError that names a column or a value."""
+    frame = _frame(path, SHOWN)
+    wrong = frame[~((frame["propensity"] > 0) & (frame["propensity"] <= 1))]
+    if len(wrong):
+        raise InvalidInputError(f"{path}: propensity is {wrong['propensity'].iloc[0]}, expected above 0, at most 1")
+    return frame
+
+
+def read_lists(path: Path) -> pd.DataFrame:
+    """Raises InvalidInputError that names a column."""
+    return _frame(path, LISTS)
+
+
 def read_topics(bootstrap: str) -> Tables:
     """Everything that the topics hold; what is malformed is skipped, and has its dead letter. Raises UnavailableError."""
-    served = pd.DataFrame(
-        [row for record in TopicReader(bootstrap, [EXPOSURE_TOPIC], {}) for row in _exposures(record)],
-        columns=list(EXPOSURES),
-    )
+    exposures: list[tuple[str, str, str, int]] = []
+    places: list[tuple[Any, ...]] = []
+    for record in TopicReader(bootstrap, [EXPOSURE_TOPIC], {}):
+        served = exposures_pb2.ListServed()
+        if _parsed(served, record):
+            exposures += _exposures(served)
+            places += _places(served)
     topics = sorted({TOPICS[name] for name in READERS})
-    done = pd.DataFrame(
-        [row for record in TopicReader(bootstrap, topics, {}) for row in _actions(record)], columns=list(DONE)
+    actions: list[tuple[str, str, int, float]] = []
+    of_lists: dict[str, set[tuple[str, str]]] = {action: set() for action in ACTIONS}
+    for record in TopicReader(bootstrap, topics, {}):
+        for action, message in _read_action(record):
+            actions.append(_action(action, message))
+            if message.exposure_token:
+                of_lists[action].update((message.exposure_token, item_id) for item_id in _item_ids(message))
+    names = list(SHOWN)[: -len(OUTCOMES)]
+    shown = pd.DataFrame(places, columns=names).drop_duplicates(["exposure_token", "position"], ignore_index=True)
+    items = list(zip(shown["exposure_token"], shown["item_id"], strict=True))
+    for column, action in OUTCOMES.items():
+        shown[column] = [item in of_lists[action] for item in items]
+    return Tables(
+        pd.DataFrame(exposures, columns=list(EXPOSURES)),
+        pd.DataFrame(actions, columns=list(DONE)).drop_duplicates(),  # a producer that tries again says the same twice
+        shown,
     )
-    return Tables(served, done.drop_duplicates())  # a producer that tries again says the same twice
 
 
 def write_parquet(tables: Tables, folder: Path) -> None:
-    """exposures.parquet and actions.parquet."""
+    """exposures.parquet, actions.parquet and shown.parquet."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, frame, columns in (("exposures", tables.exposures, EXPOSURES), ("actions", tables.actions, DONE)):
-        pq.write_table(
-            pa.Table.from_pandas(frame, pa.schema(columns), preserve_index=False), folder / f"{name}.parquet"
-        )
+    for name, columns in (("exposures", EXPOSURES), ("actions", DONE), ("shown", SHOWN)):
+        table = pa.Table.from_pandas(getattr(tables, name), pa.schema(columns), preserve_index=False)
+        pq.write_table(table, folder / f"{name}.parquet")
 
 
 def _frame(path: Path, columns: dict[str, pa.DataType]) -> pd.DataFrame:
@@ -93,29 +134,41 @@ def _frame(path: Path, columns: dict[str, pa.DataType]) -> pd.DataFrame:
     return frame
 
 
-def _exposures(record: Record) -> Iterator[tuple[str, str, str, int]]:
-    served = exposures_pb2.ListServed()
-    if not _parsed(served, record):
-        return
+def _exposures(served: exposures_pb2.ListServed) -> Iterator[tuple[str, str, str, int]]:
     unit_id, time_ms = served.user_id or served.anonymous_id, _milliseconds(served.event_time)
     for assigned in served.experiment_assignments:
         if unit_id:
             yield unit_id, assigned.experiment_key, assigned.variation_key, time_ms
 
 
-def _actions(record: Record) -> Iterator[tuple[str, str, int, float]]:
+def _places(served: exposures_pb2.ListServed) -> Iterator[tuple[Any, ...]]:
+    if not served.HasField("exploration"):
+        return
+    how, unit_id = served.exploration, served.user_id or served.anonymous_id
+    for item, propensity in zip(served.items, how.propensities, strict=False):
+        place = (served.exposure_token, unit_id, item.position, item.item_id)
+        yield *place, propensity, how.share, how.among, how.shuffled
+
+
+def _read_action(record: Record) -> Iterator[tuple[str, Action]]:
     kind = dict(record.headers).get("ce_type", b"").decode(errors="replace").rpartition(".")[2]
-    if kind not in READERS:
-        return
-    message = READERS[kind]()
-    if not _parsed(message, record):
-        return
+    if kind in READERS:
+        action, reader = READERS[kind]
+        message = reader()
+        if _parsed(message, record):
+            yield action, message
+
+
+def _action(action: str, message: Action) -> tuple[str, str, int, float]:
+    lines = message.lines if isinstance(message, events_pb2.OrderPlaced) else ()
+    worth = float(sum(line.unit_price * max(line.quantity, 1) for line in lines))
+    return message.user_id, action, _milliseconds(message.event_time), worth
+
+
+def _item_ids(message: Action) -> list[str]:
     if isinstance(message, events_pb2.OrderPlaced):
-        worth = sum(line.unit_price * max(line.quantity, 1) for line in message.lines)
-        yield message.user_id, "order", _milliseconds(message.event_time), worth
-    else:
-        action = "click" if isinstance(message, events_pb2.ItemClicked) else "cart"
-        yield message.user_id, action, _milliseconds(message.event_time), 0.0
+        return [line.item_id for line in message.lines]
+    return [message.item_id]
 
 
 def _parsed(message: Message, record: Record) -> bool:

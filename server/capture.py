@@ -32,7 +32,7 @@ stage_ms: ContextVar[dict[str, float] | None] = ContextVar("stage_ms", default=N
 @dataclass(frozen=True)
 class Recorded:
     """A request for a list with what became of it. `now_ms`, `offset` and `rescored` say what its page token said, which is of
-    no use to another release. Times in ms."""
+    no use to another release. `sampled`: chosen by chance, not for being slow. Times in ms."""
 
     request: pb.RecommendRequest
     request_id: str
@@ -44,6 +44,8 @@ class Recorded:
     item_ids: tuple[str, ...]
     took_ms: float
     stage_ms: dict[str, float]
+    exposure_token: str = ""
+    sampled: bool = False
 
     def line(self) -> str:
         """As JSON."""
@@ -71,8 +73,8 @@ def read_log(paths: Sequence[Path]) -> Iterator[Recorded]:
 
 
 class Capture:
-    """Writes to FOLDER/NAME.jsonl; nothing without a folder. `slow_s`: what is slower is written and logged; `share`: of all
-    the others, chosen by chance."""
+    """Writes to FOLDER/NAME.jsonl; nothing without a folder. `slow_s`: what is slower is written and logged; `share`: of all,
+    however slow, chosen by chance."""
 
     def __init__(
         self, folder: Path | None, name: str, slow_s: float, share: float, max_bytes: int, metrics: Metrics
@@ -83,11 +85,13 @@ class Capture:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = _PrivateFile(folder / f"{name}.jsonl", max_bytes, metrics)
 
-    def is_wanted(self, took_ms: float) -> bool:
+    def is_sampled(self) -> bool:
+        """Whether chance wants this request written down."""
+        return self._file is not None and random.random() < self._share  # noqa: S311 - no secret
+
+    def is_slow(self, took_ms: float) -> bool:
         """Whether a request that took so long is to be written down."""
-        if self._file is None:
-            return False
-        return took_ms >= self._slow_ms or (self._share > 0 and random.random() < self._share)  # noqa: S311 - no secret
+        return self._file is not None and took_ms >= self._slow_ms
 
     def add(self, recorded: Recorded) -> None:
         """Write one down."""

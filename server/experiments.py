@@ -7,6 +7,7 @@ A feature whose name begins with "baguni." is a knob; its value, in each variati
     baguni.rescored        whether the generative head may have its say in the order
     baguni.num_retrieved   candidates from the vector search, 1 to 15,000
     baguni.diversity       0 to 1, instead of the request's
+    baguni.explore         {"share": .1, "among": 40}: chance orders the first 40 items of a tenth of the lists
     baguni.list            "model", or a control: "popular", or item ids in their order
 
 Other features may be there, for the prerequisites of these. Evaluation is pure: it remembers nobody, and exposures are said
@@ -27,7 +28,7 @@ from baguni.errors import InvalidInputError
 
 PREFIX = "baguni."
 MODEL, POPULAR = "model", "popular"
-MAX_RETRIEVED, MAX_LISTED = 15_000, 5_000
+MAX_RETRIEVED, MAX_LISTED, MAX_EXPLORED = 15_000, 5_000, 200
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class Exploration:
+    """Chance orders the first `among` items of a `share` of the lists."""
+
+    share: float
+    among: int
+
+
+@dataclass(frozen=True)
 class Choices:
     """What is chosen for one list; None is what the gateway does anyway. `assignments`: by which experiments."""
 
@@ -47,8 +56,10 @@ class Choices:
     num_retrieved: int | None = None
     diversity: float | None = None
     listed: str | tuple[str, ...] = MODEL
+    explore: Exploration | None = None
     assignments: tuple[Assignment, ...] = ()
     release_experiment: str = ""  # the one that chose the release
+    assigned_id: str = ""  # for whom
 
     def without_release(self, served: str) -> Choices:
         """As it is where that release is served; else nobody is in the experiment that chose another."""
@@ -63,21 +74,33 @@ NOTHING = Choices()
 
 @dataclass(frozen=True)
 class Knob:
-    """One thing that an experiment may choose: its field in `Choices`, and what a value of it must be."""
+    """One thing that an experiment may choose: its field in `Choices`, what a value of it must be, and how it is kept."""
 
     field: str
     expected: str
     is_valid: Callable[[Any], bool]
+    kept: Callable[[Any], Any] = lambda value: value
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and _is_number(value, low, high)
+
+
 def _is_listed(value: Any) -> bool:
     if isinstance(value, list):
         return 0 < len(value) <= MAX_LISTED and all(isinstance(item_id, str) and item_id for item_id in value)
     return value in (MODEL, POPULAR)
+
+
+def _is_exploration(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"share", "among"}:
+        return False
+    share, among = value["share"], value["among"]
+    return _is_number(share, 0, 1) and 0 < share < 1 and _is_whole(among, 2, MAX_EXPLORED)
 
 
 KNOBS = {
@@ -88,10 +111,21 @@ KNOBS = {
     "num_retrieved": Knob(
         "num_retrieved",
         f"a whole number from 1 to {MAX_RETRIEVED}",
-        lambda value: _is_number(value, 1, MAX_RETRIEVED) and isinstance(value, int),
+        lambda value: _is_whole(value, 1, MAX_RETRIEVED),
     ),
     "diversity": Knob("diversity", "a number from 0 to 1", lambda value: _is_number(value, 0, 1)),
-    "list": Knob("listed", f'"model", "popular", or 1 to {MAX_LISTED} item ids', _is_listed),
+    "list": Knob(
+        "listed",
+        f'"model", "popular", or 1 to {MAX_LISTED} item ids',
+        _is_listed,
+        lambda value: tuple(value) if isinstance(value, list) else value,
+    ),
+    "explore": Knob(
+        "explore",
+        f'{{"share": a number between 0 and 1, "among": a whole number from 2 to {MAX_EXPLORED}}}',
+        _is_exploration,
+        lambda value: Exploration(**value),
+    ),
 }
 
 
@@ -138,7 +172,7 @@ class Experiments:
             found = eval_feature(name, EvaluationContext(user, self._context, StackContext()))
             if not knob.is_valid(found.value):
                 continue  # a prerequisite that is not met, or a cycle of them: as without the feature
-            chosen[knob.field] = tuple(found.value) if isinstance(found.value, list) else found.value
+            chosen[knob.field] = knob.kept(found.value)
             if (
                 found.experiment is not None
                 and found.experimentResult is not None
@@ -149,6 +183,7 @@ class Experiments:
                 if knob.field == "release_id":
                     chosen["release_experiment"] = key
         chosen["assignments"] = tuple(assignments.values())
+        chosen["assigned_id"] = str(attributes["id"])
         return replace(NOTHING, **chosen)
 
 

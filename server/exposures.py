@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
+from dataclasses import asdict
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaProducer
@@ -16,6 +17,7 @@ from kafka.errors import KafkaError
 from baguni.events import cloud_event_headers
 from baguni.v1 import exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb
+from server.explore import Explored
 from server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -40,14 +42,16 @@ class Exposures:
         if topic:
             self._thread.start()
 
-    def add(self, request: pb.RecommendRequest, response: pb.RecommendResponse, time_ms: int) -> None:
+    def add(
+        self, request: pb.RecommendRequest, response: pb.RecommendResponse, time_ms: int, how: Explored | None = None
+    ) -> None:
         """Note that a page was served."""
         if not self._topic:
             return
         if len(self._queue) >= CAPACITY:
             self._metrics.exposures.labels("dropped").inc()
             return
-        self._queue.append(list_served(request, response, time_ms))
+        self._queue.append(list_served(request, response, time_ms, how))
 
     def close(self) -> None:
         """Send what is left, for at most a few seconds."""
@@ -108,8 +112,10 @@ class Exposures:
         log.debug("exposure dropped error=%s", error)
 
 
-def list_served(request: pb.RecommendRequest, response: pb.RecommendResponse, time_ms: int) -> exposures_pb2.ListServed:
-    """The event of a page that was served."""
+def list_served(
+    request: pb.RecommendRequest, response: pb.RecommendResponse, time_ms: int, how: Explored | None = None
+) -> exposures_pb2.ListServed:
+    """The event of a page that was served; `how`: chance's share in it."""
     served = exposures_pb2.ListServed(
         exposure_token=response.exposure_token,
         request_id=response.request_id,
@@ -121,6 +127,8 @@ def list_served(request: pb.RecommendRequest, response: pb.RecommendResponse, ti
         experiment_assignments=response.experiment_assignments,
         event_time=Timestamp(seconds=time_ms // 1000, nanos=time_ms % 1000 * 1_000_000),
     )
+    if how is not None:
+        served.exploration.CopyFrom(exposures_pb2.Exploration(**asdict(how)))
     if request.WhichOneof("subject") == "user_id":
         served.user_id = request.user_id
     else:

@@ -9,6 +9,7 @@ from enum import IntEnum
 from baguni.filters import Filter
 from baguni.history import HistoryEvent
 from server.experiments import NOTHING, Choices
+from server.explore import Explored
 
 
 class Source(IntEnum):
@@ -76,6 +77,13 @@ class RecommendQuery:
     choices: Choices = NOTHING
 
     @property
+    def list_size(self) -> int:
+        """Of how many items, best first, the page is made: itself and those before it, one that says that more follow, and
+        those that chance may put in its place."""
+        among = self.choices.explore.among if self.choices.explore else 0
+        return max(self.offset + self.page_size + 1, among)
+
+    @property
     def is_arranged(self) -> bool:
         """Whether an item's place depends on its neighbours."""
         return bool(self.caps) or self.diversity > 0
@@ -113,13 +121,14 @@ class RankedItem:
 @dataclass(frozen=True)
 class Ranking:
     """One page, best first. `has_more`: whether another page follows; `as_of_ms`: the moment the list was made for, which the
-    next page needs."""
+    next page needs; `explored`: how chance had a share in it."""
 
     items: Sequence[RankedItem]
     tier: Tier = Tier.FULL
     has_more: bool = False
     history_version: int = 0
     as_of_ms: int = 0
+    explored: Explored | None = None
 
 
 @dataclass(frozen=True)

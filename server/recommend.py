@@ -26,6 +26,7 @@ from server.active_release import Serving
 from server.arrange import dealt, diverse
 from server.deadline import Deadline
 from server.experiments import MODEL
+from server.explore import explored
 from server.parts import FAILURES, Parts, in_time
 from server.popular import popular_at, popular_items
 from server.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worse
@@ -66,8 +67,7 @@ async def recommend(
             ranked, order_tier = await _rescored(serving, parts, user, ranked, settings, query, deadline)
             tier = worse(tier, order_tier)
         ranked = _arranged(serving, ranked, query)
-    stop = query.offset + query.page_size
-    longest = min(stop + 1, max(settings.max_list, len(query.candidate_item_ids)))
+    longest = min(query.list_size, max(settings.max_list, len(query.candidate_item_ids)))
     purchased_I = user.purchased_I if user else NOTHING
     missing = longest - len(ranked.index_I)
     popular: list[RankedItem] = []
@@ -76,16 +76,38 @@ async def recommend(
         chunks = known.among(query.candidate_item_ids) if query.candidate_item_ids else known.all()
         popular = popular_items(serving, query.rules, purchased_I, chunks, missing, ranked.index_I)
     below = [replace(item, score=item.score + POPULAR_SCORE) for item in popular]
-    page = [
-        *_items(serving, ranked.take(slice(query.offset, stop))),
-        *below[max(query.offset - len(ranked.index_I), 0) :],
+    return _page(serving, query, ranked, below, tier, user)
+
+
+def _page(
+    serving: Serving,
+    query: RecommendQuery,
+    ranked: Scored,
+    below: Sequence[RankedItem],
+    tier: Tier,
+    user: KnownUser | None,
+) -> Ranking:
+    """The page of what is ranked and what stands below it."""
+    num_ranked = len(ranked.index_I)
+    num_items, page = num_ranked + len(below), range(query.offset, query.offset + query.page_size)
+    as_of_ms = user.as_of_ms if user else query.now_ms
+    place_P, how = np.arange(page.start, min(page.stop, num_items)), None
+    if query.choices.explore is not None:
+        who = query.choices.assigned_id
+        place_P, how = explored(query.choices.explore, who, as_of_ms, query.placement, num_items, page)
+    is_below_P = place_P >= num_ranked
+    of_ranked = iter(_items(serving, ranked.take(place_P[~is_below_P])))
+    items = [
+        below[place - num_ranked] if is_below else next(of_ranked)
+        for place, is_below in zip(place_P.tolist(), is_below_P.tolist(), strict=True)
     ]
     return Ranking(
-        page[: query.page_size],
+        items,
         tier,
-        has_more=len(ranked.index_I) + len(popular) > stop,
+        has_more=num_items > page.stop,
         history_version=user.history_version if user else 0,
-        as_of_ms=user.as_of_ms if user else query.now_ms,
+        as_of_ms=as_of_ms,
+        explored=how,
     )
 
 
@@ -212,7 +234,7 @@ async def _found(
     items, rules = serving.items, query.rules
     # Enough for the page to be exact wherever the repeat scores put what is known, and for the generative head to be asked of
     # the same items on every page.
-    needed = min(query.offset + query.page_size + 1, settings.max_list)
+    needed = min(query.list_size, settings.max_list)
     rescored = serving.release.signature.rescored_share > 0 and _may_be_rescored(query)
     pool = NUM_CANDIDATES if rescored or query.is_arranged else 0
     limit = max(query.choices.num_retrieved or settings.num_retrieved, pool, needed) + num_known

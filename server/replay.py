@@ -55,7 +55,8 @@ class Side:
 class Comparison:
     """A candidate beside the active release. Per request that both answered: the share of the active list's items that the
     candidate lists too; for each of these the candidate's score less the active one's; whether the first item is the same.
-    `recorded`: the share of what was served then that the active release lists now."""
+    `recorded`: the share of what was served then that the active release lists now. `lists`: what the candidate would have
+    shown in place of each page that chance wrote down, as (exposure token, position over all pages, item id)."""
 
     active: Side
     candidate: Side
@@ -63,6 +64,7 @@ class Comparison:
     same_first: list[bool] = field(default_factory=list)
     score_shift: list[float] = field(default_factory=list)
     recorded: list[float] = field(default_factory=list)
+    lists: list[tuple[str, int, str]] = field(default_factory=list)
 
     @property
     def mean_overlap(self) -> float | None:
@@ -146,6 +148,11 @@ def _compare(found: Comparison, recorded: Recorded, answers: Mapping[str, Rankin
     if active is not None and recorded.item_ids and active.items:
         served = {item.item_id for item in active.items}
         found.recorded.append(len(served & set(recorded.item_ids)) / len(recorded.item_ids))
+    if candidate is not None and recorded.sampled:
+        found.lists += [
+            (recorded.exposure_token, recorded.offset + place, item.item_id)
+            for place, item in enumerate(candidate.items)
+        ]
     if active is None or candidate is None or not active.items:
         return
     before = {item.item_id: item.score for item in active.items}

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +23,7 @@ from server.replay import Comparison
 from server.replay import replay as replay_requests
 from server.settings import ServerSettings
 
+LISTED = pa.schema({"exposure_token": pa.string(), "position": pa.int64(), "item_id": pa.string()})
 BELOW = 3  # exit status: replayed, and not as wanted
 
 
@@ -37,6 +40,12 @@ BELOW = 3  # exit status: replayed, and not as wanted
 @click.option(
     "--max-latency-ratio", type=float, default=None, help="Exit with 3 if the median takes so many times longer."
 )
+@click.option(
+    "--lists",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Write what the candidate would have shown, as Parquet, for `baguni experiment estimate`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.pass_context
 def replay(
@@ -47,6 +56,7 @@ def replay(
     limit: int | None,
     min_overlap: float | None,
     max_latency_ratio: float | None,
+    lists: Path | None,
     as_json: bool,
 ) -> None:
     """Ask a candidate what was asked of the gateway, and compare.
@@ -64,12 +74,19 @@ def replay(
     recorded = list(itertools.islice(read_log(_files(logs)), limit))
     if not recorded:
         raise InvalidInputError("the log has no request", "log")
+    if lists is not None and not any(request.sampled for request in recorded):
+        raise InvalidInputError("no request of the log was chosen by chance: set BAGUNI_CAPTURE_SHARE", "log")
     settings = ServerSettings(releases=store.root)
     with (
         published(store, store.get(candidate), settings),
         published(store, store.get(active), settings) if active != store.active_id() else nullcontext(),
     ):
         found = asyncio.run(replay_requests(recorded, settings, active, candidate))
+    if lists is not None:
+        columns = zip(*found.lists, strict=True) if found.lists else ((), (), ())
+        pq.write_table(
+            pa.table([pa.array(c, t) for c, t in zip(columns, LISTED.types, strict=True)], schema=LISTED), lists
+        )
     if as_json:
         click.echo(json.dumps(found.summary(), indent=2, ensure_ascii=False))
     else:

@@ -73,10 +73,11 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
                     for each in choices.assignments
                 ],
             )
-            self._exposures.add(request, response, time_ms)
+            self._exposures.add(request, response, time_ms, ranking.explored)
             took_ms = 1e3 * (time.perf_counter() - started)
-            if self._capture.is_wanted(took_ms):
-                self._capture.add(_recorded(request, query, response, took_ms))
+            sampled = self._capture.is_sampled()
+            if sampled or self._capture.is_slow(took_ms):
+                self._capture.add(_recorded(request, query, response, took_ms, sampled))
             return response
 
     async def GenerateTopItems(  # noqa: N802
@@ -120,7 +121,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
 
 
 def _recorded(
-    request: pb.RecommendRequest, query: RecommendQuery, response: pb.RecommendResponse, took_ms: float
+    request: pb.RecommendRequest, query: RecommendQuery, response: pb.RecommendResponse, took_ms: float, sampled: bool
 ) -> Recorded:
     return Recorded(
         request,
@@ -133,6 +134,8 @@ def _recorded(
         tuple(item.item_id for item in response.items),
         round(took_ms, 3),
         dict(stage_ms.get() or {}),
+        response.exposure_token,
+        sampled,
     )
 
 

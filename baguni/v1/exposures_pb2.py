@@ -26,7 +26,7 @@ from baguni.v1 import recommendation_pb2 as baguni_dot_v1_dot_recommendation__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61guni/v1/exposures.proto\x12\tbaguni.v1\x1a\x1e\x62\x61guni/v1/recommendation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x03\n\nListServed\x12\x16\n\x0e\x65xposure_token\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\x07user_id\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x61nonymous_id\x18\x04 \x01(\tH\x00\x12\x11\n\tplacement\x18\x05 \x01(\t\x12\x12\n\nrelease_id\x18\x06 \x01(\t\x12\x17\n\x0fhistory_version\x18\x07 \x01(\x03\x12\x34\n\x10\x64\x65gradation_tier\x18\x08 \x01(\x0e\x32\x1a.baguni.v1.DegradationTier\x12)\n\x05items\x18\t \x03(\x0b\x32\x1a.baguni.v1.RecommendedItem\x12?\n\x16\x65xperiment_assignments\x18\n \x03(\x0b\x32\x1f.baguni.v1.ExperimentAssignment\x12.\n\nevent_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\t\n\x07subjectb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61guni/v1/exposures.proto\x12\tbaguni.v1\x1a\x1e\x62\x61guni/v1/recommendation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x03\n\nListServed\x12\x16\n\x0e\x65xposure_token\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\x07user_id\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x61nonymous_id\x18\x04 \x01(\tH\x00\x12\x11\n\tplacement\x18\x05 \x01(\t\x12\x12\n\nrelease_id\x18\x06 \x01(\t\x12\x17\n\x0fhistory_version\x18\x07 \x01(\x03\x12\x34\n\x10\x64\x65gradation_tier\x18\x08 \x01(\x0e\x32\x1a.baguni.v1.DegradationTier\x12)\n\x05items\x18\t \x03(\x0b\x32\x1a.baguni.v1.RecommendedItem\x12?\n\x16\x65xperiment_assignments\x18\n \x03(\x0b\x32\x1f.baguni.v1.ExperimentAssignment\x12.\n\nevent_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x0b\x65xploration\x18\x0c \x01(\x0b\x32\x16.baguni.v1.ExplorationB\t\n\x07subject\"S\n\x0b\x45xploration\x12\r\n\x05share\x18\x01 \x01(\x02\x12\r\n\x05\x61mong\x18\x02 \x01(\x05\x12\x10\n\x08shuffled\x18\x03 \x01(\x08\x12\x14\n\x0cpropensities\x18\x04 \x03(\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baguni.v1.exposures_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTSERVED']._serialized_start=106
-  _globals['_LISTSERVED']._serialized_end=490
+  _globals['_LISTSERVED']._serialized_end=535
+  _globals['_EXPLORATION']._serialized_start=537
+  _globals['_EXPLORATION']._serialized_end=620
 # @@protoc_insertion_point(module_scope)

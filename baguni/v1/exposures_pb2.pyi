@@ -13,10 +13,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -37,6 +37,7 @@ class ListServed(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     EXPERIMENT_ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
+    EXPLORATION_FIELD_NUMBER: _builtins.int
     exposure_token: _builtins.str
     """RecommendResponse.exposure_token."""
     request_id: _builtins.str
@@ -65,6 +66,10 @@ class ListServed(_message.Message):
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When, by the gateway's clock."""
 
+    @_builtins.property
+    def exploration(self) -> Global___Exploration:
+        """Set where an experiment let chance have a share in the order of this list."""
+
     def __init__(
         self,
         *,
@@ -79,13 +84,50 @@ class ListServed(_message.Message):
         items: _abc.Iterable[_recommendation_pb2.RecommendedItem] | None = ...,
         experiment_assignments: _abc.Iterable[_recommendation_pb2.ExperimentAssignment] | None = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
+        exploration: Global___Exploration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "event_time", b"event_time", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "event_time", b"event_time", "exploration", b"exploration", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "degradation_tier", b"degradation_tier", "event_time", b"event_time", "experiment_assignments", b"experiment_assignments", "exposure_token", b"exposure_token", "history_version", b"history_version", "items", b"items", "placement", b"placement", "release_id", b"release_id", "request_id", b"request_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous_id", b"anonymous_id", "degradation_tier", b"degradation_tier", "event_time", b"event_time", "experiment_assignments", b"experiment_assignments", "exploration", b"exploration", "exposure_token", b"exposure_token", "history_version", b"history_version", "items", b"items", "placement", b"placement", "release_id", b"release_id", "request_id", b"request_id", "subject", b"subject", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["user_id", "anonymous_id"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
 Global___ListServed: _TypeAlias = ListServed  # noqa: Y015
+
+@_typing.final
+class Exploration(_message.Message):
+    """How chance had a share in the order of a list, which is what estimates of another order need (docs/experiments.md)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    AMONG_FIELD_NUMBER: _builtins.int
+    SHUFFLED_FIELD_NUMBER: _builtins.int
+    PROPENSITIES_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """The share of lists whose first `among` items are put in an order by chance; the others stand as ranked."""
+    among: _builtins.int
+    """How many items that was, over all pages; fewer than asked for where there are fewer."""
+    shuffled: _builtins.bool
+    """Whether this list is one of them."""
+    @_builtins.property
+    def propensities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of each item of the page, the probability that it stood at its position."""
+
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        among: _builtins.int = ...,
+        shuffled: _builtins.bool = ...,
+        propensities: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["among", b"among", "propensities", b"propensities", "share", b"share", "shuffled", b"shuffled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exploration: _TypeAlias = Exploration  # noqa: Y015
