@@ -29,7 +29,7 @@ class ServerSettings(Endpoints):
     experiments_refresh_s: float = Field(default=60.0, gt=0)  # how often the endpoint is asked, beside its event stream
     capture_dir: Path | None = None  # where requests are written down for `baguni release replay`; without it, nowhere
     capture_slow_s: float = Field(default=0.5, ge=0)  # what takes longer is written down, and said in the log
-    capture_share: float = Field(default=0.0, ge=0, le=1)  # of all others
+    capture_share: float = Field(default=0.0, ge=0, le=1)  # of all
     capture_bytes: int = Field(default=64 << 20, ge=1 << 10)  # of a process's file; the one before it is kept
     default_deadline_s: float = Field(default=2.0, gt=0)  # for callers that set none
     default_bulk_deadline_s: float = Field(default=60.0, gt=0)

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from growthbook.core import gbhash
+from growthbook.core import chooseVariation, gbhash, getBucketRanges
 
 from baguni.errors import InvalidInputError
 from server.experiments import MODEL, Assignment, Experiments, parse
@@ -33,6 +33,8 @@ def split(key: str, *variations: Any, **more: Any) -> dict[str, Any]:
         ("b", "a", 1, 0.946),
         ("ef", "d", 1, 0.652),
         ("asdf", "8952klfjas09ujk", 1, 0.549),
+        ("", "123", 1, 0.011),
+        ("", '___)((*":&', 1, 0.563),
         ("seed", "a", 2, 0.0505),
         ("seed", "b", 2, 0.2696),
         ("foo", "ab", 2, 0.2575),
@@ -44,6 +46,56 @@ def split(key: str, *variations: Any, **more: Any) -> dict[str, Any]:
 )
 def test_published_buckets(seed: str, value: str, version: int, bucket: float | None) -> None:
     assert gbhash(seed, value, version) == bucket
+
+
+@pytest.mark.parametrize(
+    ("count", "coverage", "ranges"),
+    [
+        (2, 1, [(0, 0.5), (0.5, 1)]),
+        (2, 0.5, [(0, 0.25), (0.5, 0.75)]),
+        (2, 0, [(0, 0), (0.5, 0.5)]),
+        (4, 1, [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]),
+    ],
+)
+def test_published_ranges(count: int, coverage: float, ranges: list[tuple[float, float]]) -> None:
+    assert getBucketRanges(count, coverage) == ranges
+
+
+@pytest.mark.parametrize(
+    ("bucket", "ranges", "variation"),
+    [
+        (0.2, [(0, 0.5), (0.5, 1)], 0),
+        (0.4, [(0, 0.5), (0.5, 1)], 0),
+        (0.6, [(0, 0.5), (0.5, 1)], 1),
+        (0.8, [(0, 0.5), (0.5, 1)], 1),
+        (0.25, [(0, 0.25), (0.5, 0.75)], -1),
+        (0.5, [(0, 0.25), (0.5, 0.75)], 1),
+        (0.8, [(0, 0.25), (0.5, 0.75)], -1),
+        (0.5, [(0, 0.5), (0.5, 0.5), (0.5, 1)], 2),
+    ],
+)
+def test_published_variations(bucket: float, ranges: list[tuple[float, float]], variation: int) -> None:
+    assert chooseVariation(bucket, ranges) == variation
+
+
+@pytest.mark.parametrize(
+    ("user_id", "namespace", "variation"),
+    [
+        ("1", ["namespace1", 0, 0.4], None),
+        ("1", ["namespace1", 0.4, 1], "1"),
+        ("1", ["namespace2", 0, 0.4], None),
+        ("1", ["namespace2", 0.4, 1], "1"),
+        ("2", ["namespace1", 0, 0.4], None),
+        ("2", ["namespace1", 0.4, 1], "0"),
+        ("1", ["namespace", 0.1, 1], "1"),
+        ("1", ["namespace", 0, 0.1], None),
+    ],
+)
+def test_published_namespaces(user_id: str, namespace: list[Any], variation: str | None) -> None:
+    """Through the gateway's own evaluation; the key of the experiment is that of the published case."""
+    found = features(rescored=split("my-test", True, False, namespace=namespace)).choose({"id": user_id})
+    expected = () if variation is None else (Assignment("my-test", variation),)
+    assert found.assignments == expected
 
 
 def test_everybody_is_where_their_bucket_says() -> None:
