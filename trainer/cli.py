@@ -40,7 +40,8 @@ SEED = click.option("--seed", default=0, show_default=True)
 @RECIPE
 @SEED
 def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
-    """Fit Semantic IDs, train both heads and distil, on the data set in DATA. An interrupted run goes on.
+    """Fit Semantic IDs, train both heads and distil, on the data set in DATA. An interrupted run goes on. Every step is told to
+    TensorBoard (RUN/tensorboard), and to MLflow where MLFLOW_TRACKING_URI is set.
 
     \b
     baguni train .baguni/complete-journey --run .baguni/training
@@ -63,6 +64,8 @@ def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
         seconds = time.monotonic() - started
         plot_losses(stages, run_path / "losses.png")
         metrics = evaluate_run(run, progress=progress) | {"training_s": round(seconds, 1)}
+    run.tracking.results(metrics)
+    run.tracking.close()
     (run_path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     Console().print(metrics_table(metrics))
     click.echo(

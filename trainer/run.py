@@ -8,6 +8,7 @@ where the last one stopped.
       dual_head.pt                                 checkpoint of the dual-head training, with every loss so far
       distilled.pt                                 the model after distillation
       metrics.json  losses.json  losses.png        what came of it
+      tensorboard/  mlflow_run_id                  every step, for TensorBoard; which run MLflow has it as
 """
 
 # N = items, T = text dim
@@ -15,7 +16,8 @@ where the last one stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from trainer.rqvae import RqVae, fit_rqvae
 from trainer.samples import OrderSamples
 from trainer.statistics import ItemStatistics, TextRegression
 from trainer.text import TextEncoder
+from trainer.tracking import Tracking
 from trainer.train import Losses, TrainingSet, build_model, train
 
 POPULARITY_DAYS = 28
@@ -206,21 +209,33 @@ class Run:
     def train_dual_head(self, progress: Progress = silent) -> list[Losses]:
         """Stage 3: both heads. Resumes from its checkpoint."""
 
-        def on_step(step: int, losses: Losses) -> None:
-            progress("dual-head training", step + 1, self.recipe.steps, in_words(losses))
-
         model = self.fresh_model()
-        return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step, self.fabric)
+        with self._on_step("dual-head training", self.recipe.steps, progress) as on_step:
+            return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step, self.fabric)
 
     def distil(self, progress: Progress = silent) -> list[Losses]:
         """Stage 4: the retrieval head learns from the generative head. Resumes from its checkpoint."""
 
-        def on_step(step: int, losses: Losses) -> None:
-            progress("distillation", step + 1, self.recipe.distill.steps, in_words(losses))
-
         model = self.model(distilled=False)
         teacher, target = self.model(distilled=False), self.path / "distilled.pt"
-        return train(model, self.training_set, self.recipe, target, on_step, self.fabric, teacher)
+        with self._on_step("distillation", self.recipe.distill.steps, progress) as on_step:
+            return train(model, self.training_set, self.recipe, target, on_step, self.fabric, teacher)
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        """Where the run tells of itself; of several processes the first does."""
+        return Tracking.of(self.path, {"dataset": self.dataset_path.name, **self.recipe.as_dict()})
+
+    @contextmanager
+    def _on_step(self, stage: str, steps: int, progress: Progress) -> Iterator[Callable[[int, Losses], None]]:
+        with self.tracking.told(stage.replace(" ", "_")) as tell:
+
+            def on_step(step: int, losses: Losses) -> None:
+                progress(stage, step + 1, steps, in_words(losses))
+                if self.fabric.is_global_zero:
+                    tell(step, losses)
+
+            yield on_step
 
     def _claim(self) -> None:
         """The directory belongs to one recipe and one data set: going on with others would mix two runs. How the trained
