@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming crm analysis deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-segments bench-page check-tensorrt peers analysis lint types contracts proto check format clean
+.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-segments bench-page docs check-tensorrt peers analysis lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -58,8 +58,11 @@ bench-crm: setup ## Campaigns beside the generator, 100,000 users into a local B
 	$(BIN)/python -m benchmarks.crm $(RUN)
 
 bench-segments: setup ## Both segment forecasts against baselines → benchmarks/results/segments/ (after bench-quality)
-	$(BIN)/baguni segment evaluate .baguni/complete-journey --recipe complete-journey --users 300 \
+	$(BIN)/baguni segment evaluate .baguni/complete-journey --users 300 \
 	  --run $(or $(RUN),.baguni/quality/complete-journey/runs/seed0) > benchmarks/results/segments/complete-journey.json
+
+docs: setup ## The documentation's site → build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench-page: setup ## benchmarks/results/*.json → docs/benchmarks.md
 	$(BIN)/python -m benchmarks.result

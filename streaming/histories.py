@@ -1,4 +1,4 @@
-"""Histories in bulk: from Parquet, from the topics, and whether Redis holds what both say. A history is a set, so consumers may
+"""Histories in bulk: from files, from the topics, and whether Redis holds what both say. A history is a set, so consumers may
 run meanwhile: what both write is there once.
 """
 
@@ -6,14 +6,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from baguni.errors import InvalidInputError
 from baguni.events import MAX_ID_LENGTH, USER_TOPICS, MalformedEvent, UserEvents, parse
@@ -23,34 +27,56 @@ from baguni.topics import Offsets, TopicReader
 
 COLUMNS = ("user_id", "item_id", "action", "order_id", "time")
 ACTIONS = {"order": Action.ORDERED, "click": Action.CLICKED, "cart": Action.CARTED}
-ROWS, SORTED_AT_ONCE = (
-    250_000,
-    16,
-)  # read at a time, and how many of these are sorted together: a user is written once then
+ROWS, CSV_BYTES = 250_000, 16 << 20  # read at a time
+SORTED_AT_ONCE = 16  # of these: a user is written once then
 USERS = 250  # written, or compared, at a time
 ROUNDS = 5  # of waiting for what arrives while histories are compared
 
 UserChanges = tuple[str, Sequence[Change]]
 
 
-def read_parquet(path: Path, timezone: str | None = None) -> Iterator[UserChanges]:
-    """Events of a file as docs/data-format.md has them, by user; a user may come several times. `timezone`: of times that name
-    none. Raises InvalidInputError that names the column or the first bad row."""
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidInputError(f"{path} is no Parquet file: {error}") from error
-    with file:
-        missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-        if missing:
-            raise InvalidInputError(f"{path} has no column {', '.join(missing)}, expected {', '.join(COLUMNS)}")
-        first_row, batches = 1, file.iter_batches(ROWS, columns=list(COLUMNS))
+def read_file(path: Path, timezone: str | None = None) -> Iterator[UserChanges]:
+    """Events of a Parquet or CSV file as docs/data-format.md has them, by user; a user may come several times. `timezone`: of
+    times that name none. Raises InvalidInputError that names the column or the first bad row."""
+    first_row = 1
+    with _opened(path) as batches:
         while some := list(islice(batches, SORTED_AT_ONCE)):
             table = pa.Table.from_batches(some)
             ordered = _checked(table, path, first_row, timezone)
             for start in range(0, len(ordered), ROWS):
                 yield from _by_user(ordered.slice(start, ROWS))
             first_row += len(table)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The file's columns, some rows at a time."""
+    is_csv = path.suffix.lower() == ".csv"
+    try:
+        if is_csv:
+            names = csv.open_csv(path, csv.ReadOptions(block_size=CSV_BYTES)).schema.names
+        else:
+            names = pq.ParquetFile(path).schema_arrow.names
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInputError(f"{path} is no {'CSV' if is_csv else 'Parquet'} file: {error}") from error
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise InvalidInputError(f"{path} has no column {', '.join(missing)}, expected {', '.join(COLUMNS)}")
+    if is_csv:
+        as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=COLUMNS)
+        with csv.open_csv(path, csv.ReadOptions(block_size=CSV_BYTES), convert_options=as_text) as reader:
+            yield _named(iter(reader), path)
+    else:
+        with pq.ParquetFile(path) as file:
+            yield file.iter_batches(ROWS, columns=list(COLUMNS))
+
+
+def _named(batches: Iterator[pa.RecordBatch], path: Path) -> Iterator[pa.RecordBatch]:
+    """A row with too many or too few cells is an error that names the file."""
+    try:
+        yield from batches
+    except pa.ArrowException as error:
+        raise InvalidInputError(f"{path}: {error}") from error
 
 
 def read_events(reader: TopicReader) -> Iterator[UserChanges]:
@@ -144,7 +170,7 @@ def _catch_up(expected: Expected, bootstrap: str, since: Offsets) -> Offsets:
 
 def _checked(table: pa.Table, path: Path, first_row: int, timezone: str | None) -> pa.Table:
     """The columns that events are made of, sorted by user, time and order."""
-    time_ms = _milliseconds(table["time"], path, timezone)
+    time_ms = _milliseconds(table["time"], path, first_row, timezone)
     texts = {name: table[name].cast(pa.string()) for name in COLUMNS[:-1]}
     is_order = pc.equal(texts["action"], "order")
     texts["order_id"] = pc.if_else(is_order, texts["order_id"], "")
@@ -168,7 +194,9 @@ def _by_user(rows: pa.Table) -> Iterator[UserChanges]:
         yield user_id, [event for _, event in theirs]
 
 
-def _milliseconds(time: pa.ChunkedArray, path: Path, timezone: str | None) -> pa.ChunkedArray:
+def _milliseconds(time: pa.ChunkedArray, path: Path, first_row: int, timezone: str | None) -> pa.ChunkedArray:
+    if pa.types.is_string(time.type):
+        return pa.chunked_array([_from_text(time, path, first_row, timezone)])
     if not pa.types.is_timestamp(time.type):
         raise InvalidInputError(f"{path}: column time is {time.type}, expected timestamps")
     if time.type.tz is None:
@@ -181,6 +209,25 @@ def _milliseconds(time: pa.ChunkedArray, path: Path, timezone: str | None) -> pa
                 f"--timezone is {timezone!r}, expected a name such as Asia/Seoul: {error}"
             ) from error
     return pc.cast(time, pa.timestamp("ms", "UTC"), safe=False).cast(pa.int64())
+
+
+def _from_text(time: pa.ChunkedArray, path: Path, first_row: int, timezone: str | None) -> pa.Array:
+    """ISO 8601 → milliseconds."""
+    try:
+        zone = ZoneInfo(timezone) if timezone else None
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise InvalidInputError(f"--timezone is {timezone!r}, expected a name such as Asia/Seoul: {error}") from error
+    found = []
+    for row, text in enumerate(time.to_pylist(), first_row):
+        try:
+            moment = datetime.fromisoformat(text)
+        except (ValueError, TypeError) as error:
+            expected = "ISO 8601 such as 2024-03-01T18:30:00+09:00"
+            raise InvalidInputError(f"{path} row {row}: time is {text!r}, expected {expected}") from error
+        if moment.tzinfo is None and zone is None:
+            raise InvalidInputError(f"{path} row {row}: time is {text!r}, expected a time zone, or --timezone")
+        found.append(int((moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp() * 1000))
+    return pa.array(found, pa.int64())
 
 
 def _require(

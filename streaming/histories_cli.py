@@ -16,10 +16,10 @@ from rich.table import Table
 from baguni.events import USER_TOPICS
 from baguni.history_store import HistoryWriter
 from baguni.topics import TopicReader
-from streaming.histories import Difference, UserChanges, load, read_events, read_parquet, verify
+from streaming.histories import Difference, UserChanges, load, read_events, read_file, verify
 from streaming.settings import StreamingSettings
 
-PARQUET = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 TIMEZONE = click.option("--timezone", default=None, help="Of times without one, such as Asia/Seoul.")
 DROPPED_AT_ONCE = 1_000
 
@@ -36,13 +36,13 @@ def histories() -> None:
 
 
 @histories.command("load")
-@click.argument("files", nargs=-1, required=True, type=PARQUET)
+@click.argument("files", nargs=-1, required=True, type=FILE)
 @TIMEZONE
 def load_files(files: tuple[Path, ...], timezone: str | None) -> None:
-    """Add the events of Parquet FILES to histories. Loading twice adds nothing."""
+    """Add the events of Parquet or CSV FILES to histories. Loading twice adds nothing."""
     with _writer() as (writer, _):
         for file in files:
-            _load(writer, read_parquet(file, timezone), str(file))
+            _load(writer, read_file(file, timezone), str(file))
 
 
 @histories.command()
@@ -59,14 +59,14 @@ def rebuild(from_topic: bool, drop: bool) -> None:
 
 
 @histories.command("verify")
-@click.argument("files", nargs=-1, type=PARQUET)
+@click.argument("files", nargs=-1, type=FILE)
 @TIMEZONE
 @click.option("--limit", default=20, show_default=True, help="How many differing users to name.")
 @click.pass_context
 def verify_stored(context: click.Context, files: tuple[Path, ...], timezone: str | None, limit: int) -> None:
     """Compare Redis with a batch build of the user topics and of FILES that were loaded; exit status 1 if they differ."""
     with _writer() as (writer, settings):
-        sources = [read_parquet(file, timezone) for file in files]
+        sources = [read_file(file, timezone) for file in files]
         num_users, found = verify(writer, settings.kafka_bootstrap, sources, settings.max_events)
     if not found:
         click.echo(f"{num_users:,} histories are what the batch build says.")

@@ -30,16 +30,17 @@ DATA = click.argument("data", type=click.Path(path_type=Path))
 RUN = click.option(
     "--run", "run_path", type=click.Path(path_type=Path), default=Path(".baguni/training"), show_default=True
 )
-RECIPE = click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
-SEED = click.option("--seed", default=0, show_default=True)
+RECIPE = click.option("--recipe", default=None, help="A recipe of trainer/recipes.py. [that of the run]")
+SEED = click.option("--seed", default=0, show_default=True, help="With --recipe.")
 
 
 @click.command()
 @DATA
 @RUN
-@RECIPE
-@SEED
-def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
+@click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--text-encoder", default=None, help="A sentence-transformers name or path. [a small English one]")
+def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str | None) -> None:
     """Fit Semantic IDs, train both heads and distil, on the data set in DATA. An interrupted run goes on. Every step is told to
     TensorBoard (RUN/tensorboard), and to MLflow where MLFLOW_TRACKING_URI is set.
 
@@ -52,7 +53,8 @@ def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
     from trainer.report import metrics_table, plot_losses
     from trainer.run import Run
 
-    run = Run(run_path, data, recipe_named(recipe, seed=seed))
+    chosen = {"text_encoder": text_encoder} if text_encoder else {}
+    run = Run(run_path, data, recipe_named(recipe, seed=seed, **chosen))
     started = time.monotonic()
     with progress_bars(run.fabric.is_global_zero) as progress:
         with run.fabric.rank_zero_first():
@@ -81,16 +83,15 @@ def train(data: Path, run_path: Path, recipe: str, seed: int) -> None:
 @click.option("--mode", type=click.Choice(["first", "rolling"]), default="rolling", show_default=True)
 @click.option("--limit", type=int, default=None, help="Only this many orders, chosen at random.")
 def evaluate(
-    data: Path, run_path: Path, recipe: str, seed: int, mode: Literal["first", "rolling"], limit: int | None
+    data: Path, run_path: Path, recipe: str | None, seed: int, mode: Literal["first", "rolling"], limit: int | None
 ) -> None:
     """Predict the orders of the last month with every model of a finished run."""
     from trainer.evaluate import evaluate as evaluate_run
-    from trainer.recipes import recipe_named
     from trainer.report import metrics_table
     from trainer.run import Run
 
     with progress_bars() as progress:
-        metrics = evaluate_run(Run(run_path, data, recipe_named(recipe, seed=seed)), mode, limit, progress)
+        metrics = evaluate_run(Run.opened(run_path, data, recipe, seed), mode, limit, progress)
     Console().print(metrics_table(metrics))
 
 
@@ -111,7 +112,7 @@ def evaluate(
 def export(
     data: Path,
     run_path: Path,
-    recipe: str,
+    recipe: str | None,
     seed: int,
     releases: Path | None,
     target: Target,
@@ -120,10 +121,9 @@ def export(
     """Make a release of a finished run and add it to the release store. Activate it with `baguni release activate`."""
     from baguni.release import ReleaseStore
     from trainer.export import build_release
-    from trainer.recipes import recipe_named
     from trainer.run import Run
 
-    run = Run(run_path, data, recipe_named(recipe, seed=seed))
+    run = Run.opened(run_path, data, recipe, seed)
     store = ReleaseStore(releases or Endpoints().releases)
     store.root.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=store.root))

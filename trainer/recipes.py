@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from baguni.errors import InvalidInputError
 from trainer.rqvae import RqVaeRecipe
@@ -166,3 +169,11 @@ def recipe_named(name: str, **changes: Any) -> Recipe:
     if name not in RECIPES:
         raise InvalidInputError(f"recipe is {name!r}, expected one of {', '.join(RECIPES)}", "recipe")
     return replace(RECIPES[name], **changes)
+
+
+def recipe_of(saved: Mapping[str, Any]) -> Recipe:
+    """Inverse of `as_dict`; fields of other versions are left out. Raises InvalidInputError."""
+    try:
+        return TypeAdapter(Recipe).validate_python(dict(saved))
+    except ValidationError as error:
+        raise InvalidInputError(f"this is no recipe: {error}", "recipe") from error

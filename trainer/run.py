@@ -38,7 +38,7 @@ from trainer.data.splits import last_month_start_ms
 from trainer.devices import launch
 from trainer.files import written_whole
 from trainer.model import DualHeadModel
-from trainer.recipes import Recipe
+from trainer.recipes import Recipe, recipe_named, recipe_of
 from trainer.rqvae import RqVae, fit_rqvae
 from trainer.samples import OrderSamples
 from trainer.statistics import ItemStatistics, TextRegression
@@ -70,6 +70,16 @@ class Run:
         self.path, self.dataset_path, self.recipe = path, dataset_path, recipe
         path.mkdir(parents=True, exist_ok=True)
         self._claim()
+
+    @classmethod
+    def opened(cls, path: Path, dataset_path: Path, recipe_name: str | None = None, seed: int = 0) -> Run:
+        """A run that was begun, with its own recipe unless one is named. Raises NotFoundError if there is none."""
+        if recipe_name is not None:
+            return cls(path, dataset_path, recipe_named(recipe_name, seed=seed))
+        saved = path / "recipe.json"
+        if not saved.is_file():
+            raise NotFoundError(f"{path} holds no run: `baguni train {dataset_path} --run {path}` makes one")
+        return cls(path, dataset_path, recipe_of(json.loads(saved.read_text())))
 
     @cached_property
     def fabric(self) -> Fabric:

@@ -38,7 +38,7 @@ from benchmarks.gateway.scene import DEFAULT_RUN, Scene, scene
 from benchmarks.result import REPOSITORY, RESULTS, Row, write_result
 from benchmarks.streaming.plots import plot
 from benchmarks.streaming.traffic import produce, send, traffic
-from streaming.histories import load, read_parquet
+from streaming.histories import load, read_file
 from streaming.positions import Positions
 
 EVENTS, ROUNDS = 60_000, 3
@@ -306,7 +306,7 @@ def _bulk(endpoints: Endpoints, folder: Path) -> Row:
     pq.write_table(pa.table(table), path)
     with redis.Redis.from_url(endpoints.redis_url.replace("/0", "/7")) as client:
         started = time.monotonic()
-        loaded = sum(load(HistoryWriter(client), read_parquet(path)))
+        loaded = sum(load(HistoryWriter(client), read_file(path)))
         per_s = loaded / (time.monotonic() - started)
         client.flushdb()
     return Row("bulk load from Parquet", per_s, "events / s", "≥ 100,000", per_s >= 100_000)

@@ -18,7 +18,7 @@ from baguni.errors import InvalidInputError
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
 from baguni.settings import Endpoints
-from streaming.histories import read_parquet
+from streaming.histories import read_file
 from streaming.histories_cli import histories
 from tests.integration.streams import Shop, cancellation, click, deletion, order
 
@@ -111,17 +111,51 @@ def test_a_file_is_loaded_once_however_often_and_beside_what_streams_in(
 def test_a_bad_file_is_refused_by_row_and_column(tmp_path: Path, columns, timezone: str | None, message: str) -> None:
     path = write_events(tmp_path / "events.parquet", **columns)
     with pytest.raises(InvalidInputError) as error:
-        list(read_parquet(path, timezone))
+        list(read_file(path, timezone))
     assert message in str(error.value)
 
 
 def test_what_is_no_parquet_or_lacks_a_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.parquet").write_text("user_id,item_id")
     with pytest.raises(InvalidInputError, match="is no Parquet file"):
-        list(read_parquet(tmp_path / "no.parquet"))
+        list(read_file(tmp_path / "no.parquet"))
     pq.write_table(pa.table({"user_id": ["u1"]}), tmp_path / "few.parquet")
     with pytest.raises(InvalidInputError, match="has no column item_id, action, order_id, time"):
-        list(read_parquet(tmp_path / "few.parquet"))
+        list(read_file(tmp_path / "few.parquet"))
+
+
+CSV = """user_id,quantity,item_id,action,order_id,time
+u2,,jam,click,,2024-03-01T18:30:01+09:00
+u1,2,rye,order,0017,2024-03-01T18:30:00
+u1,1,milk,order,0017,2024-03-01T09:30:00Z
+"""
+
+
+def test_a_csv_file_says_the_same(tmp_path: Path) -> None:
+    """Ids stay text; times with and without a zone may stand side by side."""
+    (tmp_path / "events.csv").write_text(CSV)
+    found = dict(read_file(tmp_path / "events.csv", "Asia/Seoul"))
+    at = int(datetime(2024, 3, 1, 9, 30, tzinfo=UTC).timestamp() * 1000)
+    assert sorted(found["u1"]) == sorted(HistoryEvent(item, Action.ORDERED, at, "0017") for item in ("rye", "milk"))
+    assert found["u2"] == [HistoryEvent("jam", Action.CLICKED, at + 1_000)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("action", "what", "has no column action"),
+        ("T18:30:00\n", "T18:30:00Z,7\n", "Expected 6 columns, got 7"),
+        ("2024-03-01T09:30:00Z", "yesterday", "row 3: time is 'yesterday', expected ISO 8601"),
+        ("01T09:30:00Z", "01T09:30:00", "row 2: time is '2024-03-01T18:30:00', expected a time zone, or --timezone"),
+        ("jam,click", "jam,look", "row 1: action is 'look'"),
+        ("order,0017", "order,", "row 2: order_id is ''"),
+    ],
+)
+def test_a_bad_csv_file_is_refused_by_row_and_column(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "events.csv").write_text(CSV.replace(old, new, 1))
+    with pytest.raises(InvalidInputError) as error:
+        list(read_file(tmp_path / "events.csv", None if "time zone" in message else "Asia/Seoul"))
+    assert message in str(error.value)
 
 
 def test_topics_rebuild_what_redis_lost_and_a_difference_is_named(

@@ -49,7 +49,7 @@ def segment() -> None:
 def category(
     data: Path,
     run_path: Path,
-    recipe: str,
+    recipe: str | None,
     seed: int,
     category: str | None,
     user_id: str | None,
@@ -84,7 +84,7 @@ def category(
 def repurchase(
     data: Path,
     run_path: Path,
-    recipe: str,
+    recipe: str | None,
     seed: int,
     item_id: str | None,
     category: str | None,
@@ -108,7 +108,7 @@ def repurchase(
 @RECIPE
 @SEED
 @click.option("--users", type=click.IntRange(min=1), default=300, show_default=True, help="So many, at random.")
-def evaluate(data: Path, run_path: Path, recipe: str, seed: int, users: int) -> None:
+def evaluate(data: Path, run_path: Path, recipe: str | None, seed: int, users: int) -> None:
     """Both segments in the last month of the log, against what a shop could do without a model, as JSON."""
     from trainer.segments.evaluate import evaluate_segments
 
@@ -118,15 +118,14 @@ def evaluate(data: Path, run_path: Path, recipe: str, seed: int, users: int) -> 
     click.echo(json.dumps(found, indent=2))
 
 
-def _run(data: Path, run_path: Path, recipe: str, seed: int) -> Any:
-    from trainer.recipes import recipe_named
+def _run(data: Path, run_path: Path, recipe: str | None, seed: int) -> Any:
     from trainer.run import Run
 
-    return Run(run_path, data, recipe_named(recipe, seed=seed))
+    return Run.opened(run_path, data, recipe, seed)
 
 
 @contextmanager
-def _forecaster(data: Path, run_path: Path, recipe: str, seed: int) -> Iterator[Forecaster]:
+def _forecaster(data: Path, run_path: Path, recipe: str | None, seed: int) -> Iterator[Forecaster]:
     from trainer.segments.forecasts import Forecaster
 
     run = _run(data, run_path, recipe, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from baguni.errors import InvalidInputError
+from baguni.errors import InvalidInputError, NotFoundError
 from tests.tiny_release import tiny_run
 from trainer.data.dataset import Dataset
 from trainer.distill import candidate_lists, distillation_losses, first_occurrence, teacher_scores
 from trainer.export import frozen_items
 from trainer.model import DualHeadModel, Memory
+from trainer.recipes import RECIPES, Recipe, recipe_of
 from trainer.retrieval import RetrievalScores, sampled, score, whole_catalogue
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples, sample_targets
@@ -179,3 +181,17 @@ def test_a_candidate_counts_once() -> None:
 def test_a_directory_of_another_run_is_refused(trained: Run) -> None:
     with pytest.raises(InvalidInputError, match="seed"):
         tiny_run(trained.path.parent, seed=1)
+
+
+def test_a_run_is_opened_with_the_recipe_that_it_was_begun_with(trained: Run, tmp_path: Path) -> None:
+    assert Run.opened(trained.path, trained.dataset_path).recipe == trained.recipe
+    with pytest.raises(NotFoundError, match=r"holds no run: `baguni train .* makes one"):
+        Run.opened(tmp_path, trained.dataset_path)
+    (tmp_path / "recipe.json").write_text('{"name": "demo", "steps": "many"}')
+    with pytest.raises(InvalidInputError, match="steps"):
+        Run.opened(tmp_path, trained.dataset_path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_saved_recipe_is_the_recipe(recipe: Recipe) -> None:
+    assert recipe_of(json.loads(json.dumps(recipe.as_dict()))) == recipe
