@@ -19,13 +19,13 @@ class Endpoints(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BAGUNI_", frozen=True, extra="ignore")
 
-    gateway_address: str = "127.0.0.1:7450"
-    triton_url: str = "127.0.0.1:7451"
-    milvus_uri: str = "http://127.0.0.1:7452"
-    kafka_bootstrap: str = "127.0.0.1:7453"
-    redis_url: str = "redis://127.0.0.1:7454/0"
-    releases: Path = Path(".baguni/releases")
-    triton_repository: Path = Path(".baguni/triton")
+    gateway_address: str = "127.0.0.1:7450"  # where the gateway listens, and clients ask
+    triton_url: str = "127.0.0.1:7451"  # Triton's gRPC port
+    milvus_uri: str = "http://127.0.0.1:7452"  # a server, or a file for the embedded Milvus
+    kafka_bootstrap: str = "127.0.0.1:7453"  # one or more brokers, with commas
+    redis_url: str = "redis://127.0.0.1:7454/0"  # histories; may hold a password
+    releases: Path = Path(".baguni/releases")  # the release store
+    triton_repository: Path = Path(".baguni/triton")  # the folder that Triton loads models from
     compute_capability: str = ""  # of the GPU that Triton has, if it is not on this machine: "8.9"
 
     def environment(self) -> dict[str, str]:

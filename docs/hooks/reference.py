@@ -61,7 +61,7 @@ def settings() -> str:
             if name in inherited and kind is not Endpoints:
                 continue
             default = field.get_default()
-            shown = f"`{default}`" if str(default) and not str(default).startswith("/") else ""
+            shown = "" if default is None or str(default).startswith(("/", "*")) or default == "" else f"`{default}`"
             parts.append(f"| `{(prefix + name).upper()}` | {shown} | {_cell(said.get(name, ''))} |")
     return "\n".join(parts) + "\n"
 
