@@ -1,4 +1,4 @@
-"""Pages of the site that nobody writes: contracts, settings and metrics, from what the processes run with."""
+"""Pages of the site that nobody writes: contracts, commands, settings and metrics, from what the processes run with."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 from grpc_tools import protoc
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from prometheus_client import CollectorRegistry
 
+from baguni.cli import root
 from baguni.settings import Endpoints
 from crm.settings import CrmSettings
 from deploy.local.settings import StackSettings
@@ -40,12 +42,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
     pages = {
         "reference/contracts.md": contracts(),
+        "reference/commands.md": "# Commands\n\nEach as its own `--help` says it.\n"
+        + "\n".join(commands(root, "baguni")),
         "reference/settings.md": settings(),
         "reference/metrics.md": metrics(),
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def commands(command: click.Command, path: str, above: click.Context | None = None) -> Iterator[str]:
+    """The help of a command and of those below it."""
+    context = click.Context(command, above, path.rsplit(" ", 1)[-1], max_content_width=110)
+    yield f"\n{'#' * (path.count(' ') + 2)} {path}\n\n```\n{command.get_help(context)}\n```"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            if found is not None:
+                yield from commands(found, f"{path} {name}", context)
 
 
 def settings() -> str:
