@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
 
+from baguni.channels import replicas
 from baguni.errors import EngineError, ReleaseMismatchError
 from baguni.inference import SyncInferenceClient
 from baguni.item_index import IndexedItem, ItemIndex
@@ -64,26 +65,33 @@ def activate(
 
 
 def unload_others(release: Release, endpoints: Endpoints) -> list[str]:
-    """Unload the models of every other release from Triton, and return their names."""
-    inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
-    try:
-        return inference.unload_others()
-    finally:
-        inference.close()
+    """Unload the models of every other release from each Triton, and return their names."""
+    with _tritons(release, endpoints) as tritons:
+        return sorted({name for inference in tritons for name in inference.unload_others()})
+
+
+@contextmanager
+def _tritons(release: Release, endpoints: Endpoints) -> Iterator[list[SyncInferenceClient]]:
+    """A client of each Triton."""
+    with ExitStack() as opened:
+        yield [
+            opened.enter_context(closing(SyncInferenceClient(address, release.release_id, release.signature)))
+            for address in replicas(endpoints.triton_url)
+        ]
 
 
 @contextmanager
 def published(store: ReleaseStore, release: Release, endpoints: Endpoints) -> Iterator[None]:
     """`publish` for a while: at the end everything is as it was, unless the release has become the active one meanwhile."""
     release_id = release.release_id
-    with closing(SyncInferenceClient(endpoints.triton_url, release_id, release.signature)) as inference:
-        was_loaded = inference.is_loaded()
+    with _tritons(release, endpoints) as tritons:
+        had_not = [inference for inference in tritons if not inference.is_loaded()]
         was_filled = publish(release, endpoints)
         try:
             yield
         finally:
             undone = store.active_id() != release_id
-            if undone and not was_loaded:
+            for inference in had_not if undone else ():
                 inference.unload()
             if undone and not was_filled:
                 with closing(ItemIndex(endpoints.milvus_uri, release_id)) as index:
@@ -91,18 +99,17 @@ def published(store: ReleaseStore, release: Release, endpoints: Endpoints) -> It
 
 
 def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda stage: None) -> bool:
-    """Load a release into Triton and Milvus, beside those that are there, and check that it arrived whole. Returns whether
-    Milvus had it already."""
+    """Load a release into every Triton and Milvus, beside those that are there, and check that it arrived whole. Returns
+    whether Milvus had it already."""
     check_device(release, endpoints)
     on_stage("load models into Triton")
     copy_models(release, endpoints.triton_repository)
-    inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
-    try:
-        inference.load()
+    with _tritons(release, endpoints) as tritons:
+        for inference in tritons:
+            inference.load()
         on_stage("ask the golden queries")
-        check_golden_queries(release, inference)
-    finally:
-        inference.close()
+        for inference in tritons:
+            check_golden_queries(release, inference)
     on_stage("fill Milvus")
     index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog.attribute_types)
     try:

@@ -1,4 +1,5 @@
-"""Calls to Triton: one client for a release, asynchronous for the gateway and synchronous for consumers.
+"""Calls to Triton: one client for a release, asynchronous for the gateway and synchronous for consumers. Of several Tritons
+each is asked in turn.
 
 Both set two timeouts: the server's, in microseconds, after which a request in Triton's queue is rejected, and the call's,
 in seconds, after which nobody waits.
@@ -6,6 +7,8 @@ in seconds, after which nobody waits.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,15 +19,17 @@ import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from baguni.channels import KEEPALIVE, RECONNECT, UNLIMITED
+from baguni.channels import KEEPALIVE, RECONNECT, UNLIMITED, balanced, replicas
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.sequences import ModelInputs
 from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
 from baguni.telemetry import trace_headers
 
 Arrays = dict[str, NDArray[Any]]
-CHANNEL = list({**UNLIMITED, **KEEPALIVE, **RECONNECT}.items())
-LOAD_TIMEOUT_S = 120.0  # a big engine on a busy machine
+ATTEMPTS = 2  # of a call whose Triton is gone: the models keep nothing, so it may be asked of another
+CHANNEL = list({**UNLIMITED, **KEEPALIVE, **RECONNECT, **balanced("inference.GRPCInferenceService", ATTEMPTS)}.items())
+CHECK_TIMEOUT_S, LOAD_TIMEOUT_S = 10.0, 120.0  # a big engine on a busy machine
+log = logging.getLogger(__name__)
 
 
 def triton_inputs(inputs: ModelInputs, codes_NL: NDArray[np.int32], signature: ModelSignature) -> Arrays:
@@ -50,7 +55,7 @@ class InferenceClient:
     """Asynchronous calls to one release's models. One a process and event loop."""
 
     def __init__(self, url: str, release_id: str, signature: ModelSignature) -> None:
-        self._client = triton_aio.InferenceServerClient(url, channel_args=CHANNEL)
+        self._url, self._client = url, triton_aio.InferenceServerClient(url, channel_args=CHANNEL)
         self._release_id, self._specs = release_id, model_specs(signature)
 
     async def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> Arrays:
@@ -63,13 +68,30 @@ class InferenceClient:
         return _outputs(spec, result)
 
     async def check(self) -> None:
-        """Raise ReleaseMismatchError unless every model is loaded, ready and carries the client's release id."""
-        for name in self._specs:
+        """Raise ReleaseMismatchError if a Triton's models carry another release id than the client's, UnavailableError if no
+        Triton has them all. Of several one may be away: its calls go to the others."""
+        away: UnavailableError | None = None
+        addresses = await asyncio.to_thread(replicas, self._url)
+        for address in addresses:
             try:
-                config = await self._client.get_model_config(triton_model_name(name, self._release_id), as_json=True)
-            except InferenceServerException as error:
-                raise _unavailable(error) from error
-            _check_release(name, config["config"], self._release_id)
+                await self._check_one(address)
+            except UnavailableError as error:
+                log.warning("triton away address=%s: %s", address, error)
+                addresses, away = [each for each in addresses if each != address], error
+        if away is not None and not addresses:
+            raise away
+
+    async def _check_one(self, address: str) -> None:
+        client = triton_aio.InferenceServerClient(address, channel_args=CHANNEL)
+        try:
+            for name in self._specs:
+                model = triton_model_name(name, self._release_id)
+                config = await client.get_model_config(model, as_json=True, client_timeout=CHECK_TIMEOUT_S)
+                _check_release(name, config["config"], self._release_id)
+        except InferenceServerException as error:
+            raise _unavailable(error) from error
+        finally:
+            await client.close()
 
     async def close(self) -> None:
         """Close the channel."""
@@ -77,7 +99,7 @@ class InferenceClient:
 
 
 class SyncInferenceClient:
-    """The same for processes without an event loop, and the control of what is loaded."""
+    """The same for processes without an event loop, and the control of what a single Triton has loaded."""
 
     def __init__(self, url: str, release_id: str, signature: ModelSignature) -> None:
         self._client = triton.InferenceServerClient(url, channel_args=CHANNEL)
@@ -99,7 +121,7 @@ class SyncInferenceClient:
             for name in self._specs:
                 model = triton_model_name(name, self._release_id)
                 self._client.load_model(model, client_timeout=LOAD_TIMEOUT_S)
-                config = self._client.get_model_config(model, as_json=True, client_timeout=10.0)["config"]
+                config = self._client.get_model_config(model, as_json=True, client_timeout=CHECK_TIMEOUT_S)["config"]
                 _check_release(name, config, self._release_id)
         except InferenceServerException as error:
             raise _unavailable(error) from error
@@ -108,7 +130,7 @@ class SyncInferenceClient:
         """Whether every model of the release is ready."""
         try:
             names = [triton_model_name(name, self._release_id) for name in self._specs]
-            return all(self._client.is_model_ready(name, client_timeout=10.0) for name in names)
+            return all(self._client.is_model_ready(name, client_timeout=CHECK_TIMEOUT_S) for name in names)
         except InferenceServerException as error:
             raise _unavailable(error) from error
 
@@ -124,7 +146,9 @@ class SyncInferenceClient:
         """Unload the models of every other release, and return their names. Models of no release stay."""
         unloaded = []
         try:
-            for entry in self._client.get_model_repository_index(as_json=True, client_timeout=10.0).get("models", []):
+            for entry in self._client.get_model_repository_index(as_json=True, client_timeout=CHECK_TIMEOUT_S).get(
+                "models", []
+            ):
                 model = re.fullmatch(rf"({'|'.join(self._specs)})_(.+)", entry["name"])
                 if model and model[2] != self._release_id and entry.get("state") == "READY":
                     self._client.unload_model(entry["name"], client_timeout=LOAD_TIMEOUT_S)

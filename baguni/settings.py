@@ -20,7 +20,7 @@ class Endpoints(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BAGUNI_", frozen=True, extra="ignore")
 
     gateway_address: str = "127.0.0.1:7450"  # where the gateway listens, and clients ask
-    triton_url: str = "127.0.0.1:7451"  # Triton's gRPC port
+    triton_url: str = "127.0.0.1:7451"  # Triton's gRPC port; of several a name that has them all, or ipv4:A:PORT,B:PORT
     milvus_uri: str = "http://127.0.0.1:7452"  # a server, or a file for the embedded Milvus
     kafka_bootstrap: str = "127.0.0.1:7453"  # one or more brokers, with commas
     redis_url: str = "redis://127.0.0.1:7454/0"  # histories; may hold a password
