@@ -14,7 +14,7 @@ import pytest
 from baguni.cli import root
 from tests.conftest import repository
 
-DOCUMENTS = [repository() / "README.md", *sorted((repository() / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(repository().glob("README*.md")), *sorted((repository() / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 REMARK = re.compile(r"\s{2,}\S.*$|\s+#.*$")
 
