@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming crm analysis deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-segments bench-page docs check-tensorrt peers analysis lint types contracts proto check format clean
+.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page docs check-tensorrt peers analysis lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ bench-training: setup ## Orders a second in training, and where a step's time go
 
 bench-crm: setup ## Campaigns beside the generator, 100,000 users into a local Braze, assignments → benchmarks/results/crm.json (after bench-quality)
 	$(BIN)/python -m benchmarks.crm $(RUN)
+
+bench-scale: setup ## How cost grows with items and users → benchmarks/results/scale.json, docs/scale.md
+	$(BIN)/python -m benchmarks.scale
 
 bench-segments: setup ## Both segment forecasts against baselines → benchmarks/results/segments/ (after bench-quality)
 	$(BIN)/baguni segment evaluate .baguni/complete-journey --users 300 \

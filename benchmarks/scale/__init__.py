@@ -1,0 +1,1 @@
+"""How cost grows with the catalogue and with the users: `make bench-scale`."""
