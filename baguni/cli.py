@@ -17,6 +17,7 @@ SUMMARIES = {
     "evaluate": "Predict the last month's orders with a finished run.",
     "segment": "Who buys of a category, and when something is bought again.",
     "export": "Make a release of a finished run.",
+    "generate": "Lists for all users of a log, without servers.",
     "release": "List, show, try, activate and roll back releases.",
     "histories": "Load, rebuild and check stored histories.",
     "crm": "Run campaigns: whom to push what, delivered once.",

@@ -1,8 +1,9 @@
-"""`baguni train`, `baguni evaluate`, `baguni export`."""
+"""`baguni train`, `baguni evaluate`, `baguni export`, `baguni generate`."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -24,6 +25,7 @@ from rich.progress import (
 )
 
 from baguni.settings import Endpoints
+from trainer.files import written_whole
 from trainer.triton_config import Target
 
 DATA = click.argument("data", type=click.Path(path_type=Path))
@@ -134,6 +136,43 @@ def export(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     click.echo(f"Release {release.release_id}: {release.path}")
+
+
+@click.command()
+@DATA
+@click.option("--release", required=True, type=click.Path(path_type=Path), help="Its folder.")
+@click.option("--k", default=20, show_default=True, help="Items of a list.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet.")
+@click.option("--ray", "address", default=None, help='A Ray cluster\'s HOST:PORT, or "auto". [this process]')
+def generate(data: Path, release: Path, k: int, out: Path, address: str | None) -> None:
+    """Write what the generative head would have next of every user in DATA, without servers: user_id, position, item_id,
+    log_likelihood.
+
+    \b
+    baguni generate my-shop/ --release .baguni/releases/r20261124_1f3a9c02 --out lists.parquet
+    baguni generate my-shop/ --release … --out lists.parquet --ray auto        on a cluster; the numbers are the same
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from trainer.bulk import BulkGenerator, in_one_process, on_ray
+
+    generator = BulkGenerator(release, data, k, threads=os.cpu_count() or 1)
+    if address is None:
+        made = in_one_process(generator)
+    else:
+        made = on_ray(address, release, data, k, generator.num_users)
+    schema = pa.schema(
+        {"user_id": pa.string(), "position": pa.int32(), "item_id": pa.string(), "log_likelihood": pa.float32()}
+    )
+    nodes, listed = set(), 0
+    with written_whole(out) as file, pq.ParquetWriter(file, schema) as writer, progress_bars() as progress:
+        for lists in made:
+            writer.write_table(pa.table(generator.rows(lists), schema))
+            nodes.add(lists.node)
+            listed += int((lists.item_Bk[:, 0] >= 0).sum())
+            progress("lists", lists.first_user + len(lists.item_Bk), generator.num_users, "users")
+    click.echo(f"{listed:,} of {generator.num_users:,} users have a list, made on {len(nodes)} node(s): {out}")
 
 
 @contextmanager

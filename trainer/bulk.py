@@ -1,0 +1,143 @@
+"""Lists of the generative head for all users of a log, without servers: in this process, or on the nodes of a Ray cluster.
+Either way the same users go through the same graph together, so the numbers are the same to the last bit.
+
+    pip install "baguni[ray]"        for --ray; every node reads the release and the data at the same paths
+"""
+
+# B = users of a chunk, k = items of a list
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from baguni.errors import InvalidInputError, UnavailableError
+from baguni.inference import triton_inputs
+from baguni.release import load_release
+from baguni.sequences import event_batch, model_inputs
+from baguni.signature import model_specs, triton_model_name
+from trainer.data.reading import load_dataset
+from trainer.segments.forecasts import next_midnight_ms
+
+CHUNK = 64  # users that are read, padded and generated for together
+HERE, CONNECT_S = "here", 5.0
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Of some users, in their order: item indexes of the release, best first, −1 where fewer are left or nothing is known of
+    the user; log-likelihoods in nats. `node`: where they were made."""
+
+    first_user: int
+    item_Bk: NDArray[np.int32]
+    log_likelihood_Bk: NDArray[np.float32]
+    node: str = HERE
+
+
+class BulkGenerator:
+    """A release's generator over a log. Raises InvalidInputError for a release whose models need a GPU, or `k` beyond its
+    beams."""
+
+    def __init__(self, release: Path, data: Path, k: int, threads: int = 1) -> None:
+        self._release, self._dataset, self._k = load_release(release, verify=False), load_dataset(data), k
+        self._signature = self._release.signature
+        if not 0 < k <= self._signature.num_beams:
+            raise InvalidInputError(f"k is {k}, expected 1 to the release's {self._signature.num_beams} beams", "k")
+        name = triton_model_name("generator", self._release.release_id)
+        graph = self._release.triton_dir / name / "1" / "model.onnx"
+        if not graph.is_file():
+            target = self._release.manifest.get("target")
+            raise InvalidInputError(f"{release} was exported for {target}, expected python or onnxruntime", "release")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self._spec = model_specs(self._signature)["generator"]
+        self.now_ms = next_midnight_ms(self._dataset)  # what lists are made for
+
+    @property
+    def num_users(self) -> int:
+        """Of the log."""
+        return len(self._dataset.user_ids)
+
+    def lists(self, first_user: int) -> Lists:
+        """Of CHUNK users from that one on, as of the midnight after the log."""
+        users = range(first_user, min(first_user + CHUNK, self.num_users))
+        events = event_batch([self._dataset.history(user) for user in users], self._release.catalog.index)
+        now = np.full(len(users), self.now_ms, np.int64)
+        inputs = model_inputs(events, now, self._signature.max_tokens, self._signature.store_timezone)
+        arrays = triton_inputs(inputs, self._release.semantic_ids.codes_NL, self._signature)
+        arrays["node_mask"] = np.ones((len(users), 1), bool)
+        names = [tensor.name for tensor in self._spec.outputs]
+        found = dict(zip(names, self._session.run(names, arrays), strict=True))
+        item_Bk = np.where(inputs.item_BS[:, :1] >= 0, found["generated_item"][:, : self._k], -1).astype(np.int32)
+        return Lists(first_user, item_Bk, found["log_likelihood"][:, : self._k])
+
+    def rows(self, lists: Lists) -> dict[str, list[Any]]:
+        """In a shop's own terms: user_id, position, item_id, log_likelihood."""
+        row_I, position_I = np.nonzero(lists.item_Bk >= 0)
+        items, user_ids = self._release.catalog.items, self._dataset.user_ids
+        return {
+            "user_id": [user_ids[lists.first_user + row] for row in row_I.tolist()],
+            "position": position_I.tolist(),
+            "item_id": [items[index].item_id for index in lists.item_Bk[row_I, position_I].tolist()],
+            "log_likelihood": lists.log_likelihood_Bk[row_I, position_I].tolist(),
+        }
+
+
+def in_one_process(generator: BulkGenerator) -> Iterator[Lists]:
+    """All lists, here."""
+    yield from map(generator.lists, range(0, generator.num_users, CHUNK))
+
+
+def on_ray(address: str, release: Path, data: Path, k: int, num_users: int) -> Iterator[Lists]:
+    """All lists, in the order of users, by a Ray cluster: a generator for each of its CPUs. `address`: HOST:PORT, or "auto".
+    Raises InvalidInputError where Ray is not installed, UnavailableError where no cluster answers."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InvalidInputError("--ray needs Ray: pip install 'baguni[ray]'", "ray") from error
+    host, _, port = address.rpartition(":")
+    try:
+        if host:  # Ray itself waits for minutes, and then ends the process
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnavailableError("ray", f"no cluster at {address!r}: {error}") from error
+    try:
+        firsts = [{"first": first} for first in range(0, num_users, CHUNK)]
+        chunks = ray.data.from_items(firsts, override_num_blocks=len(firsts))
+        workers = int(ray.cluster_resources().get("CPU", 1))
+        arguments = (release.resolve(), data.resolve(), k)
+        made = chunks.map_batches(_RayGenerator, fn_constructor_args=arguments, batch_size=1, concurrency=workers)
+        found = sorted(made.take_all(), key=lambda row: int(row["first"]))
+    finally:
+        ray.shutdown()
+    for row in found:
+        yield Lists(int(row["first"]), row["item"], row["log_likelihood"], str(row["node"]))
+
+
+class _RayGenerator:
+    """A generator that stays on a node."""
+
+    def __init__(self, release: Path, data: Path, k: int) -> None:
+        import ray
+
+        self._generator = BulkGenerator(release, data, k)
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        lists = self._generator.lists(int(batch["first"][0]))
+        return {
+            "first": [lists.first_user],
+            "item": [lists.item_Bk],
+            "log_likelihood": [lists.log_likelihood_Bk],
+            "node": [self._node],
+        }
