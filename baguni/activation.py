@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import redis
 from numpy.typing import NDArray
 
 from baguni.errors import EngineError, ReleaseMismatchError
-from baguni.inference import SyncInferenceClient
+from baguni.inference import SyncInferenceClient, replicas
 from baguni.item_index import IndexedItem, ItemIndex
 from baguni.live_items import LiveItemWriter
 from baguni.release import Release, ReleaseStore, link_or_copy
@@ -65,26 +65,24 @@ def activate(
 
 def unload_others(release: Release, endpoints: Endpoints) -> list[str]:
     """Unload the models of every other release from Triton, and return their names."""
-    inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
-    try:
-        return inference.unload_others()
-    finally:
-        inference.close()
+    with every_triton(release, endpoints) as servers:
+        return sorted({model for inference in servers for model in inference.unload_others()})
 
 
 @contextmanager
 def published(store: ReleaseStore, release: Release, endpoints: Endpoints) -> Iterator[None]:
     """`publish` for a while: at the end everything is as it was, unless the release has become the active one meanwhile."""
     release_id = release.release_id
-    with closing(SyncInferenceClient(endpoints.triton_url, release_id, release.signature)) as inference:
-        was_loaded = inference.is_loaded()
+    with every_triton(release, endpoints) as servers:
+        were_loaded = [inference.is_loaded() for inference in servers]
         was_filled = publish(release, endpoints)
         try:
             yield
         finally:
             undone = store.active_id() != release_id
-            if undone and not was_loaded:
-                inference.unload()
+            for inference, was_loaded in zip(servers, were_loaded, strict=True):
+                if undone and not was_loaded:
+                    inference.unload()
             if undone and not was_filled:
                 with closing(ItemIndex(endpoints.milvus_uri, release_id)) as index:
                     index.drop()
@@ -96,13 +94,12 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
     check_device(release, endpoints)
     on_stage("load models into Triton")
     copy_models(release, endpoints.triton_repository)
-    inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
-    try:
-        inference.load()
+    with every_triton(release, endpoints) as servers:
+        for inference in servers:
+            inference.load()
         on_stage("ask the golden queries")
-        check_golden_queries(release, inference)
-    finally:
-        inference.close()
+        for inference in servers:
+            check_golden_queries(release, inference)
     on_stage("fill Milvus")
     index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog.attribute_types)
     try:
@@ -113,6 +110,16 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
         return not was_built
     finally:
         index.close()
+
+
+@contextmanager
+def every_triton(release: Release, endpoints: Endpoints) -> Iterator[list[SyncInferenceClient]]:
+    """A client of the release's models for each replica that `triton_url` stands for now."""
+    with ExitStack() as opened:
+        yield [
+            opened.enter_context(closing(SyncInferenceClient(url, release.release_id, release.signature)))
+            for url in replicas(endpoints.triton_url)
+        ]
 
 
 def check_device(release: Release, endpoints: Endpoints) -> None:

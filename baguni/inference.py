@@ -7,6 +7,7 @@ in seconds, after which nobody waits.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,26 @@ from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_mode
 from baguni.telemetry import trace_headers
 
 Arrays = dict[str, NDArray[Any]]
-CHANNEL = list({**UNLIMITED, **KEEPALIVE, **RECONNECT}.items())
+BALANCED = {
+    "grpc.lb_policy_name": "round_robin"
+}  # over every Triton that the name stands for, as a headless service's does
+CHANNEL = list({**UNLIMITED, **KEEPALIVE, **RECONNECT, **BALANCED}.items())
 LOAD_TIMEOUT_S = 120.0  # a big engine on a busy machine
+
+
+def replicas(url: str) -> list[str]:
+    """The address of each Triton that HOST:PORT stands for: what is loaded is loaded on all of them. Raises UnavailableError
+    for a name that is not known."""
+    host, _, port = url.rpartition(":")
+    try:
+        found = {
+            (info[0], str(info[4][0])) for info in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        }
+    except OSError as error:
+        raise UnavailableError("triton", f"{url}: {error.strerror}") from error
+    # A host of both families is one server with two addresses, and may listen on the older one only.
+    older = sorted(address for family, address in found if family == socket.AF_INET)
+    return [f"{address}:{port}" for address in older] or sorted(f"[{address}]:{port}" for _, address in found)
 
 
 def triton_inputs(inputs: ModelInputs, codes_NL: NDArray[np.int32], signature: ModelSignature) -> Arrays:
