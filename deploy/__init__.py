@@ -1,1 +1,1 @@
-"""Ways to run baguni: the local stack here; containers and clusters to come."""
+"""Ways to run baguni: the local stack here; images in `containers`, a cluster in `kubernetes`."""

@@ -163,7 +163,10 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    consumers = Consumers(StreamingSettings(), stop_on_signals())
+    settings = StreamingSettings()
+    if settings.ready_file is not None:
+        settings.ready_file.unlink(missing_ok=True)  # of the process before this one
+    consumers = Consumers(settings, stop_on_signals())
     try:
         consumers.consume_user_events() if sys.argv[1] == "user" else consumers.consume_item_events()
     except BaguniError as error:

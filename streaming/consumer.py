@@ -143,6 +143,7 @@ class EventConsumer:
         gone, new = self._members.take()
         for partition in gone:
             self._next.pop(partition, None)
+            self._metrics.gave_up(partition.topic, partition.partition)
         new |= self._made_anew()
         new &= self._consumer.assignment()
         if not new:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from baguni.errors import UnavailableError
@@ -50,6 +52,11 @@ class Metrics:
             buckets=BYTES,
             registry=registry,
         )
+
+    def gave_up(self, topic: str, partition: int) -> None:
+        """The partition is another consumer's: its lag is no longer ours to tell, and would stand for ever."""
+        with suppress(KeyError):  # nothing was told of it yet
+            self.consumer_lag.remove(topic, partition)
 
     def serve(self, address: str) -> None:
         """Let Prometheus read them at HOST:PORT; nowhere if that is empty. Raises UnavailableError if the port is taken."""
