@@ -103,7 +103,7 @@ def test_nobody_is_root_and_everything_says_how_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "extras"), [*((name, ()) for name in SERVICES), *((name, ("train", "demo")) for name in JOBS)]
+    ("name", "extras"), [*((name, ()) for name in SERVICES), *((name, ("train", "demo", "ray")) for name in JOBS)]
 )
 def test_an_image_has_what_its_code_imports(name: str, extras: tuple[str, ...]) -> None:
     packages, found = copied(name), imported(copied(name))
