@@ -27,7 +27,7 @@ from baguni.signature import model_specs, triton_model_name
 from trainer.data.reading import load_dataset
 from trainer.segments.forecasts import next_midnight_ms
 
-CHUNK = 64  # users that are read, padded and generated for together
+CHUNK = 16  # users that are read, padded and generated for together
 HERE, CONNECT_S = "here", 5.0
 
 
@@ -46,7 +46,7 @@ class BulkGenerator:
     """A release's generator over a log. Raises InvalidInputError for a release whose models need a GPU, or `k` beyond its
     beams."""
 
-    def __init__(self, release: Path, data: Path, k: int, threads: int = 1) -> None:
+    def __init__(self, release: Path, data: Path, k: int, threads: int = 1, chunk: int = CHUNK) -> None:
         self._release, self._dataset, self._k = load_release(release, verify=False), load_dataset(data), k
         self._signature = self._release.signature
         if not 0 < k <= self._signature.num_beams:
@@ -60,6 +60,7 @@ class BulkGenerator:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         self._spec = model_specs(self._signature)["generator"]
+        self.chunk = chunk
         self.now_ms = next_midnight_ms(self._dataset)  # what lists are made for
 
     @property
@@ -68,8 +69,8 @@ class BulkGenerator:
         return len(self._dataset.user_ids)
 
     def lists(self, first_user: int) -> Lists:
-        """Of CHUNK users from that one on, as of the midnight after the log."""
-        users = range(first_user, min(first_user + CHUNK, self.num_users))
+        """Of a chunk of users from that one on, as of the midnight after the log."""
+        users = range(first_user, min(first_user + self.chunk, self.num_users))
         events = event_batch([self._dataset.history(user) for user in users], self._release.catalog.index)
         now = np.full(len(users), self.now_ms, np.int64)
         inputs = model_inputs(events, now, self._signature.max_tokens, self._signature.store_timezone)
@@ -94,10 +95,10 @@ class BulkGenerator:
 
 def in_one_process(generator: BulkGenerator) -> Iterator[Lists]:
     """All lists, here."""
-    yield from map(generator.lists, range(0, generator.num_users, CHUNK))
+    yield from map(generator.lists, range(0, generator.num_users, generator.chunk))
 
 
-def on_ray(address: str, release: Path, data: Path, k: int, num_users: int) -> Iterator[Lists]:
+def on_ray(address: str, release: Path, data: Path, k: int, num_users: int, chunk: int = CHUNK) -> Iterator[Lists]:
     """All lists, in the order of users, by a Ray cluster: a generator for each of its CPUs. `address`: HOST:PORT, or "auto".
     Raises InvalidInputError where Ray is not installed, UnavailableError where no cluster answers."""
     try:
@@ -112,11 +113,11 @@ def on_ray(address: str, release: Path, data: Path, k: int, num_users: int) -> I
     except (OSError, ValueError, RuntimeError) as error:
         raise UnavailableError("ray", f"no cluster at {address!r}: {error}") from error
     try:
-        firsts = [{"first": first} for first in range(0, num_users, CHUNK)]
+        firsts = [{"first": first} for first in range(0, num_users, chunk)]
         chunks = ray.data.from_items(firsts, override_num_blocks=len(firsts))
-        workers = int(ray.cluster_resources().get("CPU", 1))
-        arguments = (release.resolve(), data.resolve(), k)
-        made = chunks.map_batches(_RayGenerator, fn_constructor_args=arguments, batch_size=1, concurrency=workers)
+        workers = min(int(ray.cluster_resources().get("CPU", 1)), len(firsts))
+        arguments, pool = (release.resolve(), data.resolve(), k, chunk), ray.data.ActorPoolStrategy(size=workers)
+        made = chunks.map_batches(_RayGenerator, fn_constructor_args=arguments, batch_size=1, compute=pool)
         found = sorted(made.take_all(), key=lambda row: int(row["first"]))
     finally:
         ray.shutdown()
@@ -127,10 +128,10 @@ def on_ray(address: str, release: Path, data: Path, k: int, num_users: int) -> I
 class _RayGenerator:
     """A generator that stays on a node."""
 
-    def __init__(self, release: Path, data: Path, k: int) -> None:
+    def __init__(self, release: Path, data: Path, k: int, chunk: int) -> None:
         import ray
 
-        self._generator = BulkGenerator(release, data, k)
+        self._generator = BulkGenerator(release, data, k, chunk=chunk)
         self._node = ray.get_runtime_context().get_node_id()
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:

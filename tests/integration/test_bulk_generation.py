@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from click.testing import CliRunner, Result
 from ray.cluster_utils import Cluster
 
@@ -17,7 +18,7 @@ from baguni.errors import InvalidInputError, UnavailableError
 from baguni.release import Release
 from deploy.local.settings import free_port
 from tests.conftest import repository
-from trainer.bulk import CHUNK, BulkGenerator, in_one_process, on_ray
+from trainer.bulk import BulkGenerator, in_one_process, on_ray
 from trainer.cli import generate
 from trainer.run import Run
 from trainer.segments.next_item import NextItem
@@ -54,18 +55,19 @@ def test_two_nodes_write_what_one_process_writes(
     tiny_release: Release, data: Path, two_nodes: str, tmp_path: Path
 ) -> None:
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
-    done = run(data, "--release", tiny_release.path, "--k", K, "--out", here)
-    assert "made on 1 node(s)" in done.output
-    done = run(data, "--release", tiny_release.path, "--k", K, "--out", there, "--ray", two_nodes)
-    assert "made on 2 node(s)" in done.output
+    assert "made on 1 node(s)" in run(data, "--release", tiny_release.path, "--k", K, "--out", here).output
+    run(data, "--release", tiny_release.path, "--k", K, "--out", there, "--ray", two_nodes)
     assert pq.read_table(here).equals(pq.read_table(there))
-    generator = BulkGenerator(tiny_release.path, data, K)
-    assert generator.num_users > 2 * CHUNK
-    alone = list(in_one_process(generator))
-    for one, other in zip(alone, on_ray(two_nodes, tiny_release.path, data, K, generator.num_users), strict=True):
+    generator = BulkGenerator(tiny_release.path, data, K, chunk=2)
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 60  # so that the first node does not do it all meanwhile
+    nodes = set()
+    found = on_ray(two_nodes, tiny_release.path, data, K, generator.num_users, chunk=2)
+    for one, other in zip(in_one_process(generator), found, strict=True):
         assert one.first_user == other.first_user
         assert one.item_Bk.tobytes() == other.item_Bk.tobytes()
         assert one.log_likelihood_Bk.tobytes() == other.log_likelihood_Bk.tobytes()
+        nodes.add(other.node)
+    assert len(nodes) == 2
 
 
 def test_a_list_has_the_likeliest_items(tiny_release: Release, data: Path) -> None:

@@ -1,0 +1,1 @@
+"""What watches baguni: objectives, alerts and dashboards. `make observability` writes what is generated here."""

@@ -1,0 +1,158 @@
+"""Every alert fires when it should and is quiet when it should be, by promtool; and each has a page in the runbook."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.observability import objectives
+from tests.conftest import repository
+from tests.manifests import tool
+
+RULES = repository() / "deploy/observability/prometheus"
+REQUESTS = 'baguni_request_duration_seconds_count{method="Recommend", code="OK"}'
+FAILED = 'baguni_request_duration_seconds_count{method="Recommend", code="UNAVAILABLE"}'
+QUICK = 'baguni_request_duration_seconds_bucket{method="Recommend", code="OK", le="0.2"}'
+EVENTS, SEEN = "baguni_event_visible_lag_seconds_count", 'baguni_event_visible_lag_seconds_bucket{le="1.0"}'
+TRITON = 'nv_inference_{}{{model="user_encoder_r1"}}'
+SUCCESS, FAILURE, QUEUE = (TRITON.format(n) for n in ("request_success", "request_failure", "queue_duration_us"))
+MINUTES = 5_000  # long enough for three days
+Series = dict[str, str]
+
+
+def rising(a_minute: float) -> str:
+    """A counter that grows so much every minute."""
+    return f"0+{a_minute}x{MINUTES}"
+
+
+def steady(value: float) -> str:
+    """A gauge."""
+    return f"{value}+0x{MINUTES}"
+
+
+def at_pace(bad: str, good: str, share: float) -> Series:
+    """A thousand a minute, of which so many are bad."""
+    return {bad: rising(1000 * share), good: rising(1000 * (1 - share))}
+
+
+def slow(share: float) -> Series:
+    return {REQUESTS: rising(1000), QUICK: rising(1000 * (1 - share))}
+
+
+def late(share: float) -> Series:
+    return {EVENTS: rising(1000), SEEN: rising(1000 * (1 - share))}
+
+
+def degraded(tier: str, a_minute: float) -> Series:
+    return {REQUESTS: rising(1000), f'baguni_degraded_total{{tier="{tier}"}}': rising(a_minute)}
+
+
+def release(**processes: int) -> Series:
+    return {f'baguni_release_info{{release="{name}"}}': steady(count) for name, count in processes.items()}
+
+
+# alert → (series when it fires, series when it does not)
+CASES: dict[str, tuple[Series, Series]] = {
+    "RecommendAvailabilityBurnsFast": (at_pace(FAILED, REQUESTS, 0.02), at_pace(FAILED, REQUESTS, 0.01)),
+    "RecommendAvailabilityBurns": (at_pace(FAILED, REQUESTS, 0.007), at_pace(FAILED, REQUESTS, 0.005)),
+    "RecommendAvailabilityBurnsSlowly": (at_pace(FAILED, REQUESTS, 0.002), at_pace(FAILED, REQUESTS, 0.0005)),
+    "RecommendLatencyBurnsFast": (slow(0.2), slow(0.1)),
+    "RecommendLatencyBurns": (slow(0.07), slow(0.05)),
+    "RecommendLatencyBurnsSlowly": (slow(0.02), slow(0.005)),
+    "FreshnessBurnsFast": (late(0.2), late(0.1)),
+    "FreshnessBurns": (late(0.07), late(0.05)),
+    "FreshnessBurnsSlowly": (late(0.02), late(0.005)),
+    "TargetDown": ({'up{job="gateway"}': steady(0)}, {'up{job="gateway"}': steady(1)}),
+    "NoReleaseServed": (release(r1=0), release(r1=2)),
+    "ReleasesDiffer": (release(r1=1, r2=1), release(r1=0, r2=2)),
+    "ListsDegraded": (degraded("CACHED_LIST", 100), degraded("CACHED_LIST", 20)),
+    "RescoringFails": (degraded("RETRIEVAL_ORDER", 300), degraded("RETRIEVAL_ORDER", 100)),
+    "RequestsRefused": (
+        {REQUESTS: rising(1000), 'baguni_refused_total{reason="overloaded"}': rising(50)},
+        {REQUESTS: rising(1000), 'baguni_refused_total{reason="unauthenticated"}': rising(50)},
+    ),
+    "EventLoopLate": (
+        {'baguni_event_loop_lag_seconds{instance="a"}': steady(0.3)},
+        {'baguni_event_loop_lag_seconds{instance="a"}': steady(0.01)},
+    ),
+    "ExposuresDropped": (
+        {'baguni_exposures_total{outcome="dropped"}': rising(1)},
+        {'baguni_exposures_total{outcome="sent"}': rising(1)},
+    ),
+    "ConsumerBehind": (
+        {f'baguni_consumer_lag_records{{topic="baguni.clicks", partition="{n}"}}': steady(30_000) for n in range(2)},
+        {'baguni_consumer_lag_records{topic="baguni.clicks", partition="0"}': steady(30_000)},
+    ),
+    "ConsumerWaits": (
+        {'baguni_consumer_waits_total{part="redis"}': rising(6)},
+        {'baguni_consumer_waits_total{part="redis"}': steady(6)},
+    ),
+    "DeadLetters": (
+        {'baguni_dead_letters_total{reason="type"}': rising(2)},
+        {'baguni_dead_letters_total{reason="type"}': rising(1)},
+    ),
+    "Rewound": ({"baguni_rewinds_total": rising(1)}, {"baguni_rewinds_total": steady(3)}),
+    "ModelsFail": (at_pace(FAILURE, SUCCESS, 0.05), at_pace(FAILURE, SUCCESS, 0.001)),
+    "ModelsQueue": (
+        {SUCCESS: rising(100), QUEUE: rising(100 * 80_000)},
+        {SUCCESS: rising(100), QUEUE: rising(100 * 800)},
+    ),
+}
+AT = {"BurnsSlowly": "80h", "Burns": "8h"}  # the others after two hours
+
+
+def alert_rules() -> dict[str, dict[str, Any]]:
+    files = [yaml.safe_load(path.read_text()) for path in sorted(RULES.glob("*.yaml"))]
+    rules = [rule for file in files for group in file["groups"] for rule in group["rules"]]
+    return {rule["alert"]: rule for rule in rules if "alert" in rule}
+
+
+def test_each_alert_has_both_cases() -> None:
+    assert CASES.keys() == alert_rules().keys()
+
+
+def test_generated_rules_are_fresh() -> None:
+    assert objectives.FILE.read_text() == objectives.render(), "run `make observability`"
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("fires", [True, False], ids=["fires", "quiet"])
+def test_an_alert(name: str, fires: bool, tmp_path: Path) -> None:
+    series = CASES[name][0 if fires else 1]
+    at = next((moment for pace, moment in AT.items() if name.endswith(pace)), "2h")
+    query = f'ALERTS{{alertname="{name}", alertstate="firing"}}'
+    unit = {
+        "interval": "1m",
+        "input_series": [{"series": metric, "values": values} for metric, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"count({query}) or vector(0)",
+                "eval_time": at,
+                "exp_samples": [{"labels": "{}", "value": int(fires)}],
+            }
+        ],
+    }
+    (tmp_path / "test.yaml").write_text(
+        yaml.safe_dump(
+            {"rule_files": sorted(map(str, RULES.glob("*.yaml"))), "evaluation_interval": "1m", "tests": [unit]}
+        )
+    )
+    done = subprocess.run(
+        [tool("promtool"), "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_says_what_it_is_and_has_a_page() -> None:
+    pages = re.findall(r"^## (\w+)$", (repository() / "docs/runbook.md").read_text(), re.MULTILINE)
+    assert len(pages) == len(set(pages))
+    assert set(pages) == alert_rules().keys()
+    for name, rule in alert_rules().items():
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
