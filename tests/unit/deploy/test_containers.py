@@ -146,3 +146,10 @@ def test_every_version_of_an_image_is_the_locks() -> None:
         assert "--constraint requirements.lock" in command or "--no-deps" in command or "TRT_VERSION" in command, (
             command
         )
+
+
+def test_the_lock_is_a_pinned_version_a_line() -> None:
+    """A merge once left its mark in the first line, and nothing could be installed anew."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert len({canonicalize_name(line.split("==")[0]) for line in lines}) == len(lines)
