@@ -188,7 +188,7 @@ def test_autoscalers_scale_what_exists_within_reason(render: Callable[[str], Ove
     assert set(targets) == {"gateway", "triton", "user-consumer", "item-consumer"}
     for target, scaler in targets.items():
         found = overlay.named(scaler["spec"]["scaleTargetRef"]["kind"], target)
-        assert scaler["spec"]["minReplicas"] == found["spec"]["replicas"]
+        assert "replicas" not in found["spec"]  # applying the manifests again would undo the autoscaler's choice
         assert target == "gateway" or target == "triton" or scaler["spec"]["maxReplicas"] <= PARTITIONS
 
 
