@@ -28,10 +28,9 @@ def tool(name: str) -> Path:
 
 
 @cache
-def _objects(overlay: str, kubectl: Path) -> tuple[Object, ...]:
-    done = subprocess.run(
-        [kubectl, "kustomize", KUBERNETES / "overlays" / overlay], capture_output=True, text=True, check=False
-    )
+def kustomize(folder: Path, kubectl: Path) -> tuple[Object, ...]:
+    """What a folder is rendered to."""
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
 
@@ -90,4 +89,4 @@ def template(workload: Object) -> Object:
 
 def rendered(name: str) -> Overlay:
     """An overlay, by kubectl."""
-    return Overlay(name, _objects(name, tool("kubectl")))
+    return Overlay(name, kustomize(KUBERNETES / "overlays" / name, tool("kubectl")))

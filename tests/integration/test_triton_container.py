@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as client
+import yaml
 
 from baguni import activation
 from baguni.activation import published
@@ -25,6 +27,7 @@ from baguni.signature import triton_model_name
 from deploy.containers import triton
 from deploy.local.settings import free_port
 from deploy.local.stack import LocalStack
+from tests.conftest import repository
 from tests.tiny_release import renamed
 
 pytestmark = pytest.mark.stack
@@ -100,6 +103,17 @@ def test_a_replica_loads_what_it_lacks(replica: str, active_release: Release) ->
 def test_a_model_that_cannot_be_loaded_is_said(replica: str) -> None:
     with pytest.raises(OSError, match="500"):
         triton.load_missing(["scorer_r0"], f"http://127.0.0.1:{triton.HTTP_PORT}")
+
+
+def test_it_tells_what_autoscalers_ask(replica: str) -> None:
+    adapter = yaml.safe_load((repository() / "deploy/kubernetes/autoscaling/adapter.yaml").read_text())
+    queries = " ".join(rule["metricsQuery"] for rule in adapter["rules"]["custom"])
+    with urllib.request.urlopen(f"http://127.0.0.1:{triton.METRICS_PORT}/metrics", timeout=5) as reply:
+        told = reply.read().decode()
+    asked = set(re.findall(r"\bnv_\w+", queries))
+    assert len(asked) == 2
+    for name in asked:
+        assert f"\n{name}{{" in told, name
 
 
 def test_a_release_is_loaded_on_every_replica(

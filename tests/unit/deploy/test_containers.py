@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
@@ -54,9 +55,18 @@ def imported(packages: set[str]) -> set[str]:
     return found - set(sys.stdlib_module_names)
 
 
-def installed(extras: tuple[str, ...]) -> set[str]:
+def extras(name: str) -> list[str]:
+    """The groups of pyproject.toml that are installed into a target, or into the one that its packages are copied from."""
+    sources = {name, *re.findall(r"--from=(\S+)", " ".join(stages()[name]))}
+    (groups,) = {
+        each for source in sources for each in re.findall(r"dependencies\.py([ \w]*) >", " ".join(stages()[source]))
+    }
+    return str(groups).split()
+
+
+def installed(groups: Iterable[str]) -> set[str]:
     """The distributions that pip installs for what pyproject.toml wants: what these need too."""
-    waiting, found = [Requirement(line) for line in dependencies(ROOT / "pyproject.toml", extras)], set[str]()
+    waiting, found = [Requirement(line) for line in dependencies(ROOT / "pyproject.toml", groups)], set[str]()
     while waiting:
         wanted = waiting.pop()
         name = canonicalize_name(wanted.name)
@@ -102,13 +112,11 @@ def test_nobody_is_root_and_everything_says_how_it_is(name: str) -> None:
     assert health[0].endswith("NONE") == (name in JOBS)
 
 
-@pytest.mark.parametrize(
-    ("name", "extras"), [*((name, ()) for name in SERVICES), *((name, ("train", "demo", "ray")) for name in JOBS)]
-)
-def test_an_image_has_what_its_code_imports(name: str, extras: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("name", [*SERVICES, *JOBS])
+def test_an_image_has_what_its_code_imports(name: str) -> None:
     packages, found = copied(name), imported(copied(name))
     assert found & OUR_PACKAGES <= packages
-    provided, has = packages_distributions(), installed(extras)
+    provided, has = packages_distributions(), installed(extras(name))
     for module in found - OUR_PACKAGES - OUT_OF_THE_LOCK:
         if module not in ("google",):  # a namespace that several share
             assert {canonicalize_name(owner) for owner in provided[module]} & has, f"{name} cannot import {module}"
@@ -116,7 +124,7 @@ def test_an_image_has_what_its_code_imports(name: str, extras: tuple[str, ...]) 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_services_have_no_torch(name: str) -> None:
-    assert "torch" not in installed(())
+    assert "torch" not in installed(extras(name))
     assert "trainer" not in copied(name)
 
 
@@ -138,3 +146,10 @@ def test_every_version_of_an_image_is_the_locks() -> None:
         assert "--constraint requirements.lock" in command or "--no-deps" in command or "TRT_VERSION" in command, (
             command
         )
+
+
+def test_the_lock_is_a_pinned_version_a_line() -> None:
+    """A merge once left its mark in the first line, and nothing could be installed anew."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert len({canonicalize_name(line.split("==")[0]) for line in lines}) == len(lines)
