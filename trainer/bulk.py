@@ -27,8 +27,8 @@ from baguni.signature import model_specs, triton_model_name
 from trainer.data.reading import load_dataset
 from trainer.segments.forecasts import next_midnight_ms
 
-CHUNK = 16  # users that are read, padded and generated for together
-HERE, CONNECT_S = "here", 5.0
+CHUNK = 16  # users that are read, padded and generated for together; as many give the same bits
+HERE, CONNECT_S, START_S = "here", 5.0, 120
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,9 @@ def on_ray(address: str, release: Path, data: Path, k: int, num_users: int, chun
         firsts = [{"first": first} for first in range(0, num_users, chunk)]
         chunks = ray.data.from_items(firsts, override_num_blocks=len(firsts))
         workers = min(int(ray.cluster_resources().get("CPU", 1)), len(firsts))
+        ray.data.DataContext.get_current().wait_for_min_actors_s = (
+            START_S  # or the first does it all
+        )
         arguments, pool = (release.resolve(), data.resolve(), k, chunk), ray.data.ActorPoolStrategy(size=workers)
         made = chunks.map_batches(_RayGenerator, fn_constructor_args=arguments, batch_size=1, compute=pool)
         found = sorted(made.take_all(), key=lambda row: int(row["first"]))

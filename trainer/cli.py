@@ -144,7 +144,13 @@ def export(
 @click.option("--k", default=20, show_default=True, help="Items of a list.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet.")
 @click.option("--ray", "address", default=None, help='A Ray cluster\'s HOST:PORT, or "auto". [this process]')
-def generate(data: Path, release: Path, k: int, out: Path, address: str | None) -> None:
+@click.option(
+    "--users-at-once",
+    default=16,
+    show_default=True,
+    help="Read and generated for together; as many give the same bits.",
+)
+def generate(data: Path, release: Path, k: int, out: Path, address: str | None, users_at_once: int) -> None:
     """Write what the generative head would have next of every user in DATA, without servers: user_id, position, item_id,
     log_likelihood.
 
@@ -157,11 +163,11 @@ def generate(data: Path, release: Path, k: int, out: Path, address: str | None) 
 
     from trainer.bulk import BulkGenerator, in_one_process, on_ray
 
-    generator = BulkGenerator(release, data, k, threads=os.cpu_count() or 1)
+    generator = BulkGenerator(release, data, k, threads=os.cpu_count() or 1, chunk=users_at_once)
     if address is None:
         made = in_one_process(generator)
     else:
-        made = on_ray(address, release, data, k, generator.num_users)
+        made = on_ray(address, release, data, k, generator.num_users, users_at_once)
     schema = pa.schema(
         {"user_id": pa.string(), "position": pa.int32(), "item_id": pa.string(), "log_likelihood": pa.float32()}
     )
