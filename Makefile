@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c 'import
 VENV := .venv
 SERVERS := .venv-stack
 BIN := $(VENV)/bin
-PACKAGES := baguni trainer server streaming crm analysis deploy benchmarks
+PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-segments bench-page check-tensorrt peers analysis lint types contracts proto check format clean
