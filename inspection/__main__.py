@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+from baguni.errors import BaguniError
 from inspection.cli import inspect
 
 if __name__ == "__main__":
-    inspect()
+    try:
+        inspect()
+    except BaguniError as error:
+        sys.exit(f"Error: {error}")

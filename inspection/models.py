@@ -21,7 +21,7 @@ from inspection.retrieval import Encoded
 
 TIMEOUT_S = 20.0
 ROWS_AT_ONCE = 4  # some 20 ms on a CPU: shoppers' requests wait behind it, and Triton turns away who waits 100 ms
-ATTEMPTS, PAUSE_S = 5, 0.2
+ATTEMPTS, PAUSE_S = 6, 0.2
 Events = Sequence[HistoryEvent]
 
 

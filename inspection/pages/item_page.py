@@ -49,7 +49,7 @@ def add_item_page(connections: Connections) -> None:
         with frame(connections, "/item"):
             with ui.row().classes("w-full items-center gap-3"):
                 chosen = ui.input("Item id, or words of its name", value=id or q).props("outlined dense")
-                chosen.classes("w-full max-w-sm").mark("item-id")
+                chosen.classes("w-full max-w-sm").props("data-testid=item-id")
 
                 def go() -> None:
                     ui.navigate.to(address("/item", q=chosen.value.strip()))
@@ -81,7 +81,7 @@ def show_matches(release: Release, words: str) -> None:
     ui.label(f"Items with {words!r}:" if words else "Some items:").classes(MUTED)
     for item_id in found:
         with ui.row().classes("items-baseline gap-2"):
-            item_link(release, item_id).mark("match")
+            item_link(release, item_id).props("data-testid=match")
             ui.label(item_id).classes(SMALL)
 
 
@@ -123,7 +123,9 @@ def show_tree(release: Release, index: int) -> None:
                 "w-full grid grid-cols-1 sm:grid-cols-[15rem_1fr] gap-x-4 border-t border-gray-100 pt-1"
             ):
                 with ui.column().classes("gap-0").style(f"padding-left: {depth * 0.75}rem"):
-                    ui.label(" · ".join(map(str, branch.prefix)) or "all").classes("text-sm font-mono").mark("prefix")
+                    ui.label(" · ".join(map(str, branch.prefix)) or "all").classes("text-sm font-mono").props(
+                        "data-testid=prefix"
+                    )
                     ui.label(shared + onward).classes(SMALL)
                 item_chips(release, (release.catalog.items[other].item_id for other in branch.examples), "example")
 
@@ -133,7 +135,7 @@ async def show_neighbours(connections: Connections, release: Release, item_id: s
     calls = [partial(similar_list, connections.gateway, item_id, space, LIST_LENGTH) for space in SPACES]
     answers = await asyncio.gather(*(attempt(blocking(call)) for call in calls))
     for (name, meaning), answer in zip(SPACES.values(), answers, strict=True):
-        with ui.card().classes(CARD):
+        with ui.card().classes(CARD).props(f"data-testid=list-{name.lower()}"):
             heading(name, meaning)
             if isinstance(answer, Problem):
                 problem(answer.sentence)
@@ -185,14 +187,12 @@ def percent(share: float) -> str:
 
 def show_buyer_rows(found: list[Buyer], num_users: int) -> None:
     """The best of how many."""
-    users = plural(num_users, "user")
-    ui.label(f"Computed over {users} with a history, as Redis happens to name them.").classes(SMALL).mark(
-        "computed-over"
-    )
+    words = ui.label(f"Computed over {plural(num_users, 'user')} with a history, as Redis happens to name them.")
+    words.classes(SMALL).props("data-testid=computed-over")
     for buyer in found:
         with ui.row().classes("w-full no-wrap items-baseline gap-2 border-t border-gray-100 pt-1"):
             with ui.column().classes("gap-0 grow min-w-0"):
-                ui.link(buyer.user_id, address("/user", id=buyer.user_id)).classes("text-sm").mark("buyer")
+                ui.link(buyer.user_id, address("/user", id=buyer.user_id)).classes("text-sm").props("data-testid=buyer")
                 known = "knows it" if buyer.knows else "does not know it"
                 ui.label(f"{known} · place {buyer.rank:,} of the user's own list").classes(SMALL)
             with ui.column().classes("gap-0 shrink-0 items-end"):

@@ -66,7 +66,9 @@ def problem(sentence: str) -> None:
     """A sentence in the place of what cannot be shown."""
     with ui.row().classes("w-full items-start no-wrap gap-2 rounded bg-amber-50 border border-amber-200 p-3"):
         ui.icon("info_outline").classes("text-amber-700 text-lg")
-        ui.label(sentence[:1].upper() + sentence[1:]).classes("text-sm break-words min-w-0").mark("problem")
+        ui.label(sentence[:1].upper() + sentence[1:]).classes("text-sm break-words min-w-0").props(
+            "data-testid=problem"
+        )
 
 
 def heading(text: str, detail: str = "") -> None:
@@ -89,12 +91,12 @@ def item_link(release: Release, item_id: str) -> ui.link:
     )
 
 
-def item_chips(release: Release, item_ids: Iterable[str], mark: str, green: Collection[str] = ()) -> None:
+def item_chips(release: Release, item_ids: Iterable[str], name: str, green: Collection[str] = ()) -> None:
     """Items next to each other, those of `green` in green."""
     with ui.row().classes("gap-1"):
         for item_id in item_ids:
             colour = "bg-green-100" if item_id in green else "bg-gray-100"
-            item_link(release, item_id).classes(f"text-xs rounded px-1.5 py-0.5 {colour}").mark(mark)
+            item_link(release, item_id).classes(f"text-xs rounded px-1.5 py-0.5 {colour}").props(f"data-testid={name}")
 
 
 def item_rows(
@@ -107,21 +109,24 @@ def item_rows(
     """A list: place, name, score unless it is mere popularity, sources; a check where the item is among `hits`; what drove it;
     a note beside each."""
     for place, item in enumerate(shown.items):
-        with ui.row().classes("w-full no-wrap items-baseline gap-2 border-t border-gray-100 pt-1"):
+        row = ui.row().classes("w-full no-wrap items-baseline gap-2 border-t border-gray-100 pt-1")
+        with row.props("data-testid=row"):
             ui.label(str(place + 1)).classes("w-5 shrink-0 text-right " + SMALL)
             with ui.column().classes("gap-0 min-w-0 grow"):
                 with ui.row().classes("no-wrap items-baseline gap-1"):
-                    item_link(release, item.item_id).classes("text-sm leading-snug").mark("listed")
+                    item_link(release, item.item_id).classes("text-sm leading-snug").props("data-testid=listed")
                     if item.item_id in hits:
-                        ui.icon("check_circle").classes("text-green-700").tooltip("in the next order")
+                        ui.icon("check_circle").classes("text-green-700").props("data-testid=hit").tooltip(
+                            "in the next order"
+                        )
                 ui.label(" · ".join(filter(None, (item.item_id, item.sources)))).classes(SMALL)
                 for reason in (reasons or {}).get(item.item_id, ()):
                     name = "itself" if reason.item_id == item.item_id else title(release, reason.item_id)
                     words = ui.label(f"+{reason.effect:.2f} {name}")
-                    words.classes("text-xs text-indigo-800 leading-snug").mark("reason")
+                    words.classes("text-xs text-indigo-800 leading-snug").props("data-testid=reason")
             with ui.column().classes("gap-0 shrink-0 items-end"):
                 if item.sources != POPULAR:
-                    ui.label(f"{item.score:.2f}").classes("text-sm tabular-nums")
+                    ui.label(f"{item.score:.2f}").classes("text-sm tabular-nums").props("data-testid=score")
                 if notes:
                     ui.label(notes[place]).classes(SMALL)
 

@@ -46,7 +46,7 @@ def add_map_page(connections: Connections) -> None:
 
                 chosen.on("keydown.enter", go)
                 ui.button("Mark", on_click=go).props("unelevated no-caps")
-                marks_label = ui.label().classes(SMALL).mark("marked")
+                marks_label = ui.label().classes(SMALL).props("data-testid=marked")
             release = await active_release(connections)
             if release is None:
                 return

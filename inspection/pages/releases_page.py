@@ -114,7 +114,7 @@ def show_facts(sides: Sequence[Side]) -> None:
                 parts = [made, *filter(None, kind), plural(len(side.release.catalog), "item")]
                 ui.label(" · ".join(map(str, parts))).classes(SMALL)
                 loaded = "Loaded: its models answer." if side.is_loaded else "Not loaded: only its own vectors answer."
-                ui.label(loaded).classes("text-sm").mark("loaded")
+                ui.label(loaded).classes("text-sm").props("data-testid=loaded")
     same = "the same items and Semantic IDs" if tables[0] == tables[1] else "different tables of Semantic IDs"
     ui.label(f"The two have {same}.").classes(MUTED)
 
@@ -157,10 +157,10 @@ async def show_pair(name: str, sides: Sequence[Side], calls: Sequence[partial[Sh
         both, back = overlap(first.item_ids, second.item_ids), overlap(second.item_ids, first.item_ids)
         agreement = f" · {both.shared} of {max(len(first.items), len(second.items))} in both"
         notes = [_moved(move) for move in back.moves], [_moved(move) for move in both.moves]
-    ui.label(name + agreement).classes("text-base font-semibold").mark("agreement")
+    ui.label(name + agreement).classes("text-base font-semibold").props("data-testid=agreement")
     with ui.element("div").classes(COLUMNS + " sm:grid-cols-2"):
         for letter, side, answer, beside in zip("AB", sides, answers, notes, strict=True):
-            with ui.card().classes(CARD):
+            with ui.card().classes(CARD).props(f"data-testid=list-{letter}"):
                 ui.label(f"{letter} · {answer.note}" if isinstance(answer, ShownList) else letter).classes(SMALL)
                 if isinstance(answer, Problem):
                     problem(answer.sentence)

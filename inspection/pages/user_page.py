@@ -75,7 +75,12 @@ def add_user_page(connections: Connections) -> None:
         user_id = id.strip()
         with frame(connections, "/user"):
             with ui.row().classes("w-full items-center gap-3"):
-                chosen = ui.input("User id", value=user_id).props("outlined dense").classes("w-56").mark("user-id")
+                chosen = (
+                    ui.input("User id", value=user_id)
+                    .props("outlined dense")
+                    .classes("w-56")
+                    .props("data-testid=user-id")
+                )
 
                 def go() -> None:
                     ui.navigate.to(address("/user", id=chosen.value.strip()))
@@ -101,7 +106,7 @@ async def suggest(connections: Connections) -> None:
     else:
         ui.label("some with a history:")
         for user_id in found[:SUGGESTED_USERS]:
-            ui.link(user_id, address("/user", id=user_id)).mark("suggested")
+            ui.link(user_id, address("/user", id=user_id)).props("data-testid=suggested")
 
 
 class UserView:
@@ -129,13 +134,13 @@ class UserView:
         self._note(history, arrived=False)
         with ui.row().classes("w-full items-center gap-x-4 gap-y-1"):
             ui.label(f"User {self.user_id}").classes("text-xl font-semibold")
-            self.freshness_label = ui.label().classes(MUTED).mark("freshness")
+            self.freshness_label = ui.label().classes(MUTED).props("data-testid=freshness")
         self._moment_choice(orders)
         self.notice = ui.column().classes("w-full")
         self.order_card = ui.column().classes("w-full")
         with ui.element("div").classes(COLUMNS + " lg:grid-cols-3"):
-            self.cards = {kind: ui.card().classes(CARD) for kind in NAMES}
-        self.why_label = ui.label().classes(SMALL).mark("why")
+            self.cards = {kind: ui.card().classes(CARD).props(f"data-testid=list-{kind}") for kind in NAMES}
+        self.why_label = ui.label().classes(SMALL).props("data-testid=why")
         self.timeline_card = ui.card().classes(CARD)
         await self.show()
         ui.timer(LOOK_S, self.look)
@@ -161,7 +166,7 @@ class UserView:
 
         with ui.row().classes("w-full items-center gap-x-4 gap-y-1"):
             select = ui.select(choices, value=self.at, label="Lists as of", on_change=choose)
-            select.props("outlined dense options-dense").classes("w-full max-w-md").mark("moment")
+            select.props("outlined dense options-dense").classes("w-full max-w-md").props("data-testid=moment")
             self.moment_label = ui.label().classes(SMALL)
             ui.link("on the map", address("/map", user=self.user_id)).classes("text-sm")
 
