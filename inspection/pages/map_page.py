@@ -129,7 +129,7 @@ def chart(
     if marked:
         marks = {"type": "scatter", "name": "the user's", "data": [point(index) for index in marked], "z": 5}
         series.append({**marks, "symbol": "diamond", "symbolSize": 7, "color": MARK_COLOUR})
-    axis = {"show": False, "scale": True}
+    axis = {"show": False, "scale": True, "min": "dataMin", "max": "dataMax"}
     return {
         "animation": False,
         "grid": {"left": 8, "right": 8, "top": 40, "bottom": 8},

@@ -385,6 +385,8 @@ def test_the_map_has_every_item_twice_and_a_point_leads_to_its_item(browser, his
     charts = "[...document.querySelectorAll('canvas')].map(c => getElement(+c.closest('[id^=c]').id.slice(1)).chart)"
     counts = page.evaluate(f"{charts}.map(c => c.getOption().series.map(s => s.data.length))")
     assert [sum(series) for series in counts] == [60 + len(known)] * 2
+    shown = "(c => c.getOption().tooltip[0].formatter({value: c.getOption().series[0].data[0]}))"
+    assert page.evaluate(f"{charts}.map({shown})") == ["rye bread\nGROCERY > BREAD"] * 2
     where = page.evaluate(
         f"""() => {{ const chart = {charts}[0], marks = chart.getOption().series.length - 1;
         const point = chart.getOption().series[marks].data[0], box = chart.getDom().getBoundingClientRect();
