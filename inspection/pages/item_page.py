@@ -24,6 +24,7 @@ from inspection.pages.layout import (
     attempt,
     frame,
     heading,
+    is_seen,
     item_chips,
     item_link,
     item_rows,
@@ -49,13 +50,15 @@ def add_item_page(connections: Connections) -> None:
         with frame(connections, "/item"):
             with ui.row().classes("w-full items-center gap-3"):
                 chosen = ui.input("Item id, or words of its name", value=id or q).props("outlined dense")
-                chosen.classes("w-full max-w-sm").props("data-testid=item-id")
+                chosen.classes("w-full max-w-sm")
 
                 def go() -> None:
                     ui.navigate.to(address("/item", q=chosen.value.strip()))
 
                 chosen.on("keydown.enter", go)
                 ui.button("Show", on_click=go).props("unelevated no-caps")
+            if not await is_seen():
+                return
             release = await active_release(connections)
             if release is None:
                 return

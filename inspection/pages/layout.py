@@ -17,6 +17,7 @@ from inspection.lists import ShownList, title
 from inspection.reasons import Reason
 
 T = TypeVar("T")
+CONNECT_S = 30.0  # a page that nobody came back for: a crawler, or a tab that was closed
 PAGES = {"/user": "User", "/item": "Item", "/releases": "Two releases", "/map": "Map"}
 MUTED = "text-sm text-gray-600"
 POPULAR = "popular"  # the only source of what somebody unknown is shown
@@ -52,6 +53,16 @@ def frame(connections: Connections, here: str) -> Iterator[None]:
         ui.space()
         ui.label(_active(connections)).classes(SMALL)
     yield
+
+
+async def is_seen() -> bool:
+    """Whether a browser has come back for the rest of the page: what takes long is asked for only then, and shown as it
+    comes."""
+    try:
+        await ui.context.client.connected(CONNECT_S)
+    except TimeoutError:
+        return False
+    return ui.context.client.has_socket_connection
 
 
 def _active(connections: Connections) -> str:

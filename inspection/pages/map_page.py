@@ -23,6 +23,7 @@ from inspection.pages.layout import (
     attempt,
     frame,
     heading,
+    is_seen,
     problem,
 )
 from inspection.words import plural
@@ -47,6 +48,8 @@ def add_map_page(connections: Connections) -> None:
                 chosen.on("keydown.enter", go)
                 ui.button("Mark", on_click=go).props("unelevated no-caps")
                 marks_label = ui.label().classes(SMALL).props("data-testid=marked")
+            if not await is_seen():
+                return
             release = await active_release(connections)
             if release is None:
                 return

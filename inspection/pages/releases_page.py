@@ -27,6 +27,7 @@ from inspection.pages.layout import (
     attempt,
     frame,
     heading,
+    is_seen,
     item_rows,
     problem,
 )
@@ -55,6 +56,8 @@ def add_releases_page(connections: Connections) -> None:
     @ui.page("/releases", title="Two releases · baguni inspect")
     async def releases_page(a: str = "", b: str = "", user: str = "", item: str = "") -> None:
         with frame(connections, "/releases"):
+            if not await is_seen():
+                return
             ids = await attempt(blocking(connections.store.ids))
             if isinstance(ids, Problem) or not ids:
                 problem(

@@ -35,6 +35,7 @@ from inspection.pages.layout import (
     attempt,
     frame,
     heading,
+    is_seen,
     item_chips,
     item_rows,
     problem,
@@ -75,12 +76,7 @@ def add_user_page(connections: Connections) -> None:
         user_id = id.strip()
         with frame(connections, "/user"):
             with ui.row().classes("w-full items-center gap-3"):
-                chosen = (
-                    ui.input("User id", value=user_id)
-                    .props("outlined dense")
-                    .classes("w-56")
-                    .props("data-testid=user-id")
-                )
+                chosen = ui.input("User id", value=user_id).props("outlined dense").classes("w-56")
 
                 def go() -> None:
                     ui.navigate.to(address("/user", id=chosen.value.strip()))
@@ -88,6 +84,8 @@ def add_user_page(connections: Connections) -> None:
                 chosen.on("keydown.enter", go)
                 ui.button("Show", on_click=go).props("unelevated no-caps")
                 suggestions = ui.row().classes("items-baseline gap-x-3 gap-y-1 " + SMALL)
+            if not await is_seen():
+                return
             release = await active_release(connections)
             if release is not None and user_id:
                 await UserView(connections, release, user_id, at).build()
@@ -140,6 +138,10 @@ class UserView:
         self.order_card = ui.column().classes("w-full")
         with ui.element("div").classes(COLUMNS + " lg:grid-cols-3"):
             self.cards = {kind: ui.card().classes(CARD).props(f"data-testid=list-{kind}") for kind in NAMES}
+        for kind, card in self.cards.items():
+            with card:
+                heading(NAMES[kind], "Score: " + SCORES[kind])
+                ui.spinner()
         self.why_label = ui.label().classes(SMALL).props("data-testid=why")
         self.timeline_card = ui.card().classes(CARD)
         await self.show()
@@ -166,7 +168,7 @@ class UserView:
 
         with ui.row().classes("w-full items-center gap-x-4 gap-y-1"):
             select = ui.select(choices, value=self.at, label="Lists as of", on_change=choose)
-            select.props("outlined dense options-dense").classes("w-full max-w-md").props("data-testid=moment")
+            select.props("outlined dense options-dense").classes("w-full max-w-md")
             self.moment_label = ui.label().classes(SMALL)
             ui.link("on the map", address("/map", user=self.user_id)).classes("text-sm")
 

@@ -329,14 +329,14 @@ def test_an_items_page_shows_its_path_its_neighbours_and_whom_it_fits(
     page = browser.open(f"/item?id={item_id}")
     codes = active_release.semantic_ids.codes_NL[active_release.catalog.index[item_id]].tolist()
     prefixes = [" · ".join(map(str, codes[:depth])) or "all" for depth in range(len(codes) + 1)]
-    assert page.get_by_test_id("prefix").all_inner_texts() == prefixes
+    browser.until(lambda: page.get_by_test_id("prefix").all_inner_texts() == prefixes)
     for name, space in (("substitutes", pb.SPACE_CONTENT), ("complements", pb.SPACE_COLLABORATIVE)):
         asked = pb.SimilarItemsRequest(item_id=item_id, space=space, page_size=10)
         assert browser.listed(name) == ids(gateway.similar_items(asked).items)
     computed_over = re.match(r"Computed over (\d+) users", browser.text("computed-over"))
     assert computed_over is not None
     assert int(computed_over[1]) >= USERS
-    assert page.get_by_test_id("buyer").count() == 10
+    assert page.get_by_test_id("buyer").count() == min(10, int(computed_over[1]))
 
 
 def test_an_item_is_found_by_words_of_its_name(browser) -> None:
