@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from baguni.client import GatewayClient
 from baguni.errors import NotFoundError, UnavailableError
+from baguni.events import LOOKED_AT
 from baguni.history import HistoryEvent
 from baguni.release import Release
 from baguni.v1 import recommendation_pb2 as pb
@@ -76,7 +78,9 @@ def generated_list(gateway: GatewayClient, user_id: str, now_ms: int, count: int
 
 def served_list(gateway: GatewayClient, user_id: str, now_ms: int, count: int) -> ShownList:
     """Recommend of the gateway."""
-    response = gateway.recommend(pb.RecommendRequest(user_id=user_id, page_size=count, now=timestamp(now_ms)))
+    request_id = f"{LOOKED_AT}{uuid.uuid4().hex}"  # the list is no exposure: its shopper does not see it
+    request = pb.RecommendRequest(request_id=request_id, user_id=user_id, page_size=count, now=timestamp(now_ms))
+    response = gateway.recommend(request)
     note = TIERS.get(response.degradation_tier, "tier unknown to this page")
     assigned = ", ".join(f"{x.experiment_key}={x.variation_key}" for x in response.experiment_assignments)
     note += f"; experiments: {assigned}" if assigned else ""

@@ -23,11 +23,13 @@ import pytest
 import redis
 
 from baguni.client import GatewayClient
+from baguni.events import EXPOSURE_TOPIC
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
 from baguni.release import Release, ReleaseStore
 from baguni.settings import Endpoints
-from baguni.v1 import events_pb2
+from baguni.topics import TopicReader
+from baguni.v1 import events_pb2, exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from deploy.local.settings import free_port
 from inspection.lists import timestamp
@@ -251,6 +253,19 @@ def test_what_drove_an_item_is_what_the_gateways_score_loses_without_it(browser,
             assert whole[item_id] - scores(cause)[item_id] == pytest.approx(float(effect), abs=0.006)
             checked += 1
     assert checked >= 5
+
+
+def test_a_list_that_was_looked_at_is_told_from_one_that_was_shown(browser, histories, running) -> None:
+    browser.open("/user?id=inspected-0")
+    browser.listed("served")
+
+    def request_ids() -> list[str]:
+        records = TopicReader(running.kafka_bootstrap, [EXPOSURE_TOPIC], {})
+        mine = [record.value or b"" for record in records if record.key == b"inspected-0"]
+        return [exposures_pb2.ListServed.FromString(value).request_id for value in mine]
+
+    browser.until(lambda: bool(request_ids()))
+    assert all(request_id.startswith("inspect-") for request_id in request_ids())
 
 
 def test_an_event_shows_while_the_page_is_open_and_says_after_how_long(browser, histories, running) -> None:
