@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 import redis
 
+import inspection
 from baguni.client import GatewayClient
 from baguni.events import EXPOSURE_TOPIC
 from baguni.history import Action, HistoryEvent
@@ -45,9 +46,10 @@ pytestmark = [
     pytest.mark.stack,
     pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium: none of {', '.join(NAMES)} on PATH, no BAGUNI_CHROMIUM"),
 ]
-START_S, SHOWN_S = 60.0, 20.0
+START_S, SHOWN_S = 120.0, 40.0
 MINUTE_MS = 60_000
 USERS = 6
+OURS = str(Path(inspection.__file__).parent)  # in every traceback of the page's own code
 OTHER_RELEASE = "r20240101_inspected"
 
 
@@ -165,7 +167,9 @@ def inspecting(endpoints: Endpoints, work_dir: Path, *arguments: str) -> Iterato
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
-        assert "Traceback" not in log.read_text()
+        assert (
+            OURS not in log.read_text()
+        )  # of libraries there may be tracebacks: a browser that left before its answer
     finally:
         process.terminate()
         process.wait(20)
@@ -319,7 +323,7 @@ def truth(browser: Browser) -> set[str]:
 def test_a_page_that_waits_for_somebody_unknown_shows_their_first_order(browser, histories, running) -> None:
     page = browser.open("/user?id=inspected-later")
     browser.until(lambda: "No history is stored for user 'inspected-later'" in browser.text("problem"))
-    assert "popular" in browser.text("list-served")
+    browser.until(lambda: "popular" in browser.text("list-served"))
     with redis.Redis.from_url(running.redis_url) as client:
         HistoryWriter(client).apply({"inspected-later": histories["inspected-5"]})
         browser.until(lambda: page.get_by_test_id("event").count() > 0)
