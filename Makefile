@@ -5,7 +5,7 @@ VENV := .venv
 SERVERS := .venv-stack
 TOOLS := .venv-tools
 BIN := $(VENV)/bin
-PACKAGES := baguni trainer server streaming crm analysis deploy benchmarks
+PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup tools demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page docs check-tensorrt peers analysis lint types contracts proto check format clean

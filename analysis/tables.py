@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from baguni.errors import InvalidInputError
-from baguni.events import EXPOSURE_TOPIC, TOPICS
+from baguni.events import EXPOSURE_TOPIC, LOOKED_AT, TOPICS
 from baguni.topics import Record, TopicReader
 from baguni.v1 import events_pb2, exposures_pb2
 
@@ -77,12 +77,13 @@ def read_lists(path: Path) -> pd.DataFrame:
 
 
 def read_topics(bootstrap: str) -> Tables:
-    """Everything that the topics hold; what is malformed is skipped, and has its dead letter. Raises UnavailableError."""
+    """Everything that the topics hold, less lists that no shopper saw; what is malformed is skipped, and has its dead letter.
+    Raises UnavailableError."""
     exposures: list[tuple[str, str, str, int]] = []
     places: list[tuple[Any, ...]] = []
     for record in TopicReader(bootstrap, [EXPOSURE_TOPIC], {}):
         served = exposures_pb2.ListServed()
-        if _parsed(served, record):
+        if _parsed(served, record) and not served.request_id.startswith(LOOKED_AT):
             exposures += _exposures(served)
             places += _places(served)
     topics = sorted({TOPICS[name] for name in READERS})

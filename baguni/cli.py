@@ -30,6 +30,7 @@ SUMMARIES = {
     "recommend": "Ask the gateway what to recommend to a user.",
     "top-items": "Ask the gateway for the generative head's items.",
     "similar": "Ask the gateway for items like an item.",
+    "inspect": "A page to look inside recommendations.",
     "user": "Show a user's history with Semantic IDs.",
     "benchmark": "Measure how good the lists are, beside the peers.",
     "demo": "From nothing to live recommendations on grocery orders.",

@@ -38,6 +38,7 @@ TOPICS = {
 USER_TOPICS = ("baguni.orders", "baguni.clicks", "baguni.carts", "baguni.users")
 ITEM_TOPIC = "baguni.items"
 EXPOSURE_TOPIC = "baguni.exposures"  # what the gateway served: ListServed
+LOOKED_AT = "inspect-"  # begins the request_id of a list that was asked for to look into it: its shopper never saw it
 DEAD_LETTER_TOPIC = "baguni.dead-letters"
 _MESSAGES: dict[bytes, type[Message]] = {
     f"{TYPE_PREFIX}{message.__name__}".encode(): message

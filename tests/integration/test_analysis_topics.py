@@ -29,6 +29,9 @@ def test_what_the_topics_hold_is_read_once_and_kept_in_files(stack: Endpoints, t
         exposures_pb2.ListServed(user_id=user_id, experiment_assignments=assigned, event_time=now),
         exposures_pb2.ListServed(anonymous_id=visitor, experiment_assignments=assigned, event_time=now),
         exposures_pb2.ListServed(user_id=user_id, event_time=now),  # in no experiment
+        exposures_pb2.ListServed(  # looked into, not shown
+            user_id=f"{user_id}-inspected", request_id="inspect-1", experiment_assignments=assigned, event_time=now
+        ),
     ]
     lines = [
         events_pb2.OrderLine(item_id="a", quantity=2, unit_price=1.5),
