@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page docs check-tensorrt peers analysis lint types contracts proto check format clean
+.PHONY: help setup tools demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -66,6 +66,10 @@ bench-scale: setup ## How cost grows with items and users → benchmarks/results
 bench-segments: setup ## Both segment forecasts against baselines → benchmarks/results/segments/ (after bench-quality)
 	$(BIN)/baguni segment evaluate .baguni/complete-journey --users 300 \
 	  --run $(or $(RUN),.baguni/quality/complete-journey/runs/seed0) > benchmarks/results/segments/complete-journey.json
+
+observability: setup ## Rules and dashboards that are generated → deploy/observability
+	$(BIN)/python -m deploy.observability.objectives
+	$(BIN)/python -m deploy.observability.dashboards
 
 docs: setup ## The documentation's site → build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -17,6 +17,10 @@ WORKLOADS = ("Deployment", "StatefulSet", "CronJob", "Job")
 SERVERS = ("redis", "kafka", "milvus", "topics")  # of the dev overlay; everything else is ours
 
 Object = Mapping[str, Any]
+TRITON_METRICS = frozenset(  # tests/integration/test_exposed_metrics.py finds them in a running one
+    f"nv_inference_{name}"
+    for name in ("request_success", "request_failure", "queue_duration_us", "compute_infer_duration_us")
+)
 
 
 def tool(name: str) -> Path:

@@ -116,9 +116,7 @@ def on_ray(address: str, release: Path, data: Path, k: int, num_users: int, chun
         firsts = [{"first": first} for first in range(0, num_users, chunk)]
         chunks = ray.data.from_items(firsts, override_num_blocks=len(firsts))
         workers = min(int(ray.cluster_resources().get("CPU", 1)), len(firsts))
-        ray.data.DataContext.get_current().wait_for_min_actors_s = (
-            START_S  # or the first does it all
-        )
+        ray.data.DataContext.get_current().wait_for_min_actors_s = START_S  # or the first does it all
         arguments, pool = (release.resolve(), data.resolve(), k, chunk), ray.data.ActorPoolStrategy(size=workers)
         made = chunks.map_batches(_RayGenerator, fn_constructor_args=arguments, batch_size=1, compute=pool)
         found = sorted(made.take_all(), key=lambda row: int(row["first"]))

@@ -134,7 +134,8 @@ def rules() -> dict[str, Any]:
 
 def render() -> str:
     """As YAML."""
-    return HEAD + yaml.safe_dump(rules(), sort_keys=False, width=160)
+    written: str = yaml.safe_dump(rules(), sort_keys=False, width=160)
+    return HEAD + written
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -49,8 +50,9 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
     finally:
         for node in reversed(nodes):
-            node.terminate()
-            node.wait(30)
+            for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+                process.kill()
+            node.wait(10)
 
 
 def run(*arguments: object) -> str:
@@ -97,5 +99,15 @@ def test_bad_input_is_named(tiny_release: Release, data: Path, tmp_path: Path) -
     with pytest.raises(InvalidInputError, match="was exported for tensorrt, expected python or onnxruntime"):
         BulkGenerator(tmp_path, data, K)
     with pytest.raises(AssertionError, match="no cluster at"):
-        run(data, "--release", tiny_release.path, "--out", tmp_path / "no.parquet", "--ray", f"127.0.0.1:{free_port()}")
+        run(
+            data,
+            "--release",
+            tiny_release.path,
+            "--k",
+            K,
+            "--out",
+            tmp_path / "no.parquet",
+            "--ray",
+            f"127.0.0.1:{free_port()}",
+        )
     assert not (tmp_path / "no.parquet").exists()
