@@ -210,6 +210,15 @@ def just_after(events: Sequence[HistoryEvent]) -> int:
     return max(event.time_ms for event in events) + MINUTE_MS
 
 
+def full_answer(gateway: GatewayClient, request: pb.RecommendRequest) -> pb.RecommendResponse:
+    """One for which every part answered: a gateway that has just started, or a busy machine, may leave out a head."""
+    deadline = time.monotonic() + SHOWN_S
+    while (response := gateway.recommend(request)).degradation_tier != pb.DEGRADATION_TIER_FULL:
+        assert time.monotonic() < deadline, response
+        time.sleep(0.1)
+    return response
+
+
 def without(events: Sequence[HistoryEvent], item_id: str) -> list[pb.HistoryEvent]:
     """What an anonymous visitor brings who never ordered the item."""
     return [
@@ -226,14 +235,14 @@ def without(events: Sequence[HistoryEvent], item_id: str) -> list[pb.HistoryEven
 
 def test_lists_are_those_of_the_gateway(browser, histories, gateway) -> None:
     now = timestamp(just_after(histories["inspected-1"]))
+    served = full_answer(gateway, pb.RecommendRequest(user_id="inspected-1", page_size=10, now=now))
     browser.open("/user?id=inspected-1")
-    served = gateway.recommend(pb.RecommendRequest(user_id="inspected-1", page_size=10, now=now))
     assert browser.listed("served") == ids(served.items)
     generated = gateway.generate_top_items(pb.GenerateTopItemsRequest(user_ids=["inspected-1"], k=10, now=now))
     assert browser.listed("generative") == ids(generated.users[0].items)
     assert len(set(browser.listed("retrieval"))) == 10
     assert f"history version {served.history_version} " in browser.text("freshness")
-    assert "from the history shown here" in browser.text("list-served")
+    assert "everything answered; from the history shown here" in browser.text("list-served")
 
 
 def test_what_drove_an_item_is_what_the_gateways_score_loses_without_it(browser, histories, gateway) -> None:
@@ -245,7 +254,7 @@ def test_what_drove_an_item_is_what_the_gateways_score_loses_without_it(browser,
     def scores(left_out: str) -> dict[str, float]:
         visitor = pb.AnonymousUser(recent_events=without(events, left_out))
         request = pb.RecommendRequest(anonymous=visitor, page_size=60, now=timestamp(just_after(events)))
-        return {item.item_id: item.score for item in gateway.recommend(request).items}
+        return {item.item_id: item.score for item in full_answer(gateway, request).items}
 
     titles = {f"{kind} {shelf}": f"{shelf}-{kind}" for shelf, kind in (i.split("-") for i in scores(""))}
     whole, checked = scores(""), 0
