@@ -1,4 +1,4 @@
-"""`baguni release`: list, show, activate, roll back; and, from the gateway, replay."""
+"""`baguni release`: list, show, activate, roll back; and, from other processes, replay and nightly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baguni.release import ReleaseStore
 from baguni.settings import Endpoints
 
 
-@click.group(cls=CommandGroup, registry="baguni.release_commands")  # the gateway's: replay
+@click.group(cls=CommandGroup, registry="baguni.release_commands")  # replay is the gateway's, nightly the trainer's
 @click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
 @click.pass_context
 def release(context: click.Context, releases: Path | None) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,19 +120,12 @@ def export(
 ) -> None:
     """Make a release of a finished run and add it to the release store. Activate it with `baguni release activate`."""
     from baguni.release import ReleaseStore
-    from trainer.export import build_release
+    from trainer.export import add_release
     from trainer.run import Run
 
-    run = Run.opened(run_path, data, recipe, seed)
     store = ReleaseStore(releases or Endpoints().releases)
-    store.root.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=store.root))
-    try:
-        with progress_bars() as progress:
-            build_release(run, building / "release", progress, target, store.root / ".tensorrt-timing", quantised)
-        release = store.add(building / "release")
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with progress_bars() as progress:
+        release = add_release(Run.opened(run_path, data, recipe, seed), store, progress, target, quantised)
     click.echo(f"Release {release.release_id}: {release.path}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 
 from baguni.errors import InvalidInputError
 from baguni.inference import triton_inputs
-from baguni.release import Release, sha256_of, write_manifest
+from baguni.release import Release, ReleaseStore, sha256_of, write_manifest
 from baguni.semantic_ids import SemanticIdTable
 from baguni.sequences import event_batch, model_inputs
 from baguni.signature import (
@@ -125,6 +126,19 @@ def build_release(
         **({"torch": torch.__version__} if target == "torch" else {}),
     }
     return write_manifest(folder, fields)
+
+
+def add_release(
+    run: Run, store: ReleaseStore, progress: Progress = silent, target: Target = "python", quantised: bool = False
+) -> Release:
+    """`build_release` into a store: there whole or not at all."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=store.root))
+    try:
+        build_release(run, building / "release", progress, target, store.root / ".tensorrt-timing", quantised)
+        return store.add(building / "release")
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def copy_backend(target: Target, version: Path) -> None:

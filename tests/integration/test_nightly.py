@@ -1,0 +1,135 @@
+"""A night's release: trained, measured, published, replayed and activated; it stops where it is worse, and goes on where it was
+interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from baguni.activation import activate
+from baguni.release import Release, ReleaseStore
+from baguni.settings import Endpoints
+from baguni.v1 import recommendation_pb2 as pb
+from server.capture import Recorded
+from tests.tiny_release import renamed
+
+pytestmark = pytest.mark.stack
+MODEL, METRIC = "retrieval, distilled", "NDCG@10"
+
+
+@dataclass(frozen=True)
+class Night:
+    """The command with the tiny shop, over the stack."""
+
+    endpoints: Endpoints
+    data: Path
+    runs: Path
+    encoder: Path
+
+    def command(self) -> list[str]:
+        words = ["release", "--releases", str(self.endpoints.releases), "nightly", str(self.data), "--recipe", "tiny"]
+        return [
+            sys.executable,
+            "-m",
+            "baguni.cli",
+            *words,
+            "--runs",
+            str(self.runs),
+            "--text-encoder",
+            str(self.encoder),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.endpoints.environment(), "OMP_NUM_THREADS": "1"}
+
+    def run(self, *more: object) -> subprocess.CompletedProcess[str]:
+        command = [*self.command(), *map(str, more)]
+        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def night(stack: Endpoints, active_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
+    place, store = active_release.path, ReleaseStore(stack.releases)
+    tiny = next(path for path in tmp_path_factory.getbasetemp().glob("tiny*") if (path / "encoder").is_dir())
+    before = set(store.ids())
+    yield Night(stack, tiny / "shop", tmp_path_factory.mktemp("nights") / "runs", tiny / "encoder")
+    assert place.is_dir()
+    activate(store, active_release.release_id, stack)
+    for release_id in set(store.ids()) - before:
+        shutil.rmtree(store.root / release_id)
+
+
+def test_a_night_that_is_killed_goes_on_and_activates_once(night: Night, active_release: Release) -> None:
+    store = ReleaseStore(night.endpoints.releases)
+    log = night.runs.parent / "night.log"
+    with log.open("w") as output:
+        killed = subprocess.Popen(night.command(), env=night.environment(), stdout=output, stderr=output)
+        deadline = time.monotonic() + 240
+        while "is published" not in log.read_text():  # trained, measured and exported; nothing is active yet
+            assert killed.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.02)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+    assert store.active_id() == active_release.release_id
+    (run,) = night.runs.iterdir()
+    trained_at = (run / "distilled.pt").stat().st_mtime_ns
+    candidate = (run / "release_id.python").read_text().strip()
+    done = night.run()
+    assert done.returncode == 0, done.stderr
+    assert f"{candidate} is active." in done.stdout
+    assert store.active_id() == candidate
+    assert (run / "distilled.pt").stat().st_mtime_ns == trained_at
+    history = json.loads((store.root / "ACTIVE.json").read_text())
+    again = night.run()
+    assert again.returncode == 0
+    assert "is active already" in again.stdout
+    assert json.loads((store.root / "ACTIVE.json").read_text()) == history
+    assert METRIC in store.get(candidate).metrics["models"][MODEL]["all"]
+
+
+def test_worse_lists_are_not_activated(night: Night, active_release: Release, tmp_path: Path) -> None:
+    """Beside an active release that was measured to be better."""
+    store = ReleaseStore(night.endpoints.releases)
+    better = renamed(active_release, tmp_path / "better", "r20990501_0000beef")
+    manifest = json.loads((better.path / "manifest.json").read_text())
+    manifest["metrics"] = {"models": {MODEL: {"all": {METRIC: 0.99}}}}
+    (better.path / "manifest.json").write_text(json.dumps(manifest))
+    store.add(better.path)
+    store.point_to("r20990501_0000beef")
+    done = night.run("--tolerance", 0.1)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "expected at least 0.8910. r20990501_0000beef stays." in " ".join(done.stderr.split())
+    assert store.active_id() == "r20990501_0000beef"
+
+
+def test_a_replay_that_is_worse_stops_it(night: Night, active_release: Release, tmp_path: Path) -> None:
+    store = ReleaseStore(night.endpoints.releases)
+    activate(store, active_release.release_id, night.endpoints)
+    (tmp_path / "captured" / "pod-0").mkdir(parents=True)
+    request = pb.RecommendRequest(user_id="nobody-yet", page_size=5)
+    recorded = Recorded(request, "r", active_release.release_id, int(time.time() * 1000), 0, True, "FULL", (), 3.0, {})
+    (tmp_path / "captured" / "pod-0" / "online-0.jsonl").write_text(recorded.line() + "\n")
+    done = night.run("--log", tmp_path / "captured", "--max-latency-ratio", 0.0001)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "the replay is worse than wanted" in done.stderr
+    assert store.active_id() == active_release.release_id
+
+
+def test_bad_input_is_named(night: Night) -> None:
+    done = night.run("--min-overlap", 0.5)
+    assert done.returncode == 1
+    assert "need --log, the captured requests to replay" in done.stderr
+    done = night.run("--metric", "MRR")
+    assert done.returncode == 1
+    assert "has no MRR of 'retrieval, distilled'" in done.stderr

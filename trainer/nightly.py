@@ -1,0 +1,146 @@
+"""`baguni release nightly`: train → evaluate → publish → replay → activate, in one command that stops where a candidate is
+worse.
+
+Each step leaves what it made, under a name that follows from the data and the settings: run again after a kill, it goes on
+there; run again with the same data, it does nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from baguni.activation import activate
+from baguni.errors import InvalidInputError
+from baguni.release import Release, ReleaseStore, sha256_of
+from baguni.settings import Endpoints
+from trainer.triton_config import Target
+
+WORSE = 3  # exit status: trained, and not as wanted
+RELEASE = "release_id"  # in the run's folder: what it was exported as
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--runs", type=click.Path(path_type=Path), default=Path(".baguni/nightly"), show_default=True)
+@click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
+@click.option("--text-encoder", default=None, help="As of `baguni train`.")
+@click.option("--target", type=click.Choice(get_args(Target)), default="python", show_default=True)
+@click.option("--model", default="retrieval, distilled", show_default=True, help="Of the evaluation.")
+@click.option("--metric", default="NDCG@10", show_default=True, help="Of that model, all items.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="So much less is no regression."
+)
+@click.option("--log", type=click.Path(path_type=Path), default=None, help="Captured requests; folders below, too.")
+@click.option("--min-overlap", type=click.FloatRange(0, 1), default=None, help="As of `baguni release replay`.")
+@click.option("--max-latency-ratio", type=float, default=None, help="As of `baguni release replay`.")
+@click.pass_context
+def nightly(
+    context: click.Context,
+    data: Path,
+    runs: Path,
+    recipe: str,
+    text_encoder: str | None,
+    target: Target,
+    model: str,
+    metric: str,
+    tolerance: float,
+    log: Path | None,
+    min_overlap: float | None,
+    max_latency_ratio: float | None,
+) -> None:
+    """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's.
+
+    Exit status 3: it is worse, and the active release stays. Run again after an interruption, it goes on; with the same data
+    and settings, it does nothing twice.
+
+    \b
+    baguni release nightly my-shop/ --log captured/ --min-overlap 0.5
+    """
+    store: ReleaseStore = context.obj
+    if (min_overlap is not None or max_latency_ratio is not None) and log is None:
+        raise InvalidInputError("--min-overlap and --max-latency-ratio need --log, the captured requests to replay")
+    run_path = runs / _name(data, recipe, text_encoder)
+    words = ["--text-encoder", text_encoder] if text_encoder else []
+    if not (run_path / "metrics.json").is_file():
+        _command("train", str(data), "--run", str(run_path), "--recipe", recipe, *words)
+    candidate = _exported(run_path, data, store, target)
+    active = store.active_id()
+    if candidate.release_id == active:
+        click.echo(f"{active} is active already: the data and the settings are those that it was trained on.")
+        return
+    if active is not None:
+        problem = quality_problem(store.get(active, verify=False), candidate, model, metric, tolerance)
+        problem = problem or _replay_problem(store, log, candidate, min_overlap, max_latency_ratio)
+        if problem:
+            click.secho(f"{candidate.release_id} is not activated: {problem}. {active} stays.", fg="red", err=True)
+            context.exit(WORSE)
+    activate(store, candidate.release_id, Endpoints(), click.echo)
+    click.echo(f"{candidate.release_id} is active.")
+
+
+def quality_problem(active: Release, candidate: Release, model: str, metric: str, tolerance: float) -> str:
+    """What speaks against the candidate, by what both were measured at; nothing where the active one was not measured."""
+    was, now = (_measured(release, model, metric) for release in (active, candidate))
+    if now is None:
+        raise InvalidInputError(f"{candidate.release_id} has no {metric} of {model!r}, expected one of its evaluation")
+    if was is None:
+        click.echo(f"{active.release_id} has no {metric} of {model!r}: quality is not compared.")
+        return ""
+    click.echo(f"{metric} of {model!r}: {now:.4f}, the active release's {was:.4f}.")
+    least = (1 - tolerance) * was
+    return f"{metric} is {now:.4f}, expected at least {least:.4f}" if now < least else ""
+
+
+def _measured(release: Release, model: str, metric: str) -> float | None:
+    found: dict[str, Any] = dict(release.metrics.get("models", {}).get(model, {}).get("all", {}))
+    return None if metric not in found else float(found[metric])
+
+
+def _name(data: Path, recipe: str, text_encoder: str | None) -> str:
+    """Of a run: the same data and settings have the same."""
+    parts = [f"{path.name} {sha256_of(path)}" for path in sorted(data.iterdir()) if path.is_file()]
+    return "run-" + hashlib.sha256("\n".join([*parts, recipe, text_encoder or ""]).encode()).hexdigest()[:12]
+
+
+def _exported(run_path: Path, data: Path, store: ReleaseStore, target: Target) -> Release:
+    from trainer.cli import progress_bars
+    from trainer.export import add_release
+    from trainer.run import Run
+
+    made = run_path / f"{RELEASE}.{target}"
+    if made.is_file() and made.read_text().strip() in store.ids():
+        return store.get(made.read_text().strip())
+    with progress_bars() as progress:
+        release = add_release(Run.opened(run_path, data), store, progress, target)
+    made.write_text(release.release_id + "\n")
+    click.echo(f"{release.release_id} is published.")
+    return release
+
+
+def _replay_problem(
+    store: ReleaseStore, log: Path | None, candidate: Release, min_overlap: float | None, max_ratio: float | None
+) -> str:
+    folders = sorted({path.parent for path in log.rglob("*.jsonl*")}) if log is not None else []
+    if not folders:
+        click.echo("No captured request: nothing is replayed.")
+        return ""
+    words = [word for folder in folders for word in ("--log", str(folder))]
+    words += ["--min-overlap", str(min_overlap)] if min_overlap is not None else []
+    words += ["--max-latency-ratio", str(max_ratio)] if max_ratio is not None else []
+    replay = ("release", "--releases", str(store.root), "replay", "--candidate", candidate.release_id)
+    done = _command(*replay, *words, may_be=(0, WORSE))
+    return "the replay is worse than wanted, see above" if done == WORSE else ""
+
+
+def _command(*words: str, may_be: tuple[int, ...] = (0,)) -> int:
+    """Run a command of `baguni`, which says what it does; another exit status than expected ends this one with it."""
+    status = subprocess.run([sys.executable, "-m", "baguni.cli", *words], check=False).returncode
+    if status not in may_be:
+        raise SystemExit(status)
+    return status
