@@ -24,15 +24,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.metrics import Float
+from analysis.tables import OUTCOMES
 from baguni.errors import InvalidInputError, NotFoundError
 
-REWARDS = {"click": "clicked", "cart": "carted", "order": "ordered"}
 Z = 1.959964  # 95 %
 NUM_FOLDS, FOLD_SEED = 5, 0
 PRIOR = 5.0  # as many expected rewards as an item needs to be believed half
 FEWEST_EFFECTIVE = 200.0
 LEAST_SUPPORT = 0.95
-Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ class OffPolicy:
 def estimate(shown: pd.DataFrame, lists: pd.DataFrame, reward: str = "click") -> OffPolicy:
     """`shown` and `lists`: as `analysis.tables` reads them. Raises InvalidInputError, and NotFoundError if the lists are of no
     page that was shown by chance."""
-    if reward not in REWARDS:
-        raise InvalidInputError(f"reward is {reward!r}, expected one of {', '.join(REWARDS)}")
+    if reward not in OUTCOMES:
+        raise InvalidInputError(f"reward is {reward!r}, expected one of {', '.join(OUTCOMES)}")
     rows = shown[shown["position"] < shown["among"]]
     has_list_R = rows["exposure_token"].isin(lists["exposure_token"].unique())
     num_without = int(rows.loc[~has_list_R, "exposure_token"].nunique())
@@ -96,7 +95,7 @@ def estimate(shown: pd.DataFrame, lists: pd.DataFrame, reward: str = "click") ->
         raise NotFoundError(f"none of {num_without:,} pages that chance had a share in has a list of the candidate")
     candidate = lists.rename(columns={"item_id": "candidate"}).drop_duplicates(["exposure_token", "position"])
     rows = rows.merge(candidate, how="left", on=["exposure_token", "position"])
-    return _of(_Rows(rows, REWARDS[reward]), reward, num_without)
+    return _of(_Rows(rows, OUTCOMES[reward]), reward, num_without)
 
 
 class _Rows:

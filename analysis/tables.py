@@ -34,7 +34,7 @@ SHOWN = {
     "clicked": pa.bool_(), "carted": pa.bool_(), "ordered": pa.bool_(),
 }  # fmt: skip
 LISTS = {"exposure_token": pa.string(), "position": pa.int64(), "item_id": pa.string()}
-OUTCOMES = {"clicked": "click", "carted": "cart", "ordered": "order"}
+OUTCOMES = {"click": "clicked", "cart": "carted", "order": "ordered"}  # the last columns of SHOWN
 READERS: dict[str, tuple[str, type[Action]]] = {
     "OrderPlaced": ("order", events_pb2.OrderPlaced),
     "ItemClicked": ("click", events_pb2.ItemClicked),
@@ -97,7 +97,7 @@ def read_topics(bootstrap: str) -> Tables:
     names = list(SHOWN)[: -len(OUTCOMES)]
     shown = pd.DataFrame(places, columns=names).drop_duplicates(["exposure_token", "position"], ignore_index=True)
     items = list(zip(shown["exposure_token"], shown["item_id"], strict=True))
-    for column, action in OUTCOMES.items():
+    for action, column in OUTCOMES.items():
         shown[column] = [item in of_lists[action] for item in items]
     return Tables(
         pd.DataFrame(exposures, columns=list(EXPOSURES)),

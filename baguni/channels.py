@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Sequence
 
 from baguni.errors import UnavailableError
 
@@ -19,19 +20,28 @@ KEEPALIVE = {"grpc.keepalive_time_ms": 30_000, "grpc.keepalive_timeout_ms": 5_00
 UNLIMITED = {"grpc.max_send_message_length": -1, "grpc.max_receive_message_length": -1}
 
 
-def balanced(service: str, attempts: int) -> dict[str, str]:
+def balanced(
+    service: str,
+    attempts: int,
+    backoff_s: tuple[float, float] = (0.01, 0.05),
+    retried: Sequence[str] = ("UNAVAILABLE",),
+    **more: object,
+) -> dict[str, str]:
     """Calls go to each server in turn; one that finds its server gone is tried with another. Only for a service whose calls may
-    be made twice; `service`: its full name."""
+    be made twice; `service`: its full name; `backoff_s`: the first and the longest; `retried`: status codes; `more` of gRPC's
+    service config."""
+    first_s, longest_s = backoff_s
     retry = {
         "maxAttempts": attempts,
-        "initialBackoff": "0.01s",
-        "maxBackoff": "0.05s",
+        "initialBackoff": f"{first_s}s",
+        "maxBackoff": f"{longest_s}s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        "retryableStatusCodes": list(retried),
     }
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [{"name": [{"service": service}], "retryPolicy": retry}],
+        **more,
     }
     return {"grpc.service_config": json.dumps(config)}
 

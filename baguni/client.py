@@ -12,7 +12,6 @@ A gateway that is too busy says so once: waiting is the caller's decision.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import grpc
 from pydantic import SecretStr
 
-from baguni.channels import KEEPALIVE
+from baguni.channels import KEEPALIVE, balanced
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
@@ -33,25 +32,12 @@ BULK_TIMEOUT_S = 120.0
 HEDGE_AFTER_S = 0.2
 HEDGED_SHARE, MOST_HEDGES = 0.05, 10.0  # of all calls in the long run; in a row
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
-SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": SERVICE}],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "0.5s",
-                "backoffMultiplier": 2,
-                # A server that is stopping cancels what reached it and was not begun; every method can be asked twice.
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-            },
-        }
-    ],
-    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.2},
-}
+# A server that is stopping cancels what reached it and was not begun; every method can be asked twice.
+BALANCED = balanced(
+    SERVICE, 3, (0.05, 0.5), ("UNAVAILABLE", "CANCELLED"), retryThrottling={"maxTokens": 20, "tokenRatio": 0.2}
+)
 OPTIONS = [
-    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    *BALANCED.items(),
     *KEEPALIVE.items(),
     ("grpc.use_local_subchannel_pool", 1),  # so that two channels are two connections
 ]

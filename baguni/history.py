@@ -9,7 +9,7 @@ What the model makes of a history (positions, counts, buckets) is in `baguni.seq
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -71,6 +71,12 @@ class History:
 
     def __len__(self) -> int:
         return len(self.events)
+
+    def as_of(self, now_ms: int) -> History:
+        """As it was at a moment: what keeps the pages of one list on one history."""
+        if not self.events or self.events[-1].time_ms <= now_ms:
+            return self
+        return replace(self, events=tuple(event for event in self.events if event.time_ms <= now_ms))
 
 
 def build(changes: Iterable[Change], max_events: int = MAX_EVENTS) -> tuple[HistoryEvent, ...]:

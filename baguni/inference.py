@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from baguni.channels import KEEPALIVE, RECONNECT, UNLIMITED, balanced, replicas
 from baguni.errors import ReleaseMismatchError, UnavailableError
-from baguni.sequences import ModelInputs
+from baguni.history import HistoryEvent
+from baguni.sequences import ModelInputs, event_batch, model_inputs
 from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
 from baguni.telemetry import trace_headers
 
@@ -30,6 +31,17 @@ ATTEMPTS = 2  # of a call whose Triton is gone: the models keep nothing, so it m
 CHANNEL = list({**UNLIMITED, **KEEPALIVE, **RECONNECT, **balanced("inference.GRPCInferenceService", ATTEMPTS)}.items())
 CHECK_TIMEOUT_S, LOAD_TIMEOUT_S = 10.0, 120.0  # a big engine on a busy machine
 log = logging.getLogger(__name__)
+
+
+def summarise(
+    histories: Sequence[Sequence[HistoryEvent]],
+    now_ms: int | Sequence[int],
+    item_index: dict[str, int],
+    signature: ModelSignature,
+) -> ModelInputs:
+    """What a release's models read of some histories, a row each. `now_ms`: for all, or one each."""
+    now_B = np.broadcast_to(np.asarray(now_ms, np.int64), len(histories))
+    return model_inputs(event_batch(histories, item_index), now_B, signature.max_tokens, signature.store_timezone)
 
 
 def triton_inputs(inputs: ModelInputs, codes_NL: NDArray[np.int32], signature: ModelSignature) -> Arrays:
@@ -70,16 +82,15 @@ class InferenceClient:
     async def check(self) -> None:
         """Raise ReleaseMismatchError if a Triton's models carry another release id than the client's, UnavailableError if no
         Triton has them all. Of several one may be away: its calls go to the others."""
-        away: UnavailableError | None = None
-        addresses = await asyncio.to_thread(replicas, self._url)
+        addresses, away = await asyncio.to_thread(replicas, self._url), []
         for address in addresses:
             try:
                 await self._check_one(address)
             except UnavailableError as error:
                 log.warning("triton away address=%s: %s", address, error)
-                addresses, away = [each for each in addresses if each != address], error
-        if away is not None and not addresses:
-            raise away
+                away.append(error)
+        if len(away) == len(addresses):
+            raise away[-1]
 
     async def _check_one(self, address: str) -> None:
         client = triton_aio.InferenceServerClient(address, channel_args=CHANNEL)

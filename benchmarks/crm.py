@@ -24,8 +24,7 @@ import redis
 import yaml
 
 from baguni.history_store import HistoryWriter
-from baguni.inference import SyncInferenceClient, triton_inputs
-from baguni.sequences import event_batch, model_inputs
+from baguni.inference import SyncInferenceClient, summarise, triton_inputs
 from benchmarks.gateway.scene import DEFAULT_RUN, Scene, scene
 from benchmarks.result import RESULTS, Row, write_result
 from crm.campaign import Campaign
@@ -95,9 +94,8 @@ def _generator(stage: Scene, user_ids: Sequence[str]) -> float:
     batches = []
     for first in range(0, len(histories), signature.max_batch_size):
         some = histories[first : first + signature.max_batch_size]
-        events = event_batch([history.events for history in some], release.catalog.index)
-        now = np.full(len(some), int(time.time() * 1000), np.int64)
-        inputs = model_inputs(events, now, signature.max_tokens, signature.store_timezone)
+        now_ms = int(time.time() * 1000)
+        inputs = summarise([history.events for history in some], now_ms, release.catalog.index, signature)
         every_item = np.ones((len(some), 1), np.bool_)
         batches.append({**triton_inputs(inputs, codes_NL, signature), "node_mask": every_item})
     with (

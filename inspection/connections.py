@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import redis
@@ -24,7 +24,7 @@ from inspection.placed_orders import OrderLog
 from inspection.projection import Plane, project
 from inspection.retrieval import Encoded
 
-REDIS_TIMEOUT_S = 2.0
+REDIS_TIMEOUTS: dict[str, Any] = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
 REMEMBERED_RELEASES = 4
 ENCODED_AT_ONCE = 64
 REMEMBERED_USERS = 20_000
@@ -81,9 +81,7 @@ class Connections:
 
     def some_users(self, count: int) -> list[str]:
         """Users with a history, at most `count`, in the order of their ids."""
-        with redis.Redis.from_url(
-            self._redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
-        ) as client:
+        with redis.Redis.from_url(self._redis_url, **REDIS_TIMEOUTS) as client:
             store = HistoryWriter(client)
             found = list(itertools.islice(store.user_ids(), count))
             known = (
@@ -106,7 +104,7 @@ class Connections:
         return found
 
     def _encoded_as_stored(self, models: ReleaseModels, user_ids: Sequence[str]) -> list[Encoded | None]:
-        with redis.Redis.from_url(self._redis_url, socket_timeout=REDIS_TIMEOUT_S) as client:
+        with redis.Redis.from_url(self._redis_url, **REDIS_TIMEOUTS) as client:
             histories = HistoryWriter(client).read(user_ids)
         keys = [
             (models.release.release_id, user_id, history.version)
@@ -125,11 +123,7 @@ class Connections:
     def _reader(self) -> HistoryReader:
         """Made in the event loop that uses it."""
         if self._histories is None:
-            self._histories = HistoryReader(
-                redis.asyncio.Redis.from_url(
-                    self._redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
-                )
-            )
+            self._histories = HistoryReader(redis.asyncio.Redis.from_url(self._redis_url, **REDIS_TIMEOUTS))
         return self._histories
 
 

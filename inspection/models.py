@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from baguni.errors import UnavailableError
 from baguni.history import HistoryEvent
-from baguni.inference import Arrays, SyncInferenceClient, triton_inputs
+from baguni.inference import Arrays, SyncInferenceClient, summarise, triton_inputs
 from baguni.release import Release
-from baguni.sequences import event_batch, model_inputs
 from baguni.signature import EVERYTHING, NUM_CANDIDATES
 from inspection.retrieval import Encoded
 
@@ -96,7 +95,5 @@ class ReleaseModels:
 
     def _inputs(self, histories: Sequence[Events], now_ms: int | Sequence[int]) -> Arrays:
         signature = self.release.signature
-        now_B = np.broadcast_to(np.asarray(now_ms, np.int64), len(histories))
-        events = event_batch(histories, self.release.catalog.index)
-        inputs = model_inputs(events, now_B, signature.max_tokens, signature.store_timezone)
+        inputs = summarise(histories, now_ms, self.release.catalog.index, signature)
         return triton_inputs(inputs, self.release.semantic_ids.codes_NL, signature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from baguni.history import Action, HistoryEvent
@@ -37,8 +37,3 @@ def timeline(events: Iterable[HistoryEvent]) -> list[Entry]:
         for entry in entries
     ]
     return sorted(shown, key=lambda entry: -entry.time_ms)
-
-
-def up_to(events: Sequence[HistoryEvent], now_ms: int) -> tuple[HistoryEvent, ...]:
-    """The events that had happened by then: what the gateway reads of a history when it is asked as of that moment."""
-    return tuple(event for event in events if event.time_ms <= now_ms)

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni.history import History
-from baguni.inference import triton_inputs
+from baguni.inference import summarise, triton_inputs
 from baguni.semantic_ids import Trie
 from server.active_release import Serving
 from server.deadline import Deadline
 from server.parts import FAILURES, Parts, in_time
 from server.popular import Popular, popular_items
 from server.queries import GenerateQuery, RankedItem, Rules, Source, UserRanking
-from server.recommend import as_of, summarise
 from server.rules import purchased_items
 
 
@@ -40,7 +39,7 @@ async def generate_top_items(
     rankings: list[UserRanking] = []
     size = serving.release.signature.max_batch_size
     for start in range(0, len(stored), size):
-        batch = [as_of(history, query.now_ms) for history in stored[start : start + size]]
+        batch = [history.as_of(query.now_ms) for history in stored[start : start + size]]
         rankings += await _generate(serving, parts, batch, query, deadline)
     return rankings
 
@@ -48,9 +47,11 @@ async def generate_top_items(
 async def _generate(
     serving: Serving, parts: Parts, histories: Sequence[History], query: GenerateQuery, deadline: Deadline
 ) -> list[UserRanking]:
-    inputs = summarise(serving, histories, query.now_ms)
+    signature = serving.release.signature
+    events = [history.events for history in histories]
+    inputs = summarise(events, query.now_ms, serving.items.index, signature)
     known_B = inputs.item_BS[:, 0] >= 0
-    arrays = triton_inputs(inputs, serving.items.codes_NL, serving.release.signature)
+    arrays = triton_inputs(inputs, serving.items.codes_NL, signature)
     arrays["node_mask"] = await _node_masks(serving, histories, query.rules)
     try:
         outputs = await parts.ask(

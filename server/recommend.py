@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from baguni import filters
 from baguni.history import History
-from baguni.inference import triton_inputs
-from baguni.sequences import ModelInputs, event_batch, model_inputs
+from baguni.inference import summarise, triton_inputs
 from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.active_release import Serving
 from server.arrange import dealt, diverse
@@ -121,7 +120,7 @@ async def _known_user(
         history = await _history(parts, settings, query, remembered if current else None, deadline)
         if history is None:
             return remembered, Tier.FULL
-        user = await _embed(serving, parts, as_of(history, query.now_ms), settings, query, deadline)
+        user = await _embed(serving, parts, history.as_of(query.now_ms), settings, query, deadline)
     except FAILURES:
         return remembered, Tier.CACHED_EMBEDDING if remembered else Tier.POPULAR
     if query.user_id and not history.events:
@@ -157,21 +156,6 @@ async def _history(
     return await parts.ask("history", settings.history_timeout_s, deadline, read)
 
 
-def as_of(history: History, now_ms: int) -> History:
-    """The history up to a moment: what keeps the pages of one list on one history."""
-    if not history.events or history.events[-1].time_ms <= now_ms:
-        return history
-    return History(tuple(event for event in history.events if event.time_ms <= now_ms), history.version)
-
-
-def summarise(serving: Serving, histories: Sequence[History], now_ms: int) -> ModelInputs:
-    """Model inputs of some histories, one row each."""
-    signature = serving.release.signature
-    events = event_batch([history.events for history in histories], serving.items.index)
-    now = np.full(len(histories), now_ms, np.int64)
-    return model_inputs(events, now, signature.max_tokens, signature.store_timezone)
-
-
 async def _embed(
     serving: Serving,
     parts: Parts,
@@ -182,7 +166,7 @@ async def _embed(
 ) -> KnownUser | None:
     """None for a user of whom nothing is known: there is nothing to embed."""
     signature = serving.release.signature
-    inputs = summarise(serving, [history], query.now_ms)
+    inputs = summarise([history.events], query.now_ms, serving.items.index, signature)
     known_S = inputs.item_BS[0][inputs.item_BS[0] >= 0].astype(np.int64)
     if not len(known_S):
         return None

@@ -205,10 +205,12 @@ def _milliseconds(time: pa.ChunkedArray, path: Path, first_row: int, timezone: s
         try:
             time = pc.assume_timezone(time, timezone, ambiguous="earliest", nonexistent="latest")
         except (pa.ArrowException, OSError) as error:
-            raise InvalidInputError(
-                f"--timezone is {timezone!r}, expected a name such as Asia/Seoul: {error}"
-            ) from error
+            raise _no_timezone(timezone, error) from error
     return pc.cast(time, pa.timestamp("ms", "UTC"), safe=False).cast(pa.int64())
+
+
+def _no_timezone(timezone: str | None, error: Exception) -> InvalidInputError:
+    return InvalidInputError(f"--timezone is {timezone!r}, expected a name such as Asia/Seoul: {error}")
 
 
 def _from_text(time: pa.ChunkedArray, path: Path, first_row: int, timezone: str | None) -> pa.Array:
@@ -216,7 +218,7 @@ def _from_text(time: pa.ChunkedArray, path: Path, first_row: int, timezone: str 
     try:
         zone = ZoneInfo(timezone) if timezone else None
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise InvalidInputError(f"--timezone is {timezone!r}, expected a name such as Asia/Seoul: {error}") from error
+        raise _no_timezone(timezone, error) from error
     found = []
     for row, text in enumerate(time.to_pylist(), first_row):
         try:

@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from baguni.errors import InvalidInputError, UnavailableError
-from baguni.inference import triton_inputs
+from baguni.inference import summarise, triton_inputs
 from baguni.release import load_release
-from baguni.sequences import event_batch, model_inputs
 from baguni.signature import model_specs, triton_model_name
 from trainer.data.reading import load_dataset
 from trainer.segments.forecasts import next_midnight_ms
@@ -56,12 +56,17 @@ class BulkGenerator:
         if not graph.is_file():
             target = self._release.manifest.get("target")
             raise InvalidInputError(f"{release} was exported for {target}, expected python or onnxruntime", "release")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self._graph, self._threads = graph, threads
         self._spec = model_specs(self._signature)["generator"]
         self.chunk = chunk
         self.now_ms = next_midnight_ms(self._dataset)  # what lists are made for
+
+    @cached_property
+    def _session(self) -> ort.InferenceSession:
+        """Opened by whoever makes lists: a driver of others makes none."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+        return ort.InferenceSession(str(self._graph), options, providers=["CPUExecutionProvider"])
 
     @property
     def num_users(self) -> int:
@@ -71,9 +76,8 @@ class BulkGenerator:
     def lists(self, first_user: int) -> Lists:
         """Of a chunk of users from that one on, as of the midnight after the log."""
         users = range(first_user, min(first_user + self.chunk, self.num_users))
-        events = event_batch([self._dataset.history(user) for user in users], self._release.catalog.index)
-        now = np.full(len(users), self.now_ms, np.int64)
-        inputs = model_inputs(events, now, self._signature.max_tokens, self._signature.store_timezone)
+        histories = [self._dataset.history(user) for user in users]
+        inputs = summarise(histories, self.now_ms, self._release.catalog.index, self._signature)
         arrays = triton_inputs(inputs, self._release.semantic_ids.codes_NL, self._signature)
         arrays["node_mask"] = np.ones((len(users), 1), bool)
         names = [tensor.name for tensor in self._spec.outputs]

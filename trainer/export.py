@@ -20,10 +20,9 @@ import torch
 from torch import nn
 
 from baguni.errors import InvalidInputError
-from baguni.inference import triton_inputs
+from baguni.inference import summarise, triton_inputs
 from baguni.release import Release, ReleaseStore, sha256_of, write_manifest
 from baguni.semantic_ids import SemanticIdTable
-from baguni.sequences import event_batch, model_inputs
 from baguni.signature import (
     GOLDEN_OUTPUTS,
     NUM_CANDIDATES,
@@ -186,9 +185,8 @@ def _save_golden_queries(run: Run, modules: Mapping[str, nn.Module], signature: 
     """Some users of the training log on the day after it, and what each trained model that reads histories makes of them."""
     log = run.training_log
     users = np.linspace(0, len(log.user_ids) - 1, min(NUM_GOLDEN, len(log.user_ids))).astype(int).tolist()
-    events = event_batch([log.history(user) for user in users], log.catalog.index)
-    now = np.full(len(users), run.test_start_ms, np.int64)
-    inputs = model_inputs(events, now, signature.max_tokens, signature.store_timezone)
+    histories = [log.history(user) for user in users]
+    inputs = summarise(histories, run.test_start_ms, log.catalog.index, signature)
     codes_NL = run.semantic_ids().codes_NL
     arrays = dict(triton_inputs(inputs, codes_NL, signature))
     codes_CL = np.full((NUM_CANDIDATES, codes_NL.shape[1]), -1, np.int32)

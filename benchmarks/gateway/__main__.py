@@ -24,9 +24,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baguni.history_store import HistoryReader
-from baguni.inference import Arrays, InferenceClient, triton_inputs
+from baguni.inference import Arrays, InferenceClient, summarise, triton_inputs
 from baguni.item_search import AsyncItemIndex
-from baguni.sequences import event_batch, model_inputs
 from baguni.signature import EVERYTHING
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
@@ -127,8 +126,7 @@ class Callers:
     async def _arrays(self, user_id: str) -> Arrays:
         signature, release = self._stage.release.signature, self._stage.release
         events = (await self._histories.read([user_id]))[0].events
-        batch, now = event_batch([events], release.catalog.index), np.array([self._stage.now_ms])
-        inputs = model_inputs(batch, now, signature.max_tokens, signature.store_timezone)
+        inputs = summarise([events], self._stage.now_ms, release.catalog.index, signature)
         return triton_inputs(inputs, release.semantic_ids.codes_NL, signature)
 
 

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from baguni.errors import NotFoundError
-from baguni.inference import triton_inputs
+from baguni.inference import summarise, triton_inputs
 from baguni.semantic_ids import SemanticIdTable
-from baguni.sequences import event_batch, model_inputs
 from baguni.signature import EVERYTHING, model_specs
 from benchmarks.inference.subject import Arrays, session
 from benchmarks.result import Row
@@ -67,9 +66,8 @@ def _histories(run: Run, table: SemanticIdTable) -> Arrays:
     """Users of the training log on the day after it."""
     log, signature = run.training_log, release_signature(run, run.model(), table)
     users = np.linspace(0, len(log.user_ids) - 1, NUM_USERS).astype(int).tolist()
-    events = event_batch([log.history(user) for user in users], log.catalog.index)
-    now = np.full(len(users), run.test_start_ms, np.int64)
-    inputs = model_inputs(events, now, signature.max_tokens, signature.store_timezone)
+    histories = [log.history(user) for user in users]
+    inputs = summarise(histories, run.test_start_ms, log.catalog.index, signature)
     return triton_inputs(inputs, table.codes_NL, signature)
 
 

@@ -20,8 +20,8 @@ RUNBOOK = "docs/runbook.md#"
 HEAD = "# Written by `make observability` from deploy/observability/objectives.py.\n"
 # What a caller did wrong, or may not do, is no failure of ours; what was refused for being too much is.
 CALLERS_FAULT = "OK|INVALID_ARGUMENT|NOT_FOUND|FAILED_PRECONDITION|UNAUTHENTICATED|PERMISSION_DENIED|UNIMPLEMENTED"
-RECOMMEND = 'baguni_request_duration_seconds_PART{method="Recommend"}[WINDOW]'
-EVENTS = "baguni_event_visible_lag_seconds_PART[WINDOW]"
+RECOMMEND = ("baguni_request_duration_seconds", 'method="Recommend"')  # a histogram, and which of its series
+EVENTS = ("baguni_event_visible_lag_seconds",)
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ PACES = (
 )
 
 
-def _rate(metric: str, part: str = "count", label: str = "") -> str:
-    """Of a histogram's part; `label`: one more condition."""
-    if label:
-        metric = metric.replace("}[", f", {label}}}[") if "}[" in metric else metric.replace("[", f"{{{label}}}[")
-    return f"sum(rate({metric.replace('PART', part)}))"
+def _rate(series: tuple[str, ...], part: str = "count", *more: str) -> str:
+    """Of a histogram's part; `more`: further conditions."""
+    metric, *conditions = (*series, *more)
+    chosen = f"{{{', '.join(conditions)}}}" if conditions else ""
+    return f"sum(rate({metric}_{part}{chosen}[WINDOW]))"
 
 
 OBJECTIVES = (
@@ -100,7 +100,7 @@ OBJECTIVES = (
         "recommend_availability",
         "Recommend answers",
         0.999,
-        _rate(RECOMMEND, label=f'code!~"{CALLERS_FAULT}"') + " or vector(0)",
+        _rate(RECOMMEND, "count", f'code!~"{CALLERS_FAULT}"') + " or vector(0)",
         _rate(RECOMMEND),
     ),
     Objective(

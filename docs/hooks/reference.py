@@ -34,7 +34,7 @@ SETTINGS: dict[str, type[Any]] = {
     "The local stack": StackSettings,
 }
 METRICS = {"Gateway": GatewayMetrics, "Consumers": ConsumerMetrics}
-FIELD, MESSAGE, ENUM, SERVICE, NESTED_FIELD, VALUE, METHOD = 4, 4, 5, 6, 2, 2, 2  # numbers of descriptor.proto
+MESSAGE, ENUM, SERVICE, NESTED_FIELD, VALUE, METHOD = 4, 5, 6, 2, 2, 2  # numbers of descriptor.proto
 LABEL_REPEATED = FieldDescriptorProto.LABEL_REPEATED
 
 

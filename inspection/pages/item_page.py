@@ -21,6 +21,7 @@ from inspection.pages.layout import (
     Problem,
     active_release,
     address,
+    ask_for,
     attempt,
     frame,
     heading,
@@ -49,14 +50,7 @@ def add_item_page(connections: Connections) -> None:
     async def item_page(id: str = "", q: str = "") -> None:
         with frame(connections, "/item"):
             with ui.row().classes("w-full items-center gap-3"):
-                chosen = ui.input("Item id, or words of its name", value=id or q).props("outlined dense")
-                chosen.classes("w-full max-w-sm")
-
-                def go() -> None:
-                    ui.navigate.to(address("/item", q=chosen.value.strip()))
-
-                chosen.on("keydown.enter", go)
-                ui.button("Show", on_click=go).props("unelevated no-caps")
+                ask_for("Item id, or words of its name", id or q, "/item", "q", "w-full max-w-sm")
             if not await is_seen():
                 return
             release = await active_release(connections)

@@ -95,6 +95,17 @@ def address(path: str, **parameters: str) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
+def ask_for(label: str, value: str, path: str, parameter: str, width: str, button: str = "Show") -> None:
+    """A field, and a button or Enter that opens the page with what stands in it."""
+    chosen = ui.input(label, value=value).props("outlined dense").classes(width)
+
+    def go() -> None:
+        ui.navigate.to(address(path, **{parameter: chosen.value.strip()}))
+
+    chosen.on("keydown.enter", go)
+    ui.button(button, on_click=go).props("unelevated no-caps")
+
+
 def item_link(release: Release, item_id: str) -> ui.link:
     """An item by its name."""
     return ui.link(title(release, item_id), address("/item", id=item_id)).classes(

@@ -20,6 +20,7 @@ from inspection.pages.layout import (
     Problem,
     active_release,
     address,
+    ask_for,
     attempt,
     frame,
     heading,
@@ -40,13 +41,7 @@ def add_map_page(connections: Connections) -> None:
     async def map_page(user: str = "") -> None:
         with frame(connections, "/map"):
             with ui.row().classes("w-full items-center gap-3"):
-                chosen = ui.input("Mark the items of user", value=user).props("outlined dense").classes("w-56")
-
-                def go() -> None:
-                    ui.navigate.to(address("/map", user=chosen.value.strip()))
-
-                chosen.on("keydown.enter", go)
-                ui.button("Mark", on_click=go).props("unelevated no-caps")
+                ask_for("Mark the items of user", user, "/map", "user", "w-56", "Mark")
                 marks_label = ui.label().classes(SMALL).props("data-testid=marked")
             if not await is_seen():
                 return

@@ -32,6 +32,7 @@ from inspection.pages.layout import (
     Problem,
     active_release,
     address,
+    ask_for,
     attempt,
     frame,
     heading,
@@ -42,7 +43,7 @@ from inspection.pages.layout import (
 )
 from inspection.placed_orders import PlacedOrder
 from inspection.reasons import SMALLEST
-from inspection.timeline import Entry, timeline, up_to
+from inspection.timeline import Entry, timeline
 from inspection.words import moment, plural
 
 LOOK_S = 0.5  # between two looks at the version of the history: a few bytes of Redis
@@ -76,13 +77,7 @@ def add_user_page(connections: Connections) -> None:
         user_id = id.strip()
         with frame(connections, "/user"):
             with ui.row().classes("w-full items-center gap-3"):
-                chosen = ui.input("User id", value=user_id).props("outlined dense").classes("w-56")
-
-                def go() -> None:
-                    ui.navigate.to(address("/user", id=chosen.value.strip()))
-
-                chosen.on("keydown.enter", go)
-                ui.button("Show", on_click=go).props("unelevated no-caps")
+                ask_for("User id", user_id, "/user", "id", "w-56")
                 suggestions = ui.row().classes("items-baseline gap-x-3 gap-y-1 " + SMALL)
             if not await is_seen():
                 return
@@ -224,7 +219,7 @@ class UserView:
             self.why_label.set_text(words)
 
     async def _lists(self, now_ms: int) -> dict[str, ShownList | Problem]:
-        connections, events = self.connections, up_to(self.history.events, now_ms)
+        connections, events = self.connections, self.history.as_of(now_ms).events
         gateway, models = connections.gateway, connections.models(self.release.release_id)
         calls = {
             RETRIEVAL: partial(retrieval_list, models, events, now_ms, LIST_LENGTH),
@@ -236,7 +231,7 @@ class UserView:
 
     async def _reasons(self, lists: dict[str, ShownList | Problem], now_ms: int) -> tuple[Reasons, str]:
         """What drove the items, and what the numbers are."""
-        events = up_to(self.history.events, now_ms)
+        events = self.history.as_of(now_ms).events
         shown = dict.fromkeys(i for answer in lists.values() if isinstance(answer, ShownList) for i in answer.item_ids)
         if not events or not shown:
             return {}, ""
@@ -298,7 +293,7 @@ class UserView:
                 problem(f"no history is stored for user {self.user_id!r}: the lists are what somebody unknown is shown")
 
     def _show_timeline(self, now_ms: int) -> None:
-        events = up_to(self.history.events, now_ms)
+        events = self.history.as_of(now_ms).events
         entries = timeline(events)
         self.timeline_card.clear()
         with self.timeline_card:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from baguni.history import Action, HistoryEvent
-from inspection.timeline import SESSION_MS, Entry, timeline, up_to
+from baguni.history import Action, History, HistoryEvent
+from inspection.timeline import SESSION_MS, Entry, timeline
 
 
 def ordered(item_id: str, time_ms: int, order_id: str) -> HistoryEvent:
@@ -38,4 +38,4 @@ def test_nothing_happened_is_no_entry() -> None:
 
 def test_up_to_a_moment_is_what_happened_by_then() -> None:
     events = (clicked("a", 1), clicked("b", 2), clicked("c", 3))
-    assert up_to(events, 2) == events[:2]
+    assert History(events).as_of(2).events == events[:2]
