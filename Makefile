@@ -15,7 +15,7 @@ help: ## List the targets
 
 setup: $(VENV)/.done $(SERVERS)/.done ## Install everything into .venv and .venv-stack, without root
 
-tools: $(TOOLS)/usr/bin/kubectl $(TOOLS)/usr/bin/promtool ## kubectl and promtool from Debian packages into .venv-tools, without root
+tools: .venv-s3/.done $(TOOLS)/usr/bin/kubectl $(TOOLS)/usr/bin/promtool ## What only tests need: an S3 server; kubectl and promtool from Debian packages, without root
 
 demo: setup ## From nothing to live recommendations on real grocery orders (KEEP=1 leaves the stack up)
 	@$(BIN)/baguni demo $(if $(KEEP),--keep)
@@ -103,7 +103,7 @@ format: setup ## Format the code
 
 clean: ## Remove what was built, the environments and the state
 	-[ -x $(BIN)/baguni ] && $(BIN)/baguni down
-	rm -rf $(VENV) $(SERVERS) $(TOOLS) .venv-peers .venv-analysis .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(SERVERS) $(TOOLS) .venv-peers .venv-analysis .venv-s3 .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 $(VENV)/.done: requirements.lock pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
@@ -114,7 +114,7 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv-peers/.done .venv-analysis/.done: .venv-%/.done: requirements-%.lock
+.venv-peers/.done .venv-analysis/.done .venv-s3/.done: .venv-%/.done: requirements-%.lock
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --upgrade "pip>=25" wheel

@@ -41,7 +41,8 @@ class EngineError(BaguniError):
 
 
 class UnavailableError(BaguniError):
-    """A server did not answer, or not in time. `part` names it: "triton", "milvus", "redis" or "kafka"."""
+    """A server did not answer, or not in time. `part` names it: "triton", "milvus", "redis", "kafka",
+    or the URL of a release store."""
 
     def __init__(self, part: str, message: str) -> None:
         super().__init__(f"{part} is unavailable: {message}")

@@ -186,14 +186,18 @@ class ReleaseStore:
 
 
 def _read_object(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:
+    return parse_object(path.read_bytes(), str(path), fields)
+
+
+def parse_object(content: bytes, where: str, fields: Mapping[str, type]) -> dict[str, Any]:
     """A JSON object with these fields. Raises ReleaseMismatchError for anything else."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(content)
     except ValueError as error:
-        raise ReleaseMismatchError(f"{path} is no JSON: {error}") from error
+        raise ReleaseMismatchError(f"{where} is no JSON: {error}") from error
     for name, kind in fields.items():
         if not isinstance(found, dict) or not isinstance(found.get(name), kind):
-            raise ReleaseMismatchError(f"{path} has no {name!r}, expected an object with {', '.join(fields)}")
+            raise ReleaseMismatchError(f"{where} has no {name!r}, expected an object with {', '.join(fields)}")
     return dict(found)
 
 

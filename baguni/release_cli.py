@@ -1,8 +1,9 @@
-"""`baguni release`: list, show, activate, roll back; and, from other processes, replay and nightly."""
+"""`baguni release`: list, show, activate, roll back, push, pull; and, from other processes, replay and nightly."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import click
@@ -10,8 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from baguni.commands import CommandGroup
+from baguni.errors import BaguniError, InvalidInputError, NotFoundError
 from baguni.release import ReleaseStore
+from baguni.release_transfer import RemoteReleases, follow
 from baguni.settings import Endpoints
+
+FOLLOW_S = 5.0
+
+url_option = click.option("--url", default=None, help="Where to: s3://BUCKET/PREFIX. Default: BAGUNI_RELEASES_URL.")
 
 
 @click.group(cls=CommandGroup, registry="baguni.release_commands")  # replay is the gateway's, nightly the trainer's
@@ -88,6 +95,68 @@ def load(store: ReleaseStore, release_id: str) -> None:
 def rollback(store: ReleaseStore) -> None:
     """Serve the release that was active before."""
     _activate(store, store.previous_id())
+
+
+@release.command()
+@click.argument("release_id", required=False)
+@url_option
+@click.pass_obj
+def push(store: ReleaseStore, release_id: str | None, url: str | None) -> None:
+    """Upload RELEASE_ID to an object store; without it the active release, and the pointer to it. After an interruption the
+    same command sends what is missing."""
+    remote = _remote(url)
+    chosen = release_id or store.active_id()
+    if chosen is None:
+        raise NotFoundError(f"no release is active in {store.root}: name one")
+    console = Console(stderr=True)
+    with console.status("") as status:
+        remote.push(store.get(chosen), lambda stage: status.update(f"{chosen}: {stage}"))
+    if release_id is None:
+        remote.point_to(chosen)
+    click.echo(f"{chosen} is in {remote.url}{'' if release_id else ', and active there'}.")
+
+
+@release.command()
+@click.argument("release_id", required=False)
+@url_option
+@click.option(
+    "--follow", "follows", is_flag=True, help=f"Go on: look every {FOLLOW_S:g} seconds for another active release."
+)
+@click.pass_obj
+def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: bool) -> None:
+    """Bring RELEASE_ID from an object store; without it the release that is active there, and the pointer to it. After an
+    interruption the same command goes on."""
+    if release_id and follows:
+        raise click.UsageError("--follow brings what is active: name no release with it")
+    remote = _remote(url)
+    console = Console(stderr=True)
+    with console.status("") as status:
+        if release_id:
+            remote.pull(release_id, store, status.update)
+            click.echo(f"{release_id} is in {store.root}.")
+            return
+        brought = None
+        while True:
+            try:
+                brought = follow(remote, store, status.update)
+            except BaguniError as error:
+                if not follows:
+                    raise
+                click.echo(str(error), err=True)
+            if brought is not None:
+                click.echo(f"{brought.release_id} is in {store.root}, and active.")
+            if not follows:
+                break
+            time.sleep(FOLLOW_S)
+    if brought is None:
+        click.echo(f"{store.root} has what is active in {remote.url}: {store.active_id() or 'nothing'}.")
+
+
+def _remote(url: str | None) -> RemoteReleases:
+    chosen = url or Endpoints().releases_url
+    if not chosen:
+        raise InvalidInputError("no object store is named: --url s3://BUCKET/PREFIX, or BAGUNI_RELEASES_URL", "url")
+    return RemoteReleases(chosen)
 
 
 def _activate(store: ReleaseStore, release_id: str, drain_s: float | None = None) -> None:

@@ -25,6 +25,7 @@ class Endpoints(BaseSettings):
     kafka_bootstrap: str = "127.0.0.1:7453"  # one or more brokers, with commas
     redis_url: str = "redis://127.0.0.1:7454/0"  # histories; may hold a password
     releases: Path = Path(".baguni/releases")  # the release store
+    releases_url: str = ""  # where releases are pushed to and pulled from: s3://BUCKET/PREFIX, or a folder
     triton_repository: Path = Path(".baguni/triton")  # the folder that Triton loads models from
     compute_capability: str = ""  # of the GPU that Triton has, if it is not on this machine: "8.9"
 
