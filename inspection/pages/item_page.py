@@ -30,6 +30,7 @@ from inspection.pages.layout import (
     item_link,
     item_rows,
     problem,
+    wanted,
 )
 from inspection.retrieval import Buyer, buyers
 from inspection.words import plural
@@ -64,8 +65,8 @@ def add_item_page(connections: Connections) -> None:
 
 def matching(catalog: Catalog, words: str, count: int) -> list[str]:
     """Ids of items that have every one of the words in name or id, by name."""
-    wanted = words.casefold().split()
-    found = [item for item in catalog.items if all(w in f"{item.title} {item.item_id}".casefold() for w in wanted)]
+    sought = words.casefold().split()
+    found = [item for item in catalog.items if all(w in f"{item.title} {item.item_id}".casefold() for w in sought)]
     return [item.item_id for item in sorted(found, key=lambda item: (len(item.title), item.title))[:count]]
 
 
@@ -130,7 +131,7 @@ def show_tree(release: Release, index: int) -> None:
 async def show_neighbours(connections: Connections, release: Release, item_id: str) -> None:
     """Both spaces side by side, from SimilarItems."""
     calls = [partial(similar_list, connections.gateway, item_id, space, LIST_LENGTH) for space in SPACES]
-    answers = await asyncio.gather(*(attempt(blocking(call)) for call in calls))
+    answers = await wanted(asyncio.gather(*(attempt(blocking(call)) for call in calls)))
     for (name, meaning), answer in zip(SPACES.values(), answers, strict=True):
         with ui.card().classes(CARD).props(f"data-testid=list-{name.lower()}"):
             heading(name, meaning)
@@ -156,7 +157,7 @@ async def show_buyers(connections: Connections, release: Release, index: int) ->
     async def compute(count: int) -> None:
         bar.set_visibility(True)
         more.disable()
-        found = await attempt(blocking(lambda: _buyers(connections, release, index, count, bar)))
+        found = await wanted(attempt(blocking(lambda: _buyers(connections, release, index, count, bar))))
         bar.set_visibility(False)
         more.enable()
         rows.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,15 @@ class Problem:
     """Why something cannot be shown."""
 
     sentence: str
+
+
+async def wanted(asked: Awaitable[T]) -> T:
+    """What a page waits for. Where the browser has left meanwhile, what would be made of it is not: the task ends here."""
+    client = ui.context.client
+    answer = await asked
+    if client.is_deleted:
+        raise asyncio.CancelledError(f"nobody looks at {client.page.path} any more")
+    return answer
 
 
 async def attempt(asked: Awaitable[T]) -> T | Problem:
@@ -155,7 +165,7 @@ def item_rows(
 
 async def active_release(connections: Connections) -> Release | None:
     """The active release; None, and a sentence on the page, where there is none."""
-    found = await attempt(blocking(connections.release))
+    found = await wanted(attempt(blocking(connections.release)))
     if isinstance(found, Problem):
         problem(found.sentence)
         return None

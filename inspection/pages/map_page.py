@@ -26,6 +26,7 @@ from inspection.pages.layout import (
     heading,
     is_seen,
     problem,
+    wanted,
 )
 from inspection.words import plural
 
@@ -58,7 +59,7 @@ async def _marked(connections: Connections, release: Release, user_id: str) -> l
     """Indexes of the items that the user's history names."""
     if not user_id:
         return []
-    history = await attempt(connections.history(user_id))
+    history = await wanted(attempt(connections.history(user_id)))
     if isinstance(history, Problem):
         problem(history.sentence)
         return []
@@ -73,7 +74,7 @@ async def show_maps(connections: Connections, release: Release, marked: Sequence
     colours = palette(release)
     with ui.element("div").classes(COLUMNS + " lg:grid-cols-2"):
         for collaborative, (name, meaning) in SPACES.items():
-            plane = await blocking(partial(connections.plane, release.release_id, collaborative))
+            plane = await wanted(blocking(partial(connections.plane, release.release_id, collaborative)))
             with ui.card().classes(CARD):
                 kept = f"The two principal components keep {100 * plane.explained:.0f} % of the variance of the directions."
                 heading(f"{name} space", f"{meaning[:1].upper()}{meaning[1:]}. {kept}")

@@ -30,6 +30,7 @@ from inspection.pages.layout import (
     is_seen,
     item_rows,
     problem,
+    wanted,
 )
 from inspection.words import plural
 
@@ -58,7 +59,7 @@ def add_releases_page(connections: Connections) -> None:
         with frame(connections, "/releases"):
             if not await is_seen():
                 return
-            ids = await attempt(blocking(connections.store.ids))
+            ids = await wanted(attempt(blocking(connections.store.ids)))
             if isinstance(ids, Problem) or not ids:
                 problem(
                     ids.sentence if isinstance(ids, Problem) else f"there is no release in {connections.store.root}"
@@ -67,7 +68,7 @@ def add_releases_page(connections: Connections) -> None:
             first = a or connections.store.active_id() or ids[-1]
             second = b or next((i for i in reversed(ids) if i != first), first)
             choose(ids, first, second, user, item)
-            sides = await attempt(blocking(lambda: [_side(connections, first), _side(connections, second)]))
+            sides = await wanted(attempt(blocking(lambda: [_side(connections, first), _side(connections, second)])))
             if isinstance(sides, Problem):
                 problem(sides.sentence)
                 return
@@ -124,7 +125,7 @@ def show_facts(sides: Sequence[Side]) -> None:
 
 async def show_user(connections: Connections, sides: Sequence[Side], user_id: str) -> None:
     """A user's lists in both."""
-    history = await attempt(connections.history(user_id))
+    history = await wanted(attempt(connections.history(user_id)))
     if isinstance(history, Problem):
         problem(history.sentence)
         return
@@ -153,7 +154,7 @@ async def show_item(connections: Connections, sides: Sequence[Side], item_id: st
 
 async def show_pair(name: str, sides: Sequence[Side], calls: Sequence[partial[ShownList]]) -> None:
     """Two lists side by side, with what they share."""
-    answers = await asyncio.gather(*(attempt(blocking(call)) for call in calls))
+    answers = await wanted(asyncio.gather(*(attempt(blocking(call)) for call in calls)))
     first, second = answers
     agreement, notes = "", (list[str](), list[str]())
     if isinstance(first, ShownList) and isinstance(second, ShownList):

@@ -40,6 +40,7 @@ from inspection.pages.layout import (
     item_chips,
     item_rows,
     problem,
+    wanted,
 )
 from inspection.placed_orders import PlacedOrder
 from inspection.reasons import SMALLEST
@@ -91,7 +92,7 @@ def add_user_page(connections: Connections) -> None:
 
 async def suggest(connections: Connections) -> None:
     """Some users to begin with."""
-    found = await attempt(blocking(lambda: connections.some_users(SCANNED_USERS)))
+    found = await wanted(attempt(blocking(lambda: connections.some_users(SCANNED_USERS))))
     if isinstance(found, Problem):
         problem(found.sentence)
     elif not found:
@@ -119,7 +120,7 @@ class UserView:
         if len(self.user_id) > MAX_ID:
             problem(f"a user id has at most {MAX_ID} characters, this one has {len(self.user_id):,}")
             return
-        history = await attempt(self.connections.history(self.user_id))
+        history = await wanted(attempt(self.connections.history(self.user_id)))
         if isinstance(history, Problem):
             problem(f"the history cannot be read: {history.sentence}")
             return
@@ -144,7 +145,7 @@ class UserView:
 
     async def _orders(self) -> list[PlacedOrder]:
         log = self.connections.orders
-        return [] if log is None else await blocking(lambda: log.orders(self.user_id))
+        return [] if log is None else await wanted(blocking(lambda: log.orders(self.user_id)))
 
     def _moment_choice(self, orders: list[PlacedOrder]) -> None:
         """The lists are made as of a moment: nothing later is read, neither of the history."""
@@ -175,7 +176,7 @@ class UserView:
 
     async def look(self) -> None:
         """Show everything anew if the history is another one."""
-        newer = await attempt(self.connections.newer_history(self.user_id, self.freshness.version))
+        newer = await wanted(attempt(self.connections.newer_history(self.user_id, self.freshness.version)))
         if isinstance(newer, Problem):
             self.freshness_label.set_text(f"the history cannot be read now: {newer.sentence}")
             return
@@ -204,7 +205,7 @@ class UserView:
         self._show_notice()
         self._show_timeline(now_ms)
         log = self.connections.orders
-        truth = None if log is None else await blocking(lambda: [log.next_order(self.user_id, now_ms)])
+        truth = None if log is None else await wanted(blocking(lambda: [log.next_order(self.user_id, now_ms)]))
         lists = await self._lists(now_ms)
         if generation != self.generation:
             return
@@ -226,7 +227,7 @@ class UserView:
             GENERATIVE: partial(generated_list, gateway, self.user_id, now_ms, LIST_LENGTH),
             SERVED: partial(served_list, gateway, self.user_id, now_ms, LIST_LENGTH),
         }
-        answers = await asyncio.gather(*(attempt(blocking(call)) for call in calls.values()))
+        answers = await wanted(asyncio.gather(*(attempt(blocking(call)) for call in calls.values())))
         return dict(zip(calls, answers, strict=True))
 
     async def _reasons(self, lists: dict[str, ShownList | Problem], now_ms: int) -> tuple[Reasons, str]:
@@ -236,7 +237,7 @@ class UserView:
         if not events or not shown:
             return {}, ""
         models = self.connections.models(self.release.release_id)
-        found = await attempt(blocking(lambda: explained(models, events, now_ms, list(shown))))
+        found = await wanted(attempt(blocking(lambda: explained(models, events, now_ms, list(shown)))))
         if isinstance(found, Problem):
             return {}, f"What drove them cannot be computed: {found.sentence}"
         reasons, count = found
