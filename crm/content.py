@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -18,15 +19,18 @@ from aiohttp import web
 
 from baguni.client import GatewayClient
 from baguni.errors import BaguniError, InvalidInputError
+from baguni.exposition import expose
 from baguni.history import History
 from baguni.history_store import HistoryReader
 from baguni.v1 import recommendation_pb2 as pb
+from crm.metrics import Metrics
 from crm.settings import CrmSettings
 from crm.state import CampaignState
 
 log = logging.getLogger(__name__)
 MAX_K, DEFAULT_K = 50, 10
 FALLBACK_EVERY_S = 300.0
+COUNTED_EVERY_S = 15.0
 FALLBACK_TIMEOUT_S = 2.0
 DELETED_TIMEOUT_S = 0.03
 
@@ -39,6 +43,7 @@ class Content:
     histories: HistoryReader
     gateway: GatewayClient
     token: str
+    metrics: Metrics
     popular: list[str] = field(default_factory=list)
 
     async def items(self, request: web.Request) -> web.Response:
@@ -50,13 +55,16 @@ class Content:
         campaign, user_id = request.match_info["campaign"], request.match_info["user_id"]
         found = self.state.last_push(campaign, user_id)
         if found is None or await self._is_deleted(user_id):
+            self.metrics.content.labels("popular").inc()
             return web.json_response({"user_id": user_id, "items": self.popular[:k], "source": "popular"})
         run_id, push = found
+        source = "popular" if push.cold_start else "generated"
+        self.metrics.content.labels(source).inc()
         return web.json_response(
             {
                 "user_id": user_id,
                 "items": [item.item_id for item in push.items[:k]],
-                "source": "popular" if push.cold_start else "generated",
+                "source": source,
                 "run_id": run_id,
                 "release_id": push.release_id,
             }
@@ -70,6 +78,15 @@ class Content:
             except BaguniError as error:
                 log.warning("popular items not renewed error=%s", error)
             await asyncio.sleep(FALLBACK_EVERY_S)
+
+    async def keep_counts_fresh(self) -> None:
+        """Tell Prometheus what the state says, now and again."""
+        while True:
+            try:
+                await asyncio.to_thread(self.metrics.read, self.state.folder)
+            except sqlite3.Error as error:
+                log.warning("campaigns not counted error=%s", error)
+            await asyncio.sleep(COUNTED_EVERY_S)
 
     def _popular(self) -> list[str]:
         request = pb.RecommendRequest(anonymous=pb.AnonymousUser(), page_size=MAX_K)
@@ -87,15 +104,19 @@ class Content:
 
 def application(settings: CrmSettings, state: CampaignState) -> web.Application:
     """The server's routes; `state` stays open as long as it runs."""
+    metrics = Metrics()
+    expose(metrics.registry, settings.metrics_address)
 
     async def running(app: web.Application):  # type: ignore[no-untyped-def]
         client = redis.asyncio.Redis.from_url(settings.redis_url)
         with closing(settings.gateway()) as gateway:
-            content = Content(state, HistoryReader(client), gateway, settings.crm_content_token.get_secret_value())
+            token = settings.crm_content_token.get_secret_value()
+            content = Content(state, HistoryReader(client), gateway, token, metrics)
             app.router.add_get("/v1/campaigns/{campaign}/users/{user_id}", content.items)
-            renewing = asyncio.create_task(content.keep_popular_fresh())
+            tasks = [asyncio.create_task(kept) for kept in (content.keep_popular_fresh(), content.keep_counts_fresh())]
             yield
-            renewing.cancel()
+            for task in tasks:
+                task.cancel()
             await client.aclose()
 
     app = web.Application()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from baguni.errors import UnavailableError
+from baguni.exposition import expose
 
 LAG_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3600.0, 86_400.0)
 BYTES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
@@ -60,10 +60,4 @@ class Metrics:
 
     def serve(self, address: str) -> None:
         """Let Prometheus read them at HOST:PORT; nowhere if that is empty. Raises UnavailableError if the port is taken."""
-        if not address:
-            return
-        host, _, port = address.rpartition(":")
-        try:
-            start_http_server(int(port), host, self.registry)
-        except (OSError, ValueError) as error:
-            raise UnavailableError("metrics", f"cannot listen on {address!r}, expected HOST:PORT: {error}") from error
+        expose(self.registry, address)

@@ -179,6 +179,40 @@ DASHBOARDS = {
             ),
         ),
     ),
+    "campaigns": (
+        "baguni: campaigns",
+        (
+            Panel(
+                "Users of the newest run",
+                "By campaign and by what became of their lists: how far a run is, and whom quiet rules left out.",
+                "none",
+                (('sum by (campaign, state) (baguni_campaign_users{where="run"})', "{{campaign}} {{state}}"),),
+            ),
+            Panel(
+                "Delivered",
+                "Users of the newest run at each sink. What is unknown may have arrived: `baguni crm show` names it.",
+                "none",
+                (
+                    (
+                        'sum by (campaign, where, state) (baguni_campaign_users{where!="run"})',
+                        "{{campaign}} {{where}} {{state}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Since the newest run began",
+                "A campaign that should run daily and is older than a day did not begin.",
+                "s",
+                (("time() - baguni_campaign_run_started_seconds", "{{campaign}}"),),
+            ),
+            Panel(
+                "Connected Content",
+                "Answers, by whose items.",
+                "reqps",
+                _rate("baguni_content_answers_total", "source"),
+            ),
+        ),
+    ),
     "releases": (
         "baguni: releases",
         (

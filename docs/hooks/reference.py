@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from baguni.cli import root
 from baguni.settings import Endpoints
+from crm.metrics import Metrics as CampaignMetrics
 from crm.settings import CrmSettings
 from deploy.local.settings import StackSettings
 from server.metrics import Metrics as GatewayMetrics
@@ -33,7 +34,7 @@ SETTINGS: dict[str, type[Any]] = {
     "Campaigns": CrmSettings,
     "The local stack": StackSettings,
 }
-METRICS = {"Gateway": GatewayMetrics, "Consumers": ConsumerMetrics}
+METRICS = {"Gateway": GatewayMetrics, "Consumers": ConsumerMetrics, "Campaigns": CampaignMetrics}
 MESSAGE, ENUM, SERVICE, NESTED_FIELD, VALUE, METHOD = 4, 5, 6, 2, 2, 2  # numbers of descriptor.proto
 LABEL_REPEATED = FieldDescriptorProto.LABEL_REPEATED
 

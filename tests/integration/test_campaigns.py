@@ -359,8 +359,14 @@ def test_connected_content_answers_every_user_at_once(shop: Shop, running: Endpo
     """200 and items for everybody, their own where the last run has some, within 100 ms."""
     sinks = [{"file": {"path": "out.csv"}}]
     shop.crm("run", str(shop.campaign(name="content", sinks=sinks)))
-    own, port = lists(shop.rows("out.csv")), free_port()
-    server = shop.start("serve", "--address", f"127.0.0.1:{port}", BAGUNI_CRM_CONTENT_TOKEN="let-me-in")
+    own, port, metrics_port = lists(shop.rows("out.csv")), free_port(), free_port()
+    server = shop.start(
+        "serve",
+        "--address",
+        f"127.0.0.1:{port}",
+        BAGUNI_CRM_CONTENT_TOKEN="let-me-in",
+        BAGUNI_METRICS_ADDRESS=f"127.0.0.1:{metrics_port}",
+    )
 
     def ask(user_id: str, campaign: str = "content", k: str = "3", token: str = "let-me-in") -> tuple[int, Any, float]:
         url = f"http://127.0.0.1:{port}/v1/campaigns/{campaign}/users/{user_id}?k={k}"
@@ -390,6 +396,10 @@ def test_connected_content_answers_every_user_at_once(shop: Shop, running: Endpo
             assert (status, answer["items"], answer["source"]) == (200, own[user_id], "generated")
             took.append(seconds)
         assert sorted(took)[-1] < 0.1
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=5) as reply:
+            told = reply.read().decode()
+        assert f'baguni_campaign_users{{campaign="content",state="prepared",where="run"}} {len(own)}.0' in told
+        assert f'baguni_content_answers_total{{source="generated"}} {len(shoppers)}.0' in told
         for user_id, campaign, k in (
             ("nobody", "content", "3"),
             (shoppers[0], "no-such", "3"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from crm.metrics import Metrics as CampaignMetrics
 from deploy.observability.dashboards import DASHBOARDS, FOLDER, render
 from server.metrics import Metrics as GatewayMetrics
 from streaming.metrics import Metrics as ConsumerMetrics
@@ -36,7 +37,7 @@ def read(name: str) -> dict[str, Any]:
 def exposed() -> set[str]:
     """What our processes tell, and what the rules record."""
     names = set()
-    for metrics in (GatewayMetrics(), ConsumerMetrics()):
+    for metrics in (GatewayMetrics(), ConsumerMetrics(), CampaignMetrics()):
         for family in metrics.registry.collect():
             suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(family.type, ("",))
             names |= {family.name + suffix for suffix in suffixes}

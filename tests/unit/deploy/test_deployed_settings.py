@@ -83,7 +83,10 @@ def test_every_port_is_one_that_the_process_opens(overlay: Overlay, monkeypatch:
         "gateway": lambda settings, _: {of(settings.gateway_address), of(settings.metrics_address)},
         "user-consumer": lambda settings, _: {of(settings.metrics_address)},
         "item-consumer": lambda settings, _: {of(settings.metrics_address)},
-        "crm": lambda _, container: {of(container["command"][container["command"].index("--address") + 1])},
+        "crm": lambda settings, container: {
+            of(settings.metrics_address),
+            of(container["command"][container["command"].index("--address") + 1]),
+        },
         "triton": lambda *_: {triton.HTTP_PORT, triton.GRPC_PORT, triton.METRICS_PORT},
     }
     for name, ports in opened.items():
