@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -13,7 +15,7 @@ from rich.table import Table
 from baguni.commands import CommandGroup
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError
 from baguni.release import ReleaseStore
-from baguni.release_transfer import RemoteReleases, follow
+from baguni.release_transfer import Progress, RemoteReleases, follow
 from baguni.settings import Endpoints
 
 FOLLOW_S = 5.0
@@ -84,9 +86,8 @@ def load(store: ReleaseStore, release_id: str) -> None:
     """Load RELEASE_ID into Triton and Milvus and check it, beside the active one: for experiments that choose between them."""
     from baguni.activation import publish
 
-    console = Console(stderr=True)
-    with console.status("") as status:
-        publish(store.get(release_id), Endpoints(), lambda stage: status.update(f"{release_id}: {stage}"))
+    with _shown(release_id) as show_stage:
+        publish(store.get(release_id), Endpoints(), show_stage)
     click.echo(f"{release_id} is loaded.")
 
 
@@ -108,9 +109,8 @@ def push(store: ReleaseStore, release_id: str | None, url: str | None) -> None:
     chosen = release_id or store.active_id()
     if chosen is None:
         raise NotFoundError(f"no release is active in {store.root}: name one")
-    console = Console(stderr=True)
-    with console.status("") as status:
-        remote.push(store.get(chosen), lambda stage: status.update(f"{chosen}: {stage}"))
+    with _shown(chosen) as show_stage:
+        remote.push(store.get(chosen, verify=False), show_stage)
     if release_id is None:
         remote.point_to(chosen)
     click.echo(f"{chosen} is in {remote.url}{'' if release_id else ', and active there'}.")
@@ -129,27 +129,34 @@ def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: 
     if release_id and follows:
         raise click.UsageError("--follow brings what is active: name no release with it")
     remote = _remote(url)
-    console = Console(stderr=True)
-    with console.status("") as status:
+    with _shown(release_id or remote.url) as show_stage:
         if release_id:
-            remote.pull(release_id, store, status.update)
+            remote.pull(release_id, store, show_stage)
             click.echo(f"{release_id} is in {store.root}.")
-            return
-        brought = None
-        while True:
-            try:
-                brought = follow(remote, store, status.update)
-            except BaguniError as error:
-                if not follows:
-                    raise
-                click.echo(str(error), err=True)
-            if brought is not None:
-                click.echo(f"{brought.release_id} is in {store.root}, and active.")
-            if not follows:
-                break
-            time.sleep(FOLLOW_S)
-    if brought is None:
-        click.echo(f"{store.root} has what is active in {remote.url}: {store.active_id() or 'nothing'}.")
+        elif follows:
+            while True:
+                try:
+                    _bring_active(remote, store, show_stage)
+                except BaguniError as error:
+                    click.echo(str(error), err=True)
+                time.sleep(FOLLOW_S)
+        elif not _bring_active(remote, store, show_stage):
+            click.echo(f"{store.root} has what is active in {remote.url}: {store.active_id() or 'nothing'}.")
+
+
+def _bring_active(remote: RemoteReleases, store: ReleaseStore, show_stage: Progress) -> bool:
+    """Whether the remote's active release was another one, and is here now."""
+    brought = follow(remote, store, show_stage)
+    if brought is not None:
+        click.echo(f"{brought.release_id} is in {store.root}, and active.")
+    return brought is not None
+
+
+@contextmanager
+def _shown(what: str) -> Iterator[Progress]:
+    """Where something long is, beside a spinner."""
+    with Console(stderr=True).status("") as status:
+        yield lambda stage: status.update(f"{what}: {stage}")
 
 
 def _remote(url: str | None) -> RemoteReleases:
@@ -162,7 +169,6 @@ def _remote(url: str | None) -> RemoteReleases:
 def _activate(store: ReleaseStore, release_id: str, drain_s: float | None = None) -> None:
     from baguni.activation import activate as activate_release
 
-    console = Console(stderr=True)
-    with console.status("") as status:
-        activate_release(store, release_id, Endpoints(), lambda stage: status.update(f"{release_id}: {stage}"), drain_s)
+    with _shown(release_id) as show_stage:
+        activate_release(store, release_id, Endpoints(), show_stage, drain_s)
     click.echo(f"{release_id} is active.")

@@ -16,11 +16,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from baguni.errors import InvalidInputError, NotFoundError, ReleaseMismatchError, UnavailableError
 from baguni.release import MANIFEST, POINTER, Release, ReleaseStore, load_release, parse_object, sha256_of
@@ -81,7 +83,7 @@ class RemoteReleases:
         with self._reached():
             if not self._files.exists(f"{self._root}/{release_id}/{MANIFEST}"):
                 raise NotFoundError(self._unknown(release_id))
-            self._files.pipe_file(f"{self._root}/{POINTER}", json.dumps({"release_id": release_id}).encode())
+            self._write(BytesIO(json.dumps({"release_id": release_id}).encode()), POINTER)
 
     def pull(self, release_id: str, store: ReleaseStore, progress: Progress = lambda stage: None) -> Release:
         """Bring a release into a store; the same release at once if it is there. One process at a time brings it.
@@ -146,20 +148,24 @@ class RemoteReleases:
                 break
         return "does not match its sha256"
 
-    def _send(self, path: Path, key: str) -> None:
+    def _write(self, source: BinaryIO, key: str) -> None:
+        """One object. A folder would show a file that is half written: there it is renamed when it is whole."""
         target = f"{self._root}/{key}"
-        if self.url.startswith("s3:"):
-            with path.open("rb") as source, self._files.open(target, "wb") as file:
-                shutil.copyfileobj(source, file, CHUNK)
-            return
-        self._files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
-        self._files.put_file(str(path), f"{target}.begun")  # a folder shows files that are half written
-        self._files.mv(f"{target}.begun", target)
+        in_folder = isinstance(self._files, LocalFileSystem)
+        if in_folder:
+            self._files.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+        written = f"{target}.begun" if in_folder else target
+        with self._files.open(written, "wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+        if in_folder:
+            os.replace(written, target)
+
+    def _send(self, path: Path, key: str) -> None:
+        with path.open("rb") as source:
+            self._write(source, key)
 
     def _sizes(self, release_id: str) -> dict[str, int]:
         folder = f"{self._root}/{release_id}"
-        if not self._files.exists(folder):
-            return {}
         found: dict[str, dict[str, Any]] = self._files.find(folder, detail=True)
         return {PurePosixPath(path).relative_to(folder).as_posix(): int(about["size"]) for path, about in found.items()}
 

@@ -113,7 +113,9 @@ def application(settings: CrmSettings, state: CampaignState) -> web.Application:
             token = settings.crm_content_token.get_secret_value()
             content = Content(state, HistoryReader(client), gateway, token, metrics)
             app.router.add_get("/v1/campaigns/{campaign}/users/{user_id}", content.items)
-            tasks = [asyncio.create_task(kept) for kept in (content.keep_popular_fresh(), content.keep_counts_fresh())]
+            tasks = [asyncio.create_task(content.keep_popular_fresh())]
+            if settings.metrics_address:
+                tasks.append(asyncio.create_task(content.keep_counts_fresh()))
             yield
             for task in tasks:
                 task.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from nicegui import ui
@@ -23,6 +22,7 @@ from inspection.pages.layout import (
     address,
     ask_for,
     attempt,
+    attempt_all,
     frame,
     heading,
     is_seen,
@@ -131,7 +131,7 @@ def show_tree(release: Release, index: int) -> None:
 async def show_neighbours(connections: Connections, release: Release, item_id: str) -> None:
     """Both spaces side by side, from SimilarItems."""
     calls = [partial(similar_list, connections.gateway, item_id, space, LIST_LENGTH) for space in SPACES]
-    answers = await wanted(asyncio.gather(*(attempt(blocking(call)) for call in calls)))
+    answers = await attempt_all(calls)
     for (name, meaning), answer in zip(SPACES.values(), answers, strict=True):
         with ui.card().classes(CARD).props(f"data-testid=list-{name.lower()}"):
             heading(name, meaning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -49,6 +49,11 @@ async def attempt(asked: Awaitable[T]) -> T | Problem:
         return await asked
     except BaguniError as error:
         return Problem(str(error))
+
+
+async def attempt_all(calls: Iterable[Callable[[], T]]) -> list[T | Problem]:
+    """The same of several calls at once, in their order."""
+    return await wanted(asyncio.gather(*(attempt(blocking(call)) for call in calls)))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from inspection.pages.layout import (
     Problem,
     address,
     attempt,
+    attempt_all,
     frame,
     heading,
     is_seen,
@@ -154,7 +154,7 @@ async def show_item(connections: Connections, sides: Sequence[Side], item_id: st
 
 async def show_pair(name: str, sides: Sequence[Side], calls: Sequence[partial[ShownList]]) -> None:
     """Two lists side by side, with what they share."""
-    answers = await wanted(asyncio.gather(*(attempt(blocking(call)) for call in calls)))
+    answers = await attempt_all(calls)
     first, second = answers
     agreement, notes = "", (list[str](), list[str]())
     if isinstance(first, ShownList) and isinstance(second, ShownList):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Collection
 from functools import partial
@@ -34,6 +33,7 @@ from inspection.pages.layout import (
     address,
     ask_for,
     attempt,
+    attempt_all,
     frame,
     heading,
     is_seen,
@@ -227,7 +227,7 @@ class UserView:
             GENERATIVE: partial(generated_list, gateway, self.user_id, now_ms, LIST_LENGTH),
             SERVED: partial(served_list, gateway, self.user_id, now_ms, LIST_LENGTH),
         }
-        answers = await wanted(asyncio.gather(*(attempt(blocking(call)) for call in calls.values())))
+        answers = await attempt_all(calls.values())
         return dict(zip(calls, answers, strict=True))
 
     async def _reasons(self, lists: dict[str, ShownList | Problem], now_ms: int) -> tuple[Reasons, str]:
