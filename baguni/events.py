@@ -63,11 +63,13 @@ class MalformedEvent(InvalidInputError):  # noqa: N818 - an event, which is malf
 
 
 class UserEvents(NamedTuple):
-    """What one record changes in one user's history; `placement`: where it was clicked, if that is known."""
+    """What one record changes in one user's history. `placement`: where it was clicked, if that is known; `exposure_token`:
+    of the page that led there, as it came."""
 
     user_id: str
     changes: tuple[Change, ...]
     placement: str = ""
+    exposure_token: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,13 +186,17 @@ def _order(message: pb.OrderPlaced) -> UserEvents:
         HistoryEvent(_identifier(f"lines[{n}].item_id", line.item_id), Action.ORDERED, time_ms, order_id)
         for n, line in enumerate(message.lines)
     ]
-    return UserEvents(_identifier("user_id", message.user_id), tuple(dict.fromkeys(lines)))
+    return UserEvents(
+        _identifier("user_id", message.user_id),
+        tuple(dict.fromkeys(lines)),
+        exposure_token=message.exposure_token,
+    )
 
 
 def _single(message: pb.ItemClicked | pb.CartAdded, action: Action, placement: str = "") -> UserEvents:
     item_id = _identifier("item_id", message.item_id)
     event = HistoryEvent(item_id, action, _time_ms(message.event_time))
-    return UserEvents(_identifier("user_id", message.user_id), (event,), placement)
+    return UserEvents(_identifier("user_id", message.user_id), (event,), placement, message.exposure_token)
 
 
 def _item(message: pb.ItemUpserted) -> Item:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from baguni.events import LOOKED_AT
+from baguni.exposition import BoundedNames
+
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+MAX_PLACEMENTS = 50  # that are told apart
+REMEMBERED = 256  # series
 
 
 class Metrics:
@@ -35,6 +42,16 @@ class Metrics:
         self.exposures = Counter(
             "baguni_exposures", "Pages that were served: told to Kafka, or dropped.", ["outcome"], registry=registry
         )
+        self._pages = Counter(
+            "baguni_pages", "Pages of lists that were served to shoppers.", ["placement", "release"], registry=registry
+        )
+        self._page_items = Counter(
+            "baguni_page_items", "Items on these pages.", ["placement", "release"], registry=registry
+        )
+        self._placement = BoundedNames(MAX_PLACEMENTS)
+        self._page_of = lru_cache(maxsize=REMEMBERED)(
+            lambda *labels: (self._pages.labels(*labels), self._page_items.labels(*labels))
+        )
         self.captured = Counter(
             "baguni_captured", "Requests written down for replay, or dropped.", ["outcome"], registry=registry
         )
@@ -55,6 +72,13 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self._serving: str | None = None
+
+    def served(self, request_id: str, release_id: str, placement: str, num_items: int) -> None:
+        """A page went out. What was only asked for to look into it counts for nobody's click-through."""
+        if not request_id.startswith(LOOKED_AT):
+            pages, items = self._page_of(self._placement(placement), release_id)
+            pages.inc()
+            items.inc(num_items)
 
     def serves(self, release_id: str) -> None:
         """From now on this process serves the release, and no other."""

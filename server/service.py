@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from baguni.exposure_token import Exposure
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server import validation
@@ -18,13 +19,13 @@ from server.experiments import NOTHING, Choices
 from server.exposures import Exposures
 from server.features import Features
 from server.generate import generate_top_items
+from server.page_token import PageToken
 from server.parts import Parts
 from server.queries import RankedItem, RecommendQuery, Tier, UserRanking
 from server.recommend import recommend
 from server.settings import ServerSettings
 from server.similar import similar_items
 from server.telemetry import request_id as current_request
-from server.tokens import PageToken, exposure_token
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -66,7 +67,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
                 next_page_token=token.encode() if ranking.has_more else "",
                 release_id=serving.release_id,
                 degradation_tier=int(ranking.tier),  # type: ignore[arg-type]
-                exposure_token=exposure_token(request_id, serving.release_id, request.placement, time_ms),
+                exposure_token=Exposure(request_id, serving.release_id, request.placement, time_ms).encode(),
                 history_version=ranking.history_version,
                 experiment_assignments=[
                     pb.ExperimentAssignment(experiment_key=each.experiment, variation_key=each.variation)
@@ -74,6 +75,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
                 ],
             )
             self._exposures.add(request, response, time_ms, ranking.explored)
+            self._parts.metrics.served(request_id, serving.release_id, request.placement, len(ranking.items))
             took_ms = 1e3 * (time.perf_counter() - started)
             sampled = self._capture.is_sampled()
             if sampled or self._capture.is_slow(took_ms):

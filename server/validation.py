@@ -14,8 +14,8 @@ from baguni.history import Action, HistoryEvent
 from baguni.placements import MAX_PLACEMENT
 from baguni.v1 import recommendation_pb2 as pb
 from server.experiments import NOTHING, Choices
+from server.page_token import PageToken, query_hash
 from server.queries import Cap, GenerateQuery, RecommendQuery, Rules, SimilarQuery
-from server.tokens import PageToken, query_hash
 
 MAX_ID = 256
 MAX_REQUEST_ID = 128

@@ -24,6 +24,18 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.attributed = Counter(
+            "baguni_attributed_events",
+            "New clicks, carts and orders that say which page led to them, by what they are and the page's placement and "
+            "release.",
+            ["action", "placement", "release"],
+            registry=registry,
+        )
+        self.unreadable_tokens = Counter(
+            "baguni_unreadable_exposure_tokens",
+            "New events whose exposure token is no gateway's: they count for no page.",
+            registry=registry,
+        )
         self.dead_letters = Counter(
             "baguni_dead_letters", "Records that will never parse, by reason.", ["reason"], registry=registry
         )

@@ -1,5 +1,5 @@
-"""What user events do: they change histories, and clicks count for the placement where they happened. A history is a set, so
-redelivery is harmless; a click counts when it is new there.
+"""What user events do: they change histories, clicks count for the placement where they happened, and events that name the
+page that led to them count for it. A history is a set, so redelivery is harmless; an event counts when it is new there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from baguni.events import Event, MalformedEvent, UserEvents
 from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
 from baguni.history_store import Applied, HistoryWriter, Outcome
 from baguni.placements import PlacementWriter
+from streaming.attribution import Attribution
 from streaming.metrics import Metrics
 
 KINDS: dict[object, str] = {
@@ -29,7 +30,7 @@ class UserUpdates:
     """Applies batches of user events to the history store."""
 
     def __init__(self, writer: HistoryWriter, placements: PlacementWriter, metrics: Metrics) -> None:
-        self._writer, self._placements = writer, placements
+        self._writer, self._placements, self._attribution = writer, placements, Attribution(metrics)
         self._lag_s = {kind: metrics.visible_lag_s.labels(name) for kind, name in KINDS.items()}
         self._outcomes = {outcome: metrics.changes.labels(outcome.name.lower()) for outcome in Outcome}
         self._observe_bytes = metrics.history_bytes.observe
@@ -42,21 +43,22 @@ class UserUpdates:
         batches: deque[_Batch] = deque()
         for applied in self._writer.apply_each(_batches(events, batches, rejected)):
             batch = batches.popleft()
-            self._count(batch.clicks, applied)
+            self._count([event for event, position in batch.counted if _is_new(event, applied, position)])
             self._measure(batch.events, applied)
         return rejected
 
-    def _count(self, clicks: Sequence[tuple[UserEvents, int]], applied: Mapping[str, Applied]) -> None:
-        """Count the clicks that are new in their histories."""
-        new: dict[str, list[tuple[str, int]]] = {}
-        for event, position in clicks:
-            if applied[event.user_id].outcomes[position] in (Outcome.NEW, Outcome.LATE):
-                clicked = [
+    def _count(self, events: Sequence[UserEvents]) -> None:
+        """Count for placements and pages what is new in histories."""
+        clicked: dict[str, list[tuple[str, int]]] = {}
+        for event in events:
+            if event.exposure_token:
+                self._attribution.count(event)
+            if event.placement:
+                clicked.setdefault(event.placement, []).extend(
                     (change.item_id, change.time_ms) for change in event.changes if isinstance(change, HistoryEvent)
-                ]
-                new.setdefault(event.placement, []).extend(clicked)
-        if new:
-            self._placements.count(new)
+                )
+        if clicked:
+            self._placements.count(clicked)
 
     def _measure(self, events: Sequence[UserEvents], applied: Mapping[str, Applied]) -> None:
         """Outcomes are counted one by one; of lags and sizes a batch tells the largest, which is a histogram that is never too
@@ -80,10 +82,15 @@ class UserUpdates:
 
 @dataclass
 class _Batch:
-    """Events of one round trip, and which of them are clicks at a placement, at which position among their user's changes."""
+    """Events of one round trip, and which of them count for a placement or a page, at which position among their user's
+    changes."""
 
     events: list[UserEvents]
-    clicks: list[tuple[UserEvents, int]] = field(default_factory=list)
+    counted: list[tuple[UserEvents, int]] = field(default_factory=list)
+
+
+def _is_new(event: UserEvents, applied: Mapping[str, Applied], position: int) -> bool:
+    return applied[event.user_id].outcomes.get(position) in (Outcome.NEW, Outcome.LATE)
 
 
 def _batches(
@@ -99,8 +106,8 @@ def _batches(
                 rejected.append((position, MalformedEvent("wrong_topic", "an item event on a user topic")))
                 continue
             theirs = changes.setdefault(event.user_id, [])
-            if event.placement:
-                batch.clicks.append((event, len(theirs)))
+            if event.placement or event.exposure_token:
+                batch.counted.append((event, len(theirs)))
             theirs += event.changes
             batch.events.append(event)
         batches.append(batch)

@@ -53,6 +53,16 @@ def _a_request(part: str) -> tuple[tuple[str, str], ...]:
     return ((f"{waited} / {answered}", "{{model}}"),)
 
 
+def _a_page(metric: str, by: str) -> tuple[tuple[str, str], ...]:
+    """Over an hour: what pages lead to comes later than they do, and is rare."""
+    counted, pages = (f"sum by ({by}) (rate({name}[1h]))" for name in (metric, "baguni_pages_total"))
+    return ((f"{counted} / {pages}", f"{{{{{by}}}}}"),)
+
+
+def _led_to(action: str) -> str:
+    return f'baguni_attributed_events_total{{action="{action}"}}'
+
+
 RECOMMEND = 'baguni_request_duration_seconds_bucket{method="Recommend", code="OK"}'
 DASHBOARDS = {
     "overview": (
@@ -79,6 +89,33 @@ DASHBOARDS = {
                 "By severity.",
                 "none",
                 (('count by (severity) (ALERTS{alertstate="firing"})', "{{severity}}"),),
+            ),
+        ),
+    ),
+    "quality": (
+        "baguni: online quality",
+        (
+            *(
+                Panel(f"{what} a page, by {by}", f"{about}, over pages.", "percentunit", _a_page(_led_to(action), by))
+                for what, action, about in (
+                    ("Clicks", "clicked", "Clicks that name a page as what led to them"),
+                    ("Carts", "carted", "What was put into the cart from a page"),
+                    ("Orders", "ordered", "Orders that name a page as what led to them"),
+                )
+                for by in ("placement", "release")
+            ),
+            Panel("Pages", "Served, by placement.", "reqps", _rate("baguni_pages_total", "placement")),
+            Panel(
+                "Items on a page",
+                "By placement: lists that rules leave too little are short.",
+                "none",
+                _a_page("baguni_page_items_total", "placement"),
+            ),
+            Panel(
+                "Events whose page is unknown",
+                "Their token is damaged: a client sends something else.",
+                "cps",
+                (("sum(rate(baguni_unreadable_exposure_tokens_total[$__rate_interval]))", "unreadable"),),
             ),
         ),
     ),

@@ -17,6 +17,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from baguni.events import EXPOSURE_TOPIC
+from baguni.exposure_token import Exposure
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
 from baguni.release import Release
@@ -25,7 +26,6 @@ from baguni.v1 import exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from deploy.local.settings import free_port
-from server.tokens import read_exposure_token
 from tests.gateway_process import GatewayProcess, gateway_process
 
 pytestmark = pytest.mark.stack
@@ -154,7 +154,7 @@ def test_what_was_served_goes_to_kafka_under_the_token_that_clicks_bring_back(st
     served = exposures_pb2.ListServed.FromString(record.value)
     assert dict(record.headers)["ce_type"] == b"baguni.v1.ListServed"
     assert served.exposure_token == answered.exposure_token
-    assert read_exposure_token(served.exposure_token)["placement"] == "home" == served.placement
+    assert Exposure.decode(served.exposure_token).placement == "home" == served.placement
     assert list(served.items) == list(answered.items)
     assert served.user_id == shopper
     assert served.release_id == answered.release_id

@@ -21,6 +21,10 @@ QUICK = 'baguni_request_duration_seconds_bucket{method="Recommend", code="OK", l
 EVENTS, SEEN = "baguni_event_visible_lag_seconds_count", 'baguni_event_visible_lag_seconds_bucket{le="1.0"}'
 TRITON = 'nv_inference_{}{{model="user_encoder_r1"}}'
 SUCCESS, FAILURE, QUEUE = (TRITON.format(n) for n in ("request_success", "request_failure", "queue_duration_us"))
+CLICKS, PAGES = (
+    'baguni_attributed_events_total{action="clicked", placement="home"}',
+    'baguni_pages_total{placement="home"}',
+)
 STEPS = 150
 Series = dict[str, str]
 
@@ -33,6 +37,11 @@ def rising(a_step: float) -> str:
 def steady(value: float) -> str:
     """A gauge."""
     return f"{value}+0x{STEPS}"
+
+
+def stopped(a_step: float, after: int) -> str:
+    """A counter that grows for so many steps, and no more."""
+    return f"0+{a_step}x{after} {a_step * after}+0x{STEPS - after}"
 
 
 def at_pace(bad: str, good: str, share: float) -> Series:
@@ -83,6 +92,10 @@ CASES: dict[str, tuple[Series, Series]] = {
     "ExposuresDropped": (
         {'baguni_exposures_total{outcome="dropped"}': rising(1)},
         {'baguni_exposures_total{outcome="sent"}': rising(1)},
+    ),
+    "ClickThroughFell": (
+        {PAGES: rising(1000), CLICKS: stopped(100, 40)},
+        {PAGES: rising(1000), CLICKS: rising(100)},
     ),
     "ConsumerBehind": (
         {f'baguni_consumer_lag_records{{topic="baguni.clicks", partition="{n}"}}': steady(30_000) for n in range(2)},
