@@ -113,7 +113,7 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
     on_stage("fill Milvus")
     index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog.attribute_types)
     try:
-        was_built = index.fill(release)
+        was_built = index.fill(release, on_stage)
         if was_built:
             restore_live_items(index, release, endpoints.redis_url)
         index.check()

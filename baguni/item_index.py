@@ -17,7 +17,8 @@ end, so one that has the name is whole; which release it is of stands in its pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,8 @@ MAX_TYPED = 50  # of Milvus' 64 fields; attributes beyond are dynamic fields, wi
 RELEASE, LENGTH = "baguni.release_id", "baguni.vector_length"
 FLAT_ITEMS = 20_000  # nearly as quick without a graph, and exact
 FLAT = {"metric_type": METRIC, "index_type": "FLAT"}
-GRAPH = {"metric_type": METRIC, "index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
+GRAPH = {"metric_type": METRIC, "index_type": "HNSW", "params": {"M": 16, "efConstruction": 100}}
+INDEX_TIMEOUT_S, LOOK_S = 7_200.0, 0.5  # a million items take two cores a quarter of an hour
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class ItemIndex:
         with milvus_errors():
             self._client = MilvusClient(uri, timeout=CONNECT_TIMEOUT_S)
 
-    def fill(self, release: Release) -> bool:
-        """Make both collections of a release and load them for search. True if one was missing and is now built."""
+    def fill(self, release: Release, on_stage: Callable[[str], None] = lambda stage: None) -> bool:
+        """Make both collections of a release, their graphs included, and load them for search. True if one was missing and is
+        now built. Without its graph a collection answers too, slowly and worse."""
         self._length = float(np.linalg.norm(release.item_vectors, axis=1).max(initial=0.0))
         vectors = {self._items: lengthened(release.item_vectors, self._length), self._content: release.content_vectors}
         with milvus_errors():
@@ -76,6 +79,7 @@ class ItemIndex:
             ]
             with ThreadPoolExecutor(len(vectors)) as pool:  # it is mostly waiting for Milvus
                 list(pool.map(lambda name: self._build(name, release.catalog.items, vectors[name]), missing))
+                self._await_graphs([_filling(name) for name in missing], len(release.catalog), on_stage)
                 for name in missing:  # one after the other: the embedded Milvus loses names otherwise
                     self._client.drop_collection(name, timeout=BUILD_TIMEOUT_S)  # one with other fields
                     self._client.rename_collection(_filling(name), name, timeout=BUILD_TIMEOUT_S)
@@ -175,6 +179,18 @@ class ItemIndex:
             rows = zip(items[start : start + INSERT_ROWS], vectors_ND[start : start + INSERT_ROWS], strict=True)
             self._client.insert(filling, [self._row(item, vector) for item, vector in rows], timeout=BUILD_TIMEOUT_S)
         self._client.flush(filling, timeout=BUILD_TIMEOUT_S)
+
+    def _await_graphs(self, names: Sequence[str], num_items: int, on_stage: Callable[[str], None]) -> None:
+        """Until Milvus has indexed everything."""
+        deadline = time.monotonic() + INDEX_TIMEOUT_S
+        while waiting := sum(num_items - self._num_indexed(name) for name in names):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{waiting:,} items were not indexed within {INDEX_TIMEOUT_S:g} s")
+            on_stage(f"index {waiting:,} items in Milvus")
+            time.sleep(LOOK_S)
+
+    def _num_indexed(self, name: str) -> int:
+        return int(self._client.describe_index(name, "vector", timeout=WRITE_TIMEOUT_S)["indexed_rows"])
 
     def _row(self, item: Item, vector: NDArray[np.float32]) -> dict[str, Any]:
         fields = index_fields(item, self._types)

@@ -36,7 +36,6 @@ from trainer.run import Run
 ITEMS, DIM, CLUSTERS, QUERIES, K = 100_000, 128, 200, 100, 100
 TYPES = {"brand": "string", "price": "number"}
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1, 0.01)
-SETTLE_S = 20.0  # until Milvus has made its segments into graphs
 BAR = 0.98
 
 
@@ -62,7 +61,6 @@ class Search:
         index = ItemIndex(uri, release.release_id, release.catalog.attribute_types)
         index.fill(release)
         index.close()
-        time.sleep(SETTLE_S)
 
     def measure(self, conditions: Sequence[Filter] = ()) -> tuple[float, float]:
         """Mean recall@K and median latency in ms."""

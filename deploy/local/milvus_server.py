@@ -11,6 +11,10 @@ from pathlib import Path
 
 from milvus import MilvusServer, MilvusServerConfig
 
+# A segment is closed when it is nearly as large as segments get. Closed sooner, it is indexed, merged, and indexed again:
+# docs/adr/0023.
+LARGE_SEGMENTS = ("DATACOORD_SEGMENT_SEALPROPORTION", "0.9")
+
 
 class Config(MilvusServerConfig):  # type: ignore[misc]
     """Takes a port whose last connections are still dying, as every server does: the wheel's own check refuses to start
@@ -32,6 +36,7 @@ def main(data_dir: str, port: str) -> None:
     data.mkdir(parents=True, exist_ok=True)
     if not (data / "bin").exists():
         (data / "bin").symlink_to(binaries)
+    os.environ.setdefault(*LARGE_SEGMENTS)
     etcd_port, peer_port = free_ports(2)
     os.environ["ETCD_CONFIG_PATH"] = str(write_etcd_config(data, etcd_port, peer_port))
     config = Config(data_dir=str(data), proxy_port=int(port), etcd_port=etcd_port)

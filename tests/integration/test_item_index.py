@@ -19,7 +19,7 @@ from baguni import filters
 from baguni.catalog import Catalog, Item
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.filters import Filter
-from baguni.item_index import RELEASE, IndexedItem, ItemIndex, lengthened
+from baguni.item_index import FLAT_ITEMS, RELEASE, IndexedItem, ItemIndex, lengthened
 from baguni.item_search import AsyncItemIndex, Hits
 from baguni.milvus import collection_names
 from baguni.release import Release, write_manifest
@@ -286,6 +286,23 @@ def test_graph_and_exact_index_give_inner_products_of_items_longer_than_all_befo
         index.drop()
         index.close()
         writing.close()
+
+
+def test_a_graph_is_whole_when_filling_returns(stack: Endpoints, tmp_path: Path) -> None:
+    """Standalone alone says how much it has indexed."""
+    release = release_of(tmp_path / "r", [Item(str(n), "A") for n in range(FLAT_ITEMS + 1)], "r_graph")
+    index, client, stages = ItemIndex(stack.milvus_uri, "r_graph"), MilvusClient(stack.milvus_uri), []
+    try:
+        index.fill(release, stages.append)
+        for name in collection_names("r_graph"):
+            found = client.describe_index(name, "vector")
+            assert (found["indexed_rows"], found["pending_index_rows"]) == (len(release.catalog), 0)
+    finally:
+        index.drop()
+        index.close()
+        client.close()
+    assert stages
+    assert all(stage.startswith("index ") for stage in stages)
 
 
 def test_lengthened_vectors_are_of_one_length_and_keep_their_inner_products() -> None:
