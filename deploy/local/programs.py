@@ -73,7 +73,13 @@ def servers(settings: StackSettings) -> list[Program]:
         ),
         Program(
             "milvus",
-            (python, str(HERE / "milvus_server.py"), str(root / "milvus"), str(settings.milvus_port)),
+            (
+                python,
+                str(HERE / "milvus_server.py"),
+                str(root / "milvus"),
+                str(settings.milvus_port),
+                str(settings.milvus_metrics_port),
+            ),
             endpoints.milvus_uri,
             lambda: _milvus_ready(endpoints.milvus_uri, settings.milvus_port),
         ),

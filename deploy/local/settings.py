@@ -24,8 +24,8 @@ def free_port() -> int:
 
 
 class StackSettings(BaseSettings):
-    """Everything listens on 127.0.0.1 only. `servers_python` runs the third-party servers, whose packages need another
-    NumPy than ours; `python` runs ours."""
+    """Everything listens on 127.0.0.1 only, but Milvus, which knows no such setting. `servers_python` runs the third-party
+    servers, whose packages need another NumPy than ours; `python` runs ours."""
 
     model_config = SettingsConfigDict(env_prefix="BAGUNI_STACK_", frozen=True)
 
@@ -38,6 +38,7 @@ class StackSettings(BaseSettings):
     triton_http_port: int = 7461
     triton_metrics_port: int = 7471
     milvus_port: int = 7452
+    milvus_metrics_port: int = 7472
     broker_port: int = 7453
     redis_port: int = 7454
     servers_python: Path = REPOSITORY / ".venv-stack/bin/python"
