@@ -13,6 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 KUBERNETES = ROOT / "deploy/kubernetes"
+OVERLAYS = ("cpu", "gpu", "dev", "object-store")
 WORKLOADS = ("Deployment", "StatefulSet", "CronJob", "Job")
 SERVERS = ("redis", "kafka", "milvus", "topics")  # of the dev overlay; everything else is ours
 
@@ -21,6 +22,19 @@ TRITON_METRICS = frozenset(  # tests/integration/test_exposed_metrics.py finds t
     f"nv_inference_{name}"
     for name in ("request_success", "request_failure", "queue_duration_us", "compute_infer_duration_us")
 )
+
+MILVUS_METRICS = frozenset(  # found in a running one, too
+    f"milvus_{name}"
+    for name in (
+        "proxy_req_count",
+        "proxy_sq_latency_bucket",
+        "querynode_sq_queue_latency_bucket",
+        "querynode_sq_core_latency_bucket",
+        "datacoord_index_task_count",
+        "datacoord_segment_num",
+        "proxy_insert_vectors_count",
+    )
+) | {"process_resident_memory_bytes"}
 
 
 def tool(name: str) -> Path:
@@ -68,10 +82,11 @@ class Overlay:
                 yield name, container
 
     def environment(self, container: Object) -> dict[str, str]:
-        """What a container's process finds; a pod's name is `pod-0`."""
+        """What a container's process finds, secrets left out; a pod's name is `pod-0`."""
         found: dict[str, str] = {}
         for source in container.get("envFrom", ()):
-            found |= self.named("ConfigMap", source["configMapRef"]["name"])["data"]
+            if "configMapRef" in source:
+                found |= self.named("ConfigMap", source["configMapRef"]["name"])["data"]
         for variable in container.get("env", ()):
             value = "pod-0" if "valueFrom" in variable else variable["value"]
             found[variable["name"]] = value.replace("$(POD_NAME)", "pod-0")

@@ -176,6 +176,59 @@ DASHBOARDS = {
             Panel("A request computes", "In the model.", "µs", _a_request("nv_inference_compute_infer_duration_us")),
         ),
     ),
+    "milvus": (
+        "baguni: Milvus",
+        (
+            Panel(
+                "Searches",
+                "At its proxy, by status; total is all of them.",
+                "reqps",
+                _rate('milvus_proxy_req_count{function_name="Search"}', "status"),
+            ),
+            Panel(
+                "A search takes",
+                "At its proxy, from arrival to answer.",
+                "ms",
+                _quantiles('milvus_proxy_sq_latency_bucket{query_type="search"}', "", 0.5, 0.99),
+            ),
+            Panel(
+                "A search waits",
+                "For a thread: more searches than processors.",
+                "ms",
+                _quantiles('milvus_querynode_sq_queue_latency_bucket{query_type="search"}', "", 0.5, 0.99),
+            ),
+            Panel(
+                "A search computes",
+                "In the graphs of its segments.",
+                "ms",
+                _quantiles('milvus_querynode_sq_core_latency_bucket{query_type="search"}', "", 0.5, 0.99),
+            ),
+            Panel(
+                "Index tasks",
+                "Segments by whether they have their graph. While some wait, searches are slow, and find less.",
+                "none",
+                (("sum by (index_task_status) (milvus_datacoord_index_task_count)", "{{index_task_status}}"),),
+            ),
+            Panel(
+                "Segments",
+                "By state: each search walks every graph of its collection.",
+                "none",
+                (("sum by (segment_state) (milvus_datacoord_segment_num)", "{{segment_state}}"),),
+            ),
+            Panel(
+                "Rows inserted",
+                "Of both spaces.",
+                "cps",
+                (("sum(rate(milvus_proxy_insert_vectors_count[$__rate_interval]))", "rows"),),
+            ),
+            Panel(
+                "Memory",
+                "Of its process.",
+                "bytes",
+                (('process_resident_memory_bytes{job="milvus"}', "{{instance}}"),),
+            ),
+        ),
+    ),
     "streaming": (
         "baguni: streaming",
         (

@@ -10,7 +10,7 @@ from baguni.client import GatewayClient
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from deploy.local.stack import LocalStack
-from tests.manifests import TRITON_METRICS
+from tests.manifests import MILVUS_METRICS, TRITON_METRICS
 
 pytestmark = pytest.mark.stack
 
@@ -22,12 +22,13 @@ def told(port: int) -> set[str]:
     return {line.split("{")[0].split(" ")[0] for line in lines if line and not line.startswith("#")}
 
 
-def test_triton_and_our_processes(running: Endpoints, local_stack: LocalStack) -> None:
+def test_triton_milvus_and_our_processes(running: Endpoints, local_stack: LocalStack) -> None:
     client = GatewayClient(running.gateway_address)
     client.recommend(pb.RecommendRequest(user_id="somebody", exclude_purchased=True))
     client.generate_top_items(pb.GenerateTopItemsRequest(user_ids=["somebody"]))
     client.close()
     settings = local_stack.settings
     assert told(settings.triton_metrics_port) >= TRITON_METRICS
+    assert told(settings.milvus_metrics_port) >= MILVUS_METRICS
     assert told(settings.gateway_metrics_port) >= {"baguni_request_duration_seconds_bucket", "baguni_release_info"}
     assert "baguni_rewinds_total" in told(settings.user_consumer_metrics_port)

@@ -16,7 +16,7 @@ from deploy.observability.dashboards import DASHBOARDS, FOLDER, render
 from server.metrics import Metrics as GatewayMetrics
 from streaming.metrics import Metrics as ConsumerMetrics
 from tests.conftest import repository
-from tests.manifests import TRITON_METRICS, tool
+from tests.manifests import MILVUS_METRICS, TRITON_METRICS, tool
 
 RULES = repository() / "deploy/observability/prometheus"
 PROMETHEUS = {"up", "ALERTS"}
@@ -52,7 +52,7 @@ def metric_names(expression: str) -> set[str]:
 
 
 def test_every_metric_is_one_that_somebody_tells() -> None:
-    known = exposed() | TRITON_METRICS | PROMETHEUS
+    known = exposed() | TRITON_METRICS | MILVUS_METRICS | PROMETHEUS
     for expression in expressions():
         assert metric_names(expression) <= known, expression
 
