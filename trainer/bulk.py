@@ -1,15 +1,11 @@
 """Lists of the generative head for all users of a log, without servers: in this process, or on the nodes of a Ray cluster.
 Either way the same users go through the same graph together, so the numbers are the same to the last bit.
-
-    pip install "baguni[ray]"        for --ray; every node reads the release and the data at the same paths
 """
 
 # B = users of a chunk, k = items of a list
 
 from __future__ import annotations
 
-import logging
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,15 +16,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from baguni.errors import InvalidInputError, UnavailableError
+from baguni.errors import InvalidInputError
 from baguni.inference import summarise, triton_inputs
 from baguni.release import load_release
 from baguni.signature import model_specs, triton_model_name
+from trainer.cluster import Work, on_cluster
 from trainer.data.reading import load_dataset
 from trainer.segments.forecasts import next_midnight_ms
 
 CHUNK = 16  # users that are read, padded and generated for together; as many give the same bits
-HERE, CONNECT_S, START_S = "here", 5.0, 120
+HERE = "here"
 
 
 @dataclass(frozen=True)
@@ -103,47 +100,19 @@ def in_one_process(generator: BulkGenerator) -> Iterator[Lists]:
 
 
 def on_ray(address: str, release: Path, data: Path, k: int, num_users: int, chunk: int = CHUNK) -> Iterator[Lists]:
-    """All lists, in the order of users, by a Ray cluster: a generator for each of its CPUs. `address`: HOST:PORT, or "auto".
-    Raises InvalidInputError where Ray is not installed, UnavailableError where no cluster answers."""
-    try:
-        import ray
-    except ImportError as error:
-        raise InvalidInputError("--ray needs Ray: pip install 'baguni[ray]'", "ray") from error
-    host, _, port = address.rpartition(":")
-    try:
-        if host:  # Ray itself waits for minutes, and then ends the process
-            socket.create_connection((host, int(port)), CONNECT_S).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UnavailableError("ray", f"no cluster at {address!r}: {error}") from error
-    try:
-        firsts = [{"first": first} for first in range(0, num_users, chunk)]
-        chunks = ray.data.from_items(firsts, override_num_blocks=len(firsts))
-        workers = min(int(ray.cluster_resources().get("CPU", 1)), len(firsts))
-        ray.data.DataContext.get_current().wait_for_min_actors_s = START_S  # or the first does it all
-        arguments, pool = (release.resolve(), data.resolve(), k, chunk), ray.data.ActorPoolStrategy(size=workers)
-        made = chunks.map_batches(_RayGenerator, fn_constructor_args=arguments, batch_size=1, compute=pool)
-        found = sorted(made.take_all(), key=lambda row: int(row["first"]))
-    finally:
-        ray.shutdown()
-    for row in found:
-        yield Lists(int(row["first"]), row["item"], row["log_likelihood"], str(row["node"]))
+    """All lists, in the order of users, by a Ray cluster, whose nodes read the release and the data at the same paths. Raises
+    as `on_cluster` does."""
+    firsts = range(0, num_users, chunk)
+    arguments = (release.resolve(), data.resolve(), k, chunk)
+    for first, done in zip(firsts, on_cluster(address, _hire, arguments, firsts), strict=True):
+        yield Lists(first, done.arrays["item"], done.arrays["log_likelihood"], done.node)
 
 
-class _RayGenerator:
-    """A generator that stays on a node."""
+def _hire(release: Path, data: Path, k: int, chunk: int) -> Work:
+    generator = BulkGenerator(release, data, k, chunk=chunk)
 
-    def __init__(self, release: Path, data: Path, k: int, chunk: int) -> None:
-        import ray
+    def work(first_user: int) -> dict[str, NDArray[Any]]:
+        lists = generator.lists(int(first_user))
+        return {"item": lists.item_Bk, "log_likelihood": lists.log_likelihood_Bk}
 
-        self._generator = BulkGenerator(release, data, k, chunk=chunk)
-        self._node = ray.get_runtime_context().get_node_id()
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        lists = self._generator.lists(int(batch["first"][0]))
-        return {
-            "first": [lists.first_user],
-            "item": [lists.item_Bk],
-            "log_likelihood": [lists.log_likelihood_Bk],
-            "node": [self._node],
-        }
+    return work

@@ -30,6 +30,7 @@ DATA = click.argument("data", type=click.Path(path_type=Path))
 RUN = click.option(
     "--run", "run_path", type=click.Path(path_type=Path), default=Path(".baguni/training"), show_default=True
 )
+RAY = click.option("--ray", "address", default=None, help='A Ray cluster\'s HOST:PORT, or "auto". [this process]')
 RECIPE = click.option("--recipe", default=None, help="A recipe of trainer/recipes.py. [that of the run]")
 SEED = click.option("--seed", default=0, show_default=True, help="With --recipe.")
 
@@ -40,13 +41,15 @@ SEED = click.option("--seed", default=0, show_default=True, help="With --recipe.
 @click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--text-encoder", default=None, help="A sentence-transformers name or path. [a small English one]")
-def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str | None) -> None:
+@RAY
+def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str | None, address: str | None) -> None:
     """Fit Semantic IDs, train both heads and distil, on the data set in DATA. An interrupted run goes on. Every step is told to
     TensorBoard (RUN/tensorboard), and to MLflow where MLFLOW_TRACKING_URI is set.
 
     \b
     baguni train .baguni/complete-journey --run .baguni/training
     torchrun --nproc-per-node 2 -m baguni.cli train .baguni/complete-journey       on two processes, or two GPUs
+    baguni train .baguni/complete-journey --ray auto       texts are read on a Ray cluster, the rest here
     """
     from trainer.evaluate import evaluate as evaluate_run
     from trainer.recipes import recipe_named
@@ -58,7 +61,7 @@ def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str 
     started = time.monotonic()
     with progress_bars(run.fabric.is_global_zero) as progress:
         with run.fabric.rank_zero_first():
-            run.embed_items(progress)
+            run.embed_items(progress, address)
             run.fit_semantic_ids(progress)
         stages = {"dual head": run.train_dual_head(progress), "distillation": run.distil(progress)}
         if not run.fabric.is_global_zero:
@@ -134,7 +137,7 @@ def export(
 @click.option("--release", required=True, type=click.Path(path_type=Path), help="Its folder.")
 @click.option("--k", default=20, show_default=True, help="Items of a list.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Parquet.")
-@click.option("--ray", "address", default=None, help='A Ray cluster\'s HOST:PORT, or "auto". [this process]')
+@RAY
 @click.option(
     "--users-at-once",
     default=16,

@@ -184,11 +184,13 @@ class Run:
         codes_NL, values_TNP = torch.from_numpy(table.codes_NL).long(), torch.from_numpy(self.statistics.values_TNP)
         return TrainingSet(samples, self._text_NT, codes_NL, torch.from_numpy(self.frequency_N), values_TNP)
 
-    def embed_items(self, progress: Progress = silent) -> None:
-        """Stage 1: text embeddings of the catalogue."""
+    def embed_items(self, progress: Progress = silent, cluster: str | None = None) -> None:
+        """Stage 1: text embeddings of the catalogue, here or on a Ray cluster."""
         if not (self.path / "embeddings.npy").is_file():
             texts = [item.text for item in self.dataset.catalog.items]
-            embeddings = self.text_encoder().embed(texts, lambda done, n: progress("text embeddings", done, n, "texts"))
+            embeddings = self.text_encoder().embed(
+                texts, lambda done, n: progress("text embeddings", done, n, "texts"), cluster
+            )
             np.save(self.path / "embeddings.npy", embeddings)
 
     def fit_semantic_ids(self, progress: Progress = silent) -> None:

