@@ -180,6 +180,21 @@ class ReleaseStore:
             raise NotFoundError("there is no earlier release to roll back to")
         return str(pointer["history"][-1])
 
+    def keep_last(self, count: int) -> list[str]:
+        """Remove every release but the active one and those that were before it, `count` in all; the ids of what was removed.
+        Processes that have one open keep what they have read. Nothing is removed before the first activation."""
+        if count < 1:
+            raise InvalidInputError(f"keep is {count}, expected at least 1: the active release stays", "keep")
+        pointer = self._pointer()
+        if pointer is None:
+            return []
+        kept = [*pointer["history"], pointer["release_id"]][-count:]
+        removed = [release_id for release_id in self.ids() if release_id not in kept]
+        for release_id in removed:
+            (self.root / release_id / MANIFEST).unlink()  # from here on it is none
+            shutil.rmtree(self.root / release_id)
+        return removed
+
     def _pointer(self) -> dict[str, Any] | None:
         path = self.root / POINTER
         return _read_object(path, {"release_id": str, "history": list}) if path.is_file() else None

@@ -122,10 +122,13 @@ def push(store: ReleaseStore, release_id: str | None, url: str | None) -> None:
 @click.option(
     "--follow", "follows", is_flag=True, help=f"Go on: look every {FOLLOW_S:g} seconds for another active release."
 )
+@click.option("--keep", type=int, default=None, help="With --follow: how many releases stay on the disk. [all]")
 @click.pass_obj
-def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: bool) -> None:
+def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: bool, keep: int | None) -> None:
     """Bring RELEASE_ID from an object store; without it the release that is active there, and the pointer to it. After an
     interruption the same command goes on."""
+    if keep is not None and (keep < 1 or not follows):
+        raise click.UsageError(f"--keep is {keep}, expected at least 1, with --follow")
     if release_id and follows:
         raise click.UsageError("--follow brings what is active: name no release with it")
     remote = _remote(url)
@@ -136,7 +139,8 @@ def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: 
         elif follows:
             while True:
                 try:
-                    _bring_active(remote, store, show_stage)
+                    if _bring_active(remote, store, show_stage) and keep is not None:
+                        store.keep_last(keep)
                 except BaguniError as error:
                     click.echo(str(error), err=True)
                 time.sleep(FOLLOW_S)

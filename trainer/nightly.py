@@ -39,6 +39,7 @@ RELEASE = "release_id"  # in the run's folder: what it was exported as
 @click.option("--log", type=click.Path(path_type=Path), default=None, help="Captured requests; folders below, too.")
 @click.option("--min-overlap", type=click.FloatRange(0, 1), default=None, help="As of `baguni release replay`.")
 @click.option("--max-latency-ratio", type=float, default=None, help="As of `baguni release replay`.")
+@click.option("--push", "pushes", is_flag=True, help="Then `baguni release push`, to BAGUNI_RELEASES_URL.")
 @click.pass_context
 def nightly(
     context: click.Context,
@@ -53,6 +54,7 @@ def nightly(
     log: Path | None,
     min_overlap: float | None,
     max_latency_ratio: float | None,
+    pushes: bool,
 ) -> None:
     """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's.
 
@@ -65,6 +67,8 @@ def nightly(
     store: ReleaseStore = context.obj
     if (min_overlap is not None or max_latency_ratio is not None) and log is None:
         raise InvalidInputError("--min-overlap and --max-latency-ratio need --log, the captured requests to replay")
+    if pushes and not Endpoints().releases_url:
+        raise InvalidInputError("--push needs BAGUNI_RELEASES_URL, such as s3://BUCKET/PREFIX")
     run_path = runs / _name(data, recipe, text_encoder)
     words = ["--text-encoder", text_encoder] if text_encoder else []
     if not (run_path / "metrics.json").is_file():
@@ -73,15 +77,17 @@ def nightly(
     active = store.active_id()
     if candidate.release_id == active:
         click.echo(f"{active} is active already: the data and the settings are those that it was trained on.")
-        return
-    if active is not None:
+    elif active is not None:
         problem = quality_problem(store.get(active, verify=False), candidate, model, metric, tolerance)
         problem = problem or _replay_problem(store, log, candidate, min_overlap, max_latency_ratio)
         if problem:
             click.secho(f"{candidate.release_id} is not activated: {problem}. {active} stays.", fg="red", err=True)
             context.exit(WORSE)
-    activate(store, candidate.release_id, Endpoints(), click.echo)
-    click.echo(f"{candidate.release_id} is active.")
+    if candidate.release_id != active:
+        activate(store, candidate.release_id, Endpoints(), click.echo)
+        click.echo(f"{candidate.release_id} is active.")
+    if pushes:  # again after an interruption: what is there is not sent twice
+        _command("release", "--releases", str(store.root), "push")
 
 
 def quality_problem(active: Release, candidate: Release, model: str, metric: str, tolerance: float) -> str:

@@ -18,6 +18,7 @@ import pytest
 
 from baguni.activation import activate
 from baguni.release import Release, ReleaseStore
+from baguni.release_transfer import RemoteReleases
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from server.capture import Recorded
@@ -69,7 +70,9 @@ def night(stack: Endpoints, active_release: Release, tmp_path_factory: pytest.Te
         shutil.rmtree(store.root / release_id)
 
 
-def test_a_night_that_is_killed_goes_on_and_activates_once(night: Night, active_release: Release) -> None:
+def test_a_night_that_is_killed_goes_on_and_activates_once(
+    night: Night, active_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ReleaseStore(night.endpoints.releases)
     log = night.runs.parent / "night.log"
     with log.open("w") as output:
@@ -85,15 +88,19 @@ def test_a_night_that_is_killed_goes_on_and_activates_once(night: Night, active_
     (run,) = night.runs.iterdir()
     trained_at = (run / "distilled.pt").stat().st_mtime_ns
     candidate = (run / "release_id.python").read_text().strip()
-    done = night.run()
+    monkeypatch.setenv("BAGUNI_RELEASES_URL", (tmp_path / "remote").as_uri())
+    done = night.run("--push")
     assert done.returncode == 0, done.stderr
     assert f"{candidate} is active." in done.stdout
+    assert RemoteReleases((tmp_path / "remote").as_uri()).active_id() == candidate
     assert store.active_id() == candidate
     assert (run / "distilled.pt").stat().st_mtime_ns == trained_at
     history = json.loads((store.root / "ACTIVE.json").read_text())
-    again = night.run()
+    shutil.rmtree(tmp_path / "remote")  # as if it had been killed before it was pushed
+    again = night.run("--push")
     assert again.returncode == 0
     assert "is active already" in again.stdout
+    assert RemoteReleases((tmp_path / "remote").as_uri()).active_id() == candidate
     assert json.loads((store.root / "ACTIVE.json").read_text()) == history
     assert METRIC in store.get(candidate).metrics["models"][MODEL]["all"]
 
@@ -130,6 +137,9 @@ def test_bad_input_is_named(night: Night) -> None:
     done = night.run("--min-overlap", 0.5)
     assert done.returncode == 1
     assert "need --log, the captured requests to replay" in done.stderr
+    done = night.run("--push")
+    assert done.returncode == 1
+    assert "--push needs BAGUNI_RELEASES_URL" in done.stderr
     done = night.run("--metric", "MRR")
     assert done.returncode == 1
     assert "has no MRR of 'retrieval, distilled'" in done.stderr

@@ -291,21 +291,23 @@ def test_the_command_pushes_what_is_active_and_pulls_it(
     assert there.active_id() == release.release_id
 
 
-def test_a_follower_waits_for_the_first_release(
+def test_a_follower_waits_for_the_first_release_and_keeps_as_many_as_it_is_told(
     s3_files: S3FileSystem, here: ReleaseStore, there: ReleaseStore
 ) -> None:
     remote = Remote(f"s3://shop/{here.root.parent.name}", s3_files, f"shop/{here.root.parent.name}")
-    command = ["release", "--releases", str(there.root), "pull", "--follow", "--url", remote.url]
+    command = ["release", "--releases", str(there.root), "pull", "--follow", "--keep", "1", "--url", remote.url]
     process = subprocess.Popen([BAGUNI, *command], cwd=ROOT)
     try:
-        release = make(here)
-        remote.releases.push(release)
-        remote.releases.point_to(release.release_id)
-        deadline = time.monotonic() + PATIENCE_S
-        while there.active_id() != release.release_id:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        for content in ("first", "second"):
+            release = make(here, content)
+            remote.releases.push(release)
+            remote.releases.point_to(release.release_id)
+            deadline = time.monotonic() + PATIENCE_S
+            only = (release.release_id, [release.release_id])
+            while (there.active_id(), [path.parent.name for path in there.root.glob(f"*/{MANIFEST}")]) != only:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

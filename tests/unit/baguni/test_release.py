@@ -135,6 +135,19 @@ def test_rolling_back_goes_to_the_release_before_and_back_again(store: ReleaseSt
     assert (store.active_id(), store.previous_id()) == (second, third)
 
 
+def test_the_last_that_were_active_are_kept(store: ReleaseStore) -> None:
+    never, first, second, third = (add(store, content) for content in "nabc")
+    assert store.keep_last(1) == []  # nothing is active yet
+    for release_id in (first, second, third, second):
+        store.point_to(release_id)
+    assert set(store.keep_last(2)) == {never, first}
+    assert set(store.ids()) == {second, third} == {path.name for path in store.root.iterdir() if path.is_dir()}
+    store.point_to(store.previous_id())
+    assert store.active_id() == third
+    with pytest.raises(InvalidInputError, match="keep is 0, expected at least 1"):
+        store.keep_last(0)
+
+
 def test_pointing_to_the_active_release_forgets_nothing(store: ReleaseStore) -> None:
     first, second = add(store, "a"), add(store, "b")
     for release_id in (first, second, second):

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.manifests import Overlay, rendered
+from tests.manifests import OVERLAYS, Overlay, rendered
 
 
-@pytest.fixture(params=["cpu", "gpu", "dev"])
+@pytest.fixture(params=OVERLAYS)
 def overlay(request: pytest.FixtureRequest) -> Overlay:
     """Each of them."""
     return rendered(request.param)

@@ -16,10 +16,15 @@ import yaml
 from baguni.release_cli import release
 from deploy.containers import triton
 from server.supervisor import KILL_AFTER_S
-from tests.manifests import KUBERNETES, ROOT, SERVERS, Object, Overlay, template
+from tests.manifests import KUBERNETES, OVERLAYS, ROOT, SERVERS, Object, Overlay, template
 
 OLDEST, NEWEST = "1.28", kubernetes_validate.latest_version()
-OUTSIDE_SECRETS = {"baguni-secrets", "baguni-callers"}  # docs/deployment.md says how they are made
+OUTSIDE_SECRETS = {
+    "baguni-secrets",
+    "baguni-callers",
+    "baguni-object-store",
+}  # docs/deployment.md says how they are made
+BRINGS_RELEASES = "releases"  # beside a process, where there is an object store
 PARTITIONS = 4  # of a topic, by compose and the dev overlay
 
 
@@ -73,6 +78,8 @@ def quantity(text: str) -> float:
 def test_what_serves_is_probed(overlay: Overlay) -> None:
     for workload in overlay.of("Deployment", "StatefulSet"):
         for container in template(workload)["spec"]["containers"]:
+            if container["name"] == BRINGS_RELEASES:  # serves nobody
+                continue
             ports = {port["name"] for port in container["ports"]}
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 how = container[probe]
@@ -104,7 +111,9 @@ def test_selectors_find_their_pods(overlay: Overlay) -> None:
     for found in overlay.of("Service"):
         (name,) = overlay.selected(found["spec"]["selector"])
         opened = {
-            port["name"] for container in overlay.pods()[name]["spec"]["containers"] for port in container["ports"]
+            port["name"]
+            for container in overlay.pods()[name]["spec"]["containers"]
+            for port in container.get("ports", ())
         }
         assert {port["targetPort"] for port in found["spec"]["ports"]} <= opened
     for found in overlay.of("PodDisruptionBudget"):
@@ -185,7 +194,7 @@ def test_consumers_are_static_members_by_their_pods_names(overlay: Overlay) -> N
         assert container["command"][-1] == kind
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "object-store"])
 def test_autoscalers_scale_what_exists_within_reason(render: Callable[[str], Overlay], name: str) -> None:
     overlay = render(name)
     targets = {scaler["spec"]["scaleTargetRef"]["name"]: scaler for scaler in overlay.of("HorizontalPodAutoscaler")}
@@ -237,7 +246,7 @@ def release_command(name: str) -> click.Command:
 
 
 def test_the_dev_overlay_alone_lets_anybody_in_and_has_its_servers(render: Callable[[str], Overlay]) -> None:
-    for name in ("cpu", "gpu", "dev"):
+    for name in OVERLAYS:
         overlay = render(name)
         environment = overlay.environment(overlay.pods()["gateway"]["spec"]["containers"][0])
         assert (
@@ -248,8 +257,46 @@ def test_the_dev_overlay_alone_lets_anybody_in_and_has_its_servers(render: Calla
         assert set(SERVERS) <= overlay.pods().keys() if name == "dev" else not set(SERVERS) & overlay.pods().keys()
 
 
+def test_with_an_object_store_pods_bring_releases_to_their_own_disks(render: Callable[[str], Overlay]) -> None:
+    overlay = render("object-store")
+    for name in ("gateway", "crm", "user-consumer", "item-consumer"):
+        spec = overlay.pods()[name]["spec"]
+        own, brings = spec["containers"]
+        (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "releases")
+        assert "emptyDir" in volume
+        folder, read_only = _mounted(own, "releases")
+        assert (folder, read_only) == (_mounted(brings, "releases")[0], True)
+        assert _mounted(brings, "releases")[1] is False
+        assert overlay.environment(brings)["BAGUNI_RELEASES"].startswith(folder)
+        assert may_leave(overlay, name, 443)
+        words = brings["command"]
+        assert words[:3] == ["baguni", "release", "pull"]
+        assert {word for word in words[3:] if word.startswith("--")} <= {
+            option for each in release_command("pull").params for option in each.opts
+        }
+    for name in ("triton", "nightly"):
+        volumes = overlay.pods()[name]["spec"]["volumes"]
+        assert "baguni-releases" in [each.get("persistentVolumeClaim", {}).get("claimName") for each in volumes]
+    assert "--push" in overlay.pods()["nightly"]["spec"]["containers"][0]["args"]
+
+
+def _mounted(container: Object, volume: str) -> tuple[str, bool]:
+    """Where, and whether to read only."""
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == volume)
+    return mount["mountPath"], mount.get("readOnly", False)
+
+
+def may_leave(overlay: Overlay, pod: str, port: int) -> bool:
+    """Whether a policy lets a pod out to anywhere at a port."""
+    return any(
+        "to" not in rule and port in {each["port"] for each in rule["ports"]}
+        for policy in overlay.of("NetworkPolicy") if pod in selected(overlay, policy["spec"]["podSelector"])
+        for rule in policy["spec"].get("egress", ())
+    )  # fmt: skip
+
+
 def test_every_manifest_is_part_of_something() -> None:
-    for folder in ("base", "autoscaling", "overlays/cpu", "overlays/gpu", "overlays/dev"):
+    for folder in ("base", "autoscaling", *(f"overlays/{name}" for name in OVERLAYS)):
         listed: dict[str, Any] = yaml.safe_load((KUBERNETES / folder / "kustomization.yaml").read_text())
         named = {*listed.get("resources", ()), *listed.get("patchesStrategicMerge", ())}
         named |= {patch["path"] for patch in listed.get("patchesJson6902", ())}
