@@ -23,7 +23,10 @@ from baguni.channels import RECONNECT
 from baguni.milvus import CONNECT_TIMEOUT_S, CONSISTENCY, METRIC, collection_names, milvus_errors, silence_pymilvus
 from baguni.telemetry import trace_headers
 
-MIN_EF, EF_A_HIT = 128, 2  # a graph is walked with so many candidates: with hardly more than are asked for, it misses some
+MIN_EF, EF_A_HIT = (
+    128,
+    2,
+)  # a graph is walked with so many candidates: with hardly more than are asked for, it misses some
 REMEMBERED_REQUESTS = 256  # of a collection, a limit and an expression each
 
 

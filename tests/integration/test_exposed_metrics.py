@@ -7,6 +7,7 @@ from urllib.request import urlopen
 import pytest
 
 from baguni.client import GatewayClient
+from baguni.release import Release
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from deploy.local.stack import LocalStack
@@ -22,10 +23,11 @@ def told(port: int) -> set[str]:
     return {line.split("{")[0].split(" ")[0] for line in lines if line and not line.startswith("#")}
 
 
-def test_triton_milvus_and_our_processes(running: Endpoints, local_stack: LocalStack) -> None:
+def test_triton_milvus_and_our_processes(running: Endpoints, local_stack: LocalStack, active_release: Release) -> None:
     client = GatewayClient(running.gateway_address)
     client.recommend(pb.RecommendRequest(user_id="somebody", exclude_purchased=True))
     client.generate_top_items(pb.GenerateTopItemsRequest(user_ids=["somebody"]))
+    client.similar_items(pb.SimilarItemsRequest(item_id=active_release.catalog.items[0].item_id))  # Milvus searches
     client.close()
     settings = local_stack.settings
     assert told(settings.triton_metrics_port) >= TRITON_METRICS

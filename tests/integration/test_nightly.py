@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -71,7 +71,7 @@ def night(stack: Endpoints, active_release: Release, tmp_path_factory: pytest.Te
 
 
 def test_a_night_that_is_killed_goes_on_and_activates_once(
-    night: Night, active_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    night: Night, active_release: Release, tmp_path: Path
 ) -> None:
     store = ReleaseStore(night.endpoints.releases)
     log = night.runs.parent / "night.log"
@@ -88,19 +88,20 @@ def test_a_night_that_is_killed_goes_on_and_activates_once(
     (run,) = night.runs.iterdir()
     trained_at = (run / "distilled.pt").stat().st_mtime_ns
     candidate = (run / "release_id.python").read_text().strip()
-    monkeypatch.setenv("BAGUNI_RELEASES_URL", (tmp_path / "remote").as_uri())
-    done = night.run("--push")
+    url = (tmp_path / "remote").as_uri()
+    pushing = replace(night, endpoints=night.endpoints.model_copy(update={"releases_url": url}))
+    done = pushing.run("--push")
     assert done.returncode == 0, done.stderr
     assert f"{candidate} is active." in done.stdout
-    assert RemoteReleases((tmp_path / "remote").as_uri()).active_id() == candidate
+    assert RemoteReleases(url).active_id() == candidate
     assert store.active_id() == candidate
     assert (run / "distilled.pt").stat().st_mtime_ns == trained_at
     history = json.loads((store.root / "ACTIVE.json").read_text())
     shutil.rmtree(tmp_path / "remote")  # as if it had been killed before it was pushed
-    again = night.run("--push")
+    again = pushing.run("--push")
     assert again.returncode == 0
     assert "is active already" in again.stdout
-    assert RemoteReleases((tmp_path / "remote").as_uri()).active_id() == candidate
+    assert RemoteReleases(url).active_id() == candidate
     assert json.loads((store.root / "ACTIVE.json").read_text()) == history
     assert METRIC in store.get(candidate).metrics["models"][MODEL]["all"]
 
