@@ -27,7 +27,8 @@ def test_triton_milvus_and_our_processes(running: Endpoints, local_stack: LocalS
     client = GatewayClient(running.gateway_address)
     client.recommend(pb.RecommendRequest(user_id="somebody", exclude_purchased=True))
     client.generate_top_items(pb.GenerateTopItemsRequest(user_ids=["somebody"]))
-    client.similar_items(pb.SimilarItemsRequest(item_id=active_release.catalog.items[0].item_id))  # Milvus searches
+    item_id = active_release.catalog.items[0].item_id
+    client.similar_items(pb.SimilarItemsRequest(item_id=item_id, space=pb.SPACE_CONTENT))  # Milvus searches
     client.close()
     settings = local_stack.settings
     assert told(settings.triton_metrics_port) >= TRITON_METRICS
