@@ -34,7 +34,8 @@ def validate_command(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(problem) for problem in found.problems], ensure_ascii=False))
     elif found.problems:
-        table = Table("file", "row", "column", "problem", title=f"{len(found.problems):,} problems in {path}")
+        count = "1 problem" if len(found.problems) == 1 else f"{len(found.problems):,} problems"
+        table = Table("file", "row", "column", "problem", title=f"{count} in {path}")
         for problem in found.problems[:SHOWN_PROBLEMS]:
             table.add_row(problem.file, str(problem.row or ""), problem.column, problem.message)
         Console().print(table)

@@ -117,11 +117,13 @@ def load_dataset(path: Path) -> Dataset:
 def _settings(path: Path, found: Found) -> dict[str, str] | None:
     file = path / "dataset.json"
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
         ZoneInfo(settings["timezone"])
         return {"name": str(settings["name"]), "timezone": str(settings["timezone"])}
     except FileNotFoundError:
         message = 'is missing, expected {"name": "my-shop", "timezone": "Europe/Berlin"}'
+    except UnicodeDecodeError as error:
+        message = _not_utf8(error)
     except (json.JSONDecodeError, TypeError) as error:
         message = f"is no JSON object: {error}"
     except KeyError as error:
@@ -144,6 +146,9 @@ def _read(path: Path, stem: str, required: tuple[str, ...], found: Found) -> tup
             frame = pq.read_table(file).to_pandas(strings_to_categorical=False)
         else:
             frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
+    except UnicodeDecodeError as error:
+        found.problems.append(Problem(file.name, 0, "", _not_utf8(error)))
+        return None
     except (pa.ArrowException, OSError, ValueError) as error:
         found.problems.append(Problem(file.name, 0, "", f"cannot be read: {error}"))
         return None
@@ -151,6 +156,10 @@ def _read(path: Path, stem: str, required: tuple[str, ...], found: Found) -> tup
     for name in missing:
         found.problems.append(Problem(file.name, 0, name, f"the column is missing, expected {', '.join(required)}"))
     return None if missing else (file.name, frame)
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"has {error.object[error.start : error.end]!r}, which is not UTF-8: export it as UTF-8"
 
 
 def _check_items(file: str, items: pd.DataFrame, found: Found) -> dict[str, str]:

@@ -88,6 +88,20 @@ def test_an_unknown_time_zone_is_named(shop: Path) -> None:
     assert "time zone" in validate(shop).problems[0].message
 
 
+@pytest.mark.parametrize("file", ["items.csv", "dataset.json"])
+def test_a_file_in_another_encoding_is_named(shop: Path, file: str) -> None:
+    content = (shop / file).read_text(encoding="utf-8")
+    (shop / file).write_bytes(content.replace("a", "가").encode("cp949"))
+    (problem,) = (found for found in validate(shop).problems if found.file == file)
+    assert "which is not UTF-8: export it as UTF-8" in problem.message
+
+
+def test_a_byte_order_mark_is_no_problem(shop: Path) -> None:
+    for file in ("items.csv", "events.csv", "dataset.json"):
+        (shop / file).write_text((shop / file).read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert not validate(shop).problems
+
+
 def test_the_command_exits_with_1_on_problems_and_0_without(shop: Path) -> None:
     assert CliRunner().invoke(data, ["validate", str(shop)]).exit_code == 0
     change(shop / "items.csv", 1, "title", "")
