@@ -26,6 +26,7 @@ from baguni.settings import Endpoints
 from trainer.files import written_whole
 from trainer.triton_config import Target
 
+EVERY_S = 30.0  # between two lines of progress in a log
 DATA = click.argument("data", type=click.Path(path_type=Path))
 RUN = click.option(
     "--run", "run_path", type=click.Path(path_type=Path), default=Path(".baguni/training"), show_default=True
@@ -177,7 +178,7 @@ def generate(data: Path, release: Path, k: int, out: Path, address: str | None, 
 
 @contextmanager
 def progress_bars(shown: bool = True) -> Iterator[ProgressBars]:
-    """A bar per stage, on standard error."""
+    """A bar per stage, on standard error; where that is no terminal, a line per stage and EVERY_S."""
     columns = (
         TextColumn("{task.description:<20}"),
         BarColumn(),
@@ -186,18 +187,26 @@ def progress_bars(shown: bool = True) -> Iterator[ProgressBars]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[message]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        yield ProgressBars(progress)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not shown or not console.is_terminal) as progress:
+        yield ProgressBars(progress, in_lines=shown and not console.is_terminal)
 
 
 class ProgressBars:
-    """Shows what a run reports: one bar per stage."""
+    """Shows what a run reports."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, in_lines: bool) -> None:
+        self._progress, self._in_lines = progress, in_lines
         self._tasks: dict[str, TaskID] = {}
+        self._next_line: dict[str, float] = {}
 
     def __call__(self, stage: str, done: int, total: int, message: str) -> None:
+        if self._in_lines:
+            now = time.monotonic()
+            if done == total or now >= self._next_line.get(stage, 0.0):
+                click.echo(f"{stage}: {done:,} of {total:,} {message}", err=True)
+                self._next_line[stage] = now + EVERY_S
+            return
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, message="")
         self._progress.update(self._tasks[stage], completed=done, message=message)
