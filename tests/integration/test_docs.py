@@ -1,9 +1,14 @@
-"""The grpcurl commands of the documentation, sent as grpcurl would: with nothing known but what reflection says."""
+"""The grpcurl commands of the documentation, sent as grpcurl would: with nothing known but what reflection says; and the event
+of the tutorial, sent as it stands there.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+import uuid
 
 import grpc
 import pytest
@@ -15,8 +20,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from baguni.release import Release
 from baguni.settings import Endpoints
 from tests.conftest import repository
+from tests.integration.streams import read_history, wait_for
 
 pytestmark = pytest.mark.stack
+(EVENT,) = re.findall(
+    r"^```python\n(.*?)^```$", (repository() / "docs" / "tutorial.md").read_text(), re.MULTILINE | re.DOTALL
+)
 COMMANDS = re.findall(r"^grpcurl .*$", (repository() / "docs" / "gateway.md").read_text(), re.MULTILINE)
 
 
@@ -39,3 +48,13 @@ def test_a_documented_command_is_answered(command: str, running: Endpoints, acti
         answer = json_format.MessageToDict(GetMessageClass(described.output_type).FromString(raw))
     assert answer["releaseId"] == active_release.release_id
     assert answer.get("items") or answer.get("users")
+
+
+def test_the_tutorials_event_joins_the_history(running: Endpoints, active_release: Release) -> None:
+    user_id, item_id = uuid.uuid4().hex, active_release.catalog.items[0].item_id
+    program = EVENT
+    for written, ours in {"127.0.0.1:7453": running.kafka_bootstrap, '"u1"': f'"{user_id}"', "rye-1": item_id}.items():
+        assert program.count(written) == 1
+        program = program.replace(written, ours)
+    subprocess.run([sys.executable, "-c", program], cwd=repository(), check=True, timeout=60)
+    wait_for(lambda: [event.item_id for event in read_history(running, user_id).events] == [item_id])
