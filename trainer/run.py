@@ -174,11 +174,10 @@ class Run:
 
     @cached_property
     def training_set(self) -> TrainingSet:
-        """Samples and item tables of the log before the test month."""
-        table, log = self.semantic_ids(), self.training_log
-        samples = OrderSamples(
-            log, table, self.statistics, self.recipe.max_tokens, self.recipe.click_rate, self.recipe.seed
-        )
+        """Samples and item tables of the log before the test month. Sessions are made up only for a log that has none."""
+        table, log, recipe = self.semantic_ids(), self.training_log, self.recipe
+        click_rate = 0.0 if (log.order_E < 0).any() else recipe.click_rate
+        samples = OrderSamples(log, table, self.statistics, recipe.max_tokens, click_rate, recipe.seed)
         if len(samples) == 0:
             raise InvalidInputError(f"{self.dataset_path} has no order before its last month: nothing to train on")
         codes_NL, values_TNP = torch.from_numpy(table.codes_NL).long(), torch.from_numpy(self.statistics.values_TNP)

@@ -53,6 +53,18 @@ def test_three_items_users_of_one_order_and_repeated_events(tmp_path: Path) -> N
     train_and_measure(shop(tmp_path / "shop", ITEMS, events + events[:5]))
 
 
+def test_sessions_are_made_up_only_for_a_log_that_has_none(tmp_path: Path) -> None:
+    bought = orders("u", "ab", range(0, 70, 7)) + orders("v", "bc", range(0, 70, 7))
+    without, with_clicks = (shop(tmp_path / name, ITEMS, bought) for name in ("without", "with"))
+    events = tmp_path / "with/events.csv"
+    events.write_text(events.read_text() + "u,c,,2024-01-02T10:00,click\n")
+    for run in (without, with_clicks):
+        run.embed_items()
+        run.fit_semantic_ids()
+    assert without.training_set.samples.click_rate == without.recipe.click_rate > 0
+    assert with_clicks.training_set.samples.click_rate == 0
+
+
 def test_an_order_of_300_items(tmp_path: Path) -> None:
     many = pd.DataFrame({"item_id": [f"i{n}" for n in range(300)], "title": "rye", "category": "BREAD"})
     big = [("u", item, "u-big", "2024-01-02") for item in many["item_id"]]
