@@ -43,8 +43,8 @@ def stub(running: Endpoints) -> Iterator[pb_grpc.RecommendationServiceStub]:
 def shopper(running: Endpoints, active_release: Release) -> str:
     """A user with two orders of bread and milk."""
     with redis.Redis.from_url(running.redis_url) as client:
-        HistoryWriter(client).apply({"shopper": orders("bread-rye", "milk-fresh", "milk-white")})
-    return "shopper"
+        HistoryWriter(client).apply({"user-8302": orders("bread-rye", "milk-fresh", "milk-white")})
+    return "user-8302"
 
 
 def orders(*item_ids: str) -> list[HistoryEvent]:

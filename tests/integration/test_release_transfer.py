@@ -38,7 +38,11 @@ class Remote:
         self.releases = RemoteReleases(url)
 
     def names(self) -> set[str]:
-        found = self.files.get_file_info(FileSelector(self.root, allow_not_found=True, recursive=True))
+        """None where nothing was written yet: Arrow may find no folder, or one that a push makes while it looks."""
+        try:
+            found = self.files.get_file_info(FileSelector(self.root, allow_not_found=True, recursive=True))
+        except FileNotFoundError:
+            return set()
         return {f.path.removeprefix(f"{self.root}/") for f in found if f.type is FileType.File}
 
     def write(self, name: str, content: bytes) -> None:
