@@ -23,10 +23,8 @@ from baguni.channels import RECONNECT
 from baguni.milvus import CONNECT_TIMEOUT_S, CONSISTENCY, METRIC, collection_names, milvus_errors, silence_pymilvus
 from baguni.telemetry import trace_headers
 
-MIN_EF, EF_A_HIT = (
-    128,
-    2,
-)  # a graph is walked with so many candidates: with hardly more than are asked for, it misses some
+# A graph is walked with so many candidates. With hardly more than are asked for, a large one misses some: ADR 23.
+EF_A_HIT, MIN_EF, MAX_EF = 2, 400, 32_768  # the last is Milvus'
 REMEMBERED_REQUESTS = 256  # of a collection, a limit and an expression each
 
 
@@ -90,7 +88,7 @@ def _request(name: str, dim: int, limit: int, expression: str) -> SearchRequest:
         collection_name=name,
         data=[np.zeros(dim, np.float32)],
         anns_field="vector",
-        param={"metric_type": METRIC, "params": {"ef": max(EF_A_HIT * limit, MIN_EF)}},
+        param={"metric_type": METRIC, "params": {"ef": min(max(EF_A_HIT * limit, MIN_EF), MAX_EF)}},
         limit=limit,
         expr=expression,
         use_default_consistency=False,

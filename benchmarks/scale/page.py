@@ -30,7 +30,8 @@ SHOPS = ((100, 100_000), (1_000, 1_000_000), (10_000, 10_000_000))  # requests a
 ABOUT_CATALOGUE = (
     f"Synthetic items in clusters, {DIM} dimensions, the nearest {K} of a query, one standalone Milvus on the same machine. "
     "The exponent b is that of a·size^b, by least squares: 1 grows as the catalogue does, 0 does not grow. "
-    f"{ON_PAPER:,} items are on paper: from the last size, as cost grew between the last two."
+    f"{ON_PAPER:,} items are on paper: from the last size, as cost grew between the last two. They will lie in "
+    "several segments, each of which is searched: their latency and Milvus' CPU are lower bounds."
 )
 ABOUT_INDEX = (
     "Up to 20,000 items the index is exact, beyond it is a graph ([ADR 16](adr/0016-items-of-one-length.md)): the first "

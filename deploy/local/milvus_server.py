@@ -11,11 +11,12 @@ from pathlib import Path
 
 from milvus import MilvusServer, MilvusServerConfig
 
-# A segment is closed when it is nearly as large as segments get, and written in few pieces. Closed sooner, or written in
-# many, it is indexed, compacted, and indexed again: docs/adr/0023.
+# A search walks the graph of each segment, so segments may be large. One is closed when it is nearly as large as they get,
+# and written in few pieces: closed sooner, or written in many, it is indexed, compacted, and indexed again. docs/adr/0023.
 LARGE_SEGMENTS = {
+    "DATACOORD_SEGMENT_MAXSIZE": "2048",  # MB
     "DATACOORD_SEGMENT_SEALPROPORTION": "0.9",
-    "DATANODE_SEGMENT_INSERTBUFSIZE": str(128 << 20),
+    "DATANODE_SEGMENT_INSERTBUFSIZE": "134217728",  # bytes
 }
 
 

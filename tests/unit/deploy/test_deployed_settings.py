@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,17 @@ def test_topics_are_made_under_their_names(render: Callable[[str], Overlay]) -> 
     (container,) = render("dev").pods()["topics"]["spec"]["containers"]
     for script in (command, container["args"][0]):
         assert set(script.split(" in ")[1].split(";")[0].split()) == set(TOPICS)
+
+
+def test_each_milvus_that_we_start_writes_its_segments_alike(overlay: Overlay) -> None:
+    """The local one imports what only its own environment has: it is read as text."""
+    module = ast.parse((ROOT / "deploy/local/milvus_server.py").read_text())
+    local = next(
+        ast.literal_eval(line.value)
+        for line in module.body
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "LARGE_SEGMENTS"
+    )
+    assert local.items() <= compose()["services"]["milvus"]["environment"].items()
+    for name, container in overlay.containers():
+        if name == "milvus":
+            assert local.items() <= {one["name"]: one["value"] for one in container["env"]}.items()
