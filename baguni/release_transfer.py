@@ -89,9 +89,12 @@ class RemoteReleases:
         """Bring a release into a store; the same release at once if it is there. One process at a time brings it.
 
         Parts that an interrupted pull has brought are kept, one that it had begun is continued; each is checked against its
-        sha256. The release appears when all are right. Raises ReleaseMismatchError naming the parts that are not, and
-        NotFoundError naming the releases that are there.
+        sha256. The release appears when all are right. Raises ReleaseMismatchError naming the parts that are not,
+        NotFoundError naming the releases that are there, and InvalidInputError for an id that is no folder's name.
         """
+        if release_id in ("", ".", "..") or "/" in release_id:
+            expected = "expected the name of one folder"
+            raise InvalidInputError(f"{release_id!r} of {self.url} is no release id; {expected}", "release_id")
         with _alone(store.root, release_id):
             if (store.root / release_id / MANIFEST).is_file():
                 return store.get(release_id)

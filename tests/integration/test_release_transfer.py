@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 
 from baguni.errors import InvalidInputError, NotFoundError, ReleaseMismatchError, UnavailableError
-from baguni.release import MANIFEST, Release, ReleaseStore, write_manifest
+from baguni.release import MANIFEST, POINTER, Release, ReleaseStore, write_manifest
 from baguni.release_cli import release as release_command
 from baguni.release_transfer import RemoteReleases, follow
 from deploy.local.settings import free_port
@@ -241,6 +241,14 @@ def test_a_manifest_that_lies_is_refused(remote: Remote, there: ReleaseStore, co
     with pytest.raises(ReleaseMismatchError, match=says):
         remote.releases.pull("r1", there)
     assert there.ids() == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "../elsewhere", "a/b"])
+def test_a_pointer_out_of_the_store_is_refused(remote: Remote, there: ReleaseStore, name: str) -> None:
+    remote.write(POINTER, json.dumps({"release_id": name}).encode())
+    with pytest.raises(InvalidInputError, match="no release id; expected the name of one folder"):
+        follow(remote.releases, there)
+    assert not there.root.exists()
 
 
 def test_the_pointer_is_followed(remote: Remote, here: ReleaseStore, there: ReleaseStore) -> None:
