@@ -121,13 +121,13 @@ async def _searched(
     What is nearest is found out afterwards: to read a million vectors between two searches would empty the caches."""
     index = AsyncItemIndex(uri, release.release_id)
     found, took = [], []
-    for _ in range(ROUNDS):  # the first, before anything is warm, is a third of all
+    for _ in range(ROUNDS):
         for query_D in queries_QD:
             started = time.perf_counter()
             found.append(await index.search_items(query_D, K, "", timeout_s=30.0))
             took.append(time.perf_counter() - started)
-    recalls = []
-    for query_D, hits in zip(queries_QD, found, strict=False):
+    recalls = []  # of the first round
+    for query_D, hits in zip(queries_QD, found[:QUERIES], strict=True):
         best = np.argpartition(-(release.item_vectors @ query_D), K - 1)[:K]
         recalls.append(len(set(map(str, best.tolist())) & set(hits.item_ids)) / K)
     waiting = list(range(4 * QUERIES))

@@ -112,7 +112,7 @@ def test_topics_are_made_under_their_names(render: Callable[[str], Overlay]) -> 
         assert set(script.split(" in ")[1].split(";")[0].split()) == set(TOPICS)
 
 
-def test_each_milvus_that_we_start_writes_its_segments_alike(overlay: Overlay) -> None:
+def test_each_milvus_that_we_start_writes_its_segments_alike(render: Callable[[str], Overlay]) -> None:
     """The local one imports what only its own environment has: it is read as text."""
     module = ast.parse((ROOT / "deploy/local/milvus_server.py").read_text())
     local = next(
@@ -121,6 +121,6 @@ def test_each_milvus_that_we_start_writes_its_segments_alike(overlay: Overlay) -
         if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "LARGE_SEGMENTS"
     )
     assert local.items() <= compose()["services"]["milvus"]["environment"].items()
-    for name, container in overlay.containers():
-        if name == "milvus":
-            assert local.items() <= {one["name"]: one["value"] for one in container["env"]}.items()
+    dev = render("dev")
+    (container,) = dev.pods()["milvus"]["spec"]["containers"]
+    assert local.items() <= dev.environment(container).items()
