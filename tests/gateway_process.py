@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,8 +17,7 @@ import psutil
 
 from baguni.settings import Endpoints
 from deploy.local.settings import free_port
-
-START_S = 60.0
+from tests.waiting import eventually
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class GatewayProcess:
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of the supervisor's HTTP port."""
         try:
-            with urllib.request.urlopen(f"http://{self.metrics_address}{path}", timeout=3) as reply:
+            with urllib.request.urlopen(f"http://{self.metrics_address}{path}", timeout=10) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -50,13 +48,16 @@ class GatewayProcess:
         body = self.get("/readyz")[1]
         return dict(json.loads(body)) if body.startswith("{") else {}
 
-    def wait_until_ready(self, timeout_s: float = START_S) -> None:
-        """Until every process serves."""
-        deadline = time.monotonic() + timeout_s
-        while set(self.states().values()) != {"SERVING"}:
+    def wait_until_ready(self) -> None:
+        """Return when every process serves."""
+
+        def all_serve() -> bool:
             assert self.process.is_running(), self.log.read_text()
-            assert time.monotonic() < deadline, (self.states(), self.log.read_text()[-3000:])
-            time.sleep(0.1)
+            return set(self.states().values()) == {"SERVING"}
+
+        eventually(
+            all_serve, "every process of the gateway serves", lambda: (self.states(), self.log.read_text()[-3000:])
+        )
 
 
 def environment(endpoints: Endpoints, folder: Path, **settings: object) -> dict[str, str]:

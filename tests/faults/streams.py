@@ -28,10 +28,9 @@ from baguni.events import DEAD_LETTER_TOPIC, USER_TOPICS, UserEvents, cloud_even
 from baguni.history import Change, build
 from baguni.history_store import HistoryWriter
 from baguni.settings import Endpoints
-from baguni.topics import TopicReader
 from deploy.local.programs import servers
 from deploy.local.settings import StackSettings
-from tests.integration.streams import cancellation, click, deletion, order
+from tests.integration.streams import cancellation, click, deletion, order, records_of
 
 TIME_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -263,7 +262,7 @@ def compare(endpoints: Endpoints, should: dict[str, tuple[object, ...]], patienc
 
 def dead_letters(endpoints: Endpoints) -> list[dict[str, bytes]]:
     """Headers of everything in the dead-letter topic."""
-    return [dict(record.headers) for record in TopicReader(endpoints.kafka_bootstrap, [DEAD_LETTER_TOPIC], {})]
+    return [dict(record.headers) for record in records_of(endpoints, DEAD_LETTER_TOPIC)]
 
 
 def wait(condition: Callable[[], object], timeout_s: float = READY_S) -> None:

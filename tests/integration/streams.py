@@ -1,4 +1,4 @@
-"""What the tests of streaming share: a shop that produces events, consumers as processes, and patience."""
+"""What the tests of streaming share: a shop that produces events, and consumers as processes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,10 +21,9 @@ from baguni.events import producible
 from baguni.history import History
 from baguni.history_store import HistoryReader
 from baguni.settings import Endpoints
+from baguni.topics import Record, TopicReader
 from baguni.v1 import events_pb2 as pb
-
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 10.0
+from tests.waiting import WAIT_S, eventually
 
 
 class Shop:
@@ -40,7 +38,7 @@ class Shop:
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]]) -> str:
         """Produce any record; returns where it stands, as the consumers' log says it."""
-        stored = self._producer.send(topic, key=key, value=value, headers=list(headers)).get(timeout=10)
+        stored = self._producer.send(topic, key=key, value=value, headers=list(headers)).get(timeout=WAIT_S)
         return f"{topic}/{stored.partition}@{stored.offset}"
 
     def close(self) -> None:
@@ -64,7 +62,11 @@ class ConsumerProcess:
             )
 
     def __enter__(self) -> Self:
-        wait_for(lambda: self._ready_file.is_file() or self.process.poll() is not None, START_TIMEOUT_S)
+        eventually(
+            lambda: self._ready_file.is_file() or self.process.poll() is not None,
+            f"{self._ready_file.stem} is ready",
+            self.log.read_text,
+        )
         assert self.process.poll() is None, self.log.read_text()
         return self
 
@@ -73,27 +75,28 @@ class ConsumerProcess:
     ) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            assert self.process.wait(STOP_TIMEOUT_S) == 0, self.log.read_text()
+            assert self.process.wait(WAIT_S) == 0, self.log.read_text()
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0) -> float:
-    """Ask until the answer is yes; the seconds it took. Fails the test if it never is."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < timeout_s, f"not within {timeout_s} s"
-        time.sleep(0.005)
-    return time.monotonic() - started
-
-
-def wait_until_consumed(endpoints: Endpoints, group: str, topics: Sequence[str], timeout_s: float = 30.0) -> None:
+def wait_until_consumed(endpoints: Endpoints, group: str, topics: Sequence[str]) -> None:
     """Return when the group has committed everything that is in the topics now."""
     consumer = KafkaConsumer(bootstrap_servers=endpoints.kafka_bootstrap, group_id=group, enable_auto_commit=False)
     try:
         partitions = [TopicPartition(t, p) for t in topics for p in consumer.partitions_for_topic(t) or ()]
         ends = {partition: end for partition, end in consumer.end_offsets(partitions).items() if end}
-        wait_for(lambda: all((consumer.committed(p) or 0) >= end for p, end in ends.items()), timeout_s)
+
+        def left() -> dict[TopicPartition, int]:
+            committed = {partition: consumer.committed(partition) or 0 for partition in ends}
+            return {p: end - committed[p] for p, end in ends.items() if committed[p] < end}
+
+        eventually(lambda: not left(), f"{group} has committed all of {', '.join(topics)}", left)
     finally:
         consumer.close()
+
+
+def records_of(endpoints: Endpoints, topic: str) -> list[Record]:
+    """Every record that the topic holds now."""
+    return list(TopicReader(endpoints.kafka_bootstrap, [topic], {}))
 
 
 def read_history(endpoints: Endpoints, user_id: str) -> History:

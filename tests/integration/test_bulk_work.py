@@ -20,7 +20,7 @@ from baguni.errors import InvalidInputError
 from baguni.release import Release
 from deploy.local.settings import free_port
 from tests.conftest import repository
-from tests.integration.streams import wait_for
+from tests.waiting import eventually
 from trainer.bulk import BulkGenerator
 from trainer.run import Run
 from trainer.segments.next_item import NextItem
@@ -49,7 +49,7 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             with (folder / name).open("wb") as log:
                 node = subprocess.Popen([*ray, *options], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
             nodes.append(node)
-            wait_for(lambda name=name: "Ray runtime started" in (folder / name).read_text(), 60)
+            eventually(lambda name=name: "Ray runtime started" in (folder / name).read_text())
         yield address
     finally:
         for node in reversed(nodes):

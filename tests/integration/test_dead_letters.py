@@ -16,7 +16,8 @@ from baguni.settings import Endpoints
 from baguni.topics import Record, TopicReader
 from streaming.dead_letters import DeadLetters, original
 from streaming.dead_letters_cli import dlq
-from tests.integration.streams import ConsumerProcess, read_history, wait_for
+from tests.integration.streams import ConsumerProcess, read_history
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 
@@ -71,7 +72,7 @@ def test_a_letter_is_listed_shown_and_replayed_once_it_parses(
         replayed = run("replay", "--reason", reason).output
         assert "sent 1 of 2" in replayed
         assert "1  still undecodable" in replayed
-        wait_for(lambda: len(read_history(endpoints, user_id)) == 1, 30)
+        eventually(lambda: len(read_history(endpoints, user_id)) == 1)
 
 
 def test_replaying_without_saying_which_is_refused(endpoints: Endpoints) -> None:

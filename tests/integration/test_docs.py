@@ -20,7 +20,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from baguni.release import Release
 from baguni.settings import Endpoints
 from tests.conftest import repository
-from tests.integration.streams import read_history, wait_for
+from tests.integration.streams import read_history
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 (EVENT,) = re.findall(
@@ -57,4 +58,4 @@ def test_the_tutorials_event_joins_the_history(running: Endpoints, active_releas
         assert program.count(written) == 1
         program = program.replace(written, ours)
     subprocess.run([sys.executable, "-c", program], cwd=repository(), check=True, timeout=60)
-    wait_for(lambda: [event.item_id for event in read_history(running, user_id).events] == [item_id])
+    eventually(lambda: [event.item_id for event in read_history(running, user_id).events] == [item_id])

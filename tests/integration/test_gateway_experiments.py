@@ -32,6 +32,7 @@ from deploy.local.settings import free_port
 from server.experiments import Experiments
 from tests.gateway_process import environment, gateway_process
 from tests.tiny_release import renamed
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 USERS = [f"experimental-{number}" for number in range(12)]
@@ -164,7 +165,7 @@ def test_two_releases_beside_each_other(running: Endpoints, active_release: Rele
         gateway_process(running, tmp_path, experiments=file) as gateway,
         asking(gateway.address) as ask,
     ):
-        until(lambda: {ask(user_id).release_id for user_id in USERS} == both)
+        eventually(lambda: {ask(user_id).release_id for user_id in USERS} == both)
         for user_id in USERS:
             response = ask(user_id)
             assert response.release_id == expected.choose({"id": user_id}).release_id
@@ -172,7 +173,7 @@ def test_two_releases_beside_each_other(running: Endpoints, active_release: Rele
             assert following.release_id == response.release_id
         # A release that nobody has is nobody's: the active one answers, and nobody is in the experiment.
         file.write_text(json.dumps(payload(release=split("candidate", "r20000101_00000000", "r20000101_00000000"))))
-        until(lambda: not any(said(ask(user_id)) for user_id in USERS))
+        eventually(lambda: not any(said(ask(user_id)) for user_id in USERS), "no user is in the experiment")
         assert {ask(user_id).release_id for user_id in USERS} == {active_release.release_id}
 
 
@@ -199,19 +200,20 @@ def test_features_that_are_not_valid(running: Endpoints, tmp_path: Path) -> None
 
         assert is_popular()
         file.write_text("{")
-        time.sleep(2.5)
+        eventually(lambda: "no JSON" in gateway.log.read_text(), "the log names the file that is no JSON")
         assert is_popular()
-        assert "no JSON" in gateway.log.read_text()
         file.write_text(json.dumps(payload(list={"defaultValue": "model"})))
-        until(lambda: not is_popular())
+        eventually(lambda: not is_popular(), "lists come from the model again")
 
 
-def test_features_of_an_endpoint_are_asked_for_by_etag_and_at_its_word(running: Endpoints, tmp_path: Path) -> None:
+def test_features_of_an_endpoint_are_asked_for_by_etag_and_stay_when_it_fails(
+    running: Endpoints, tmp_path: Path
+) -> None:
     with FeatureServer() as server:
         server.payload = payload(list={"defaultValue": "popular"})
         url = f"http://127.0.0.1:{server.port}/api/features/sdk-key"
         with (
-            gateway_process(running, tmp_path, experiments=url, experiments_refresh_s=3) as gateway,
+            gateway_process(running, tmp_path, experiments=url, experiments_refresh_s=1) as gateway,
             asking(gateway.address) as ask,
         ):
 
@@ -219,15 +221,30 @@ def test_features_of_an_endpoint_are_asked_for_by_etag_and_at_its_word(running: 
                 return {source for item in ask(USERS[0]).items for source in item.sources} == {pb.SOURCE_POPULAR}
 
             assert is_popular()
-            until(lambda: 304 in server.answered, 10)
-            server.payload = payload(list={"defaultValue": "model"})
-            started = time.monotonic()
-            server.say_so()
-            until(lambda: not is_popular())
-            assert time.monotonic() - started < 2  # not at the next time that it would have asked anyway
+            eventually(lambda: 304 in server.answered, "the gateway asks with its ETag")
             server.status = 500
-            time.sleep(4)
-            assert not is_popular()
+            eventually(lambda: server.answered[-1] == 500, "the gateway is answered 500", lambda: server.answered)
+            assert is_popular()
+
+
+def test_features_of_an_endpoint_are_asked_for_when_it_announces_a_change(running: Endpoints, tmp_path: Path) -> None:
+    """The gateway would ask again by itself in an hour only."""
+    with FeatureServer() as server:
+        server.payload = payload(list={"defaultValue": "popular"})
+        url = f"http://127.0.0.1:{server.port}/api/features/sdk-key"
+        with (
+            gateway_process(running, tmp_path, experiments=url, experiments_refresh_s=3_600) as gateway,
+            asking(gateway.address) as ask,
+        ):
+
+            def is_popular() -> bool:
+                return {source for item in ask(USERS[0]).items for source in item.sources} == {pb.SOURCE_POPULAR}
+
+            assert is_popular()
+            eventually(lambda: server.num_listening, "the gateway listens to the endpoint's events")
+            server.payload = payload(list={"defaultValue": "model"})
+            server.say_so()
+            eventually(lambda: not is_popular(), "lists follow the announced change")
 
 
 class FeatureServer:
@@ -236,6 +253,7 @@ class FeatureServer:
     def __init__(self) -> None:
         self.port, self.payload, self.status = free_port(), payload(), 200
         self.answered: list[int] = []
+        self.num_listening = 0
         self._changed: asyncio.Event
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -278,6 +296,7 @@ class FeatureServer:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        self.num_listening += 1
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -286,10 +305,3 @@ class FeatureServer:
 
 def next_in(variation: str, expected: Experiments, where: dict[str, str]) -> str:
     return next(u for u in USERS if expected.choose({"id": u, **where}).assignments[0].variation == variation)
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -23,6 +23,7 @@ from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from server.capture import Recorded
 from tests.tiny_release import renamed
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 MODEL, METRIC = "retrieval, distilled", "NDCG@10"
@@ -77,11 +78,12 @@ def test_a_night_that_is_killed_goes_on_and_activates_once(
     log = night.runs.parent / "night.log"
     with log.open("w") as output:
         killed = subprocess.Popen(night.command(), env=night.environment(), stdout=output, stderr=output)
-        deadline = time.monotonic() + 240
-        while "is published" not in log.read_text():  # trained, measured and exported; nothing is active yet
-            assert killed.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.02)
+        eventually(
+            lambda: "is published" in log.read_text() or killed.poll() is not None,
+            "the night is trained, measured and exported, and nothing is active yet",
+            lambda: log.read_text()[-3000:],
+        )
+        assert killed.poll() is None, log.read_text()[-3000:]
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     assert store.active_id() == active_release.release_id

@@ -17,7 +17,8 @@ from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from deploy.local.stack import LocalStack
-from tests.integration.streams import Shop, timestamp, wait_for
+from tests.integration.streams import Shop, timestamp
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 
@@ -71,7 +72,7 @@ def test_what_pages_led_to_counts_for_their_placement_and_release(
     shop.send(click(item_ids[2], looked_at.exposure_token))
     shop.send(click("another", "what the app made of it"))
     shop.close()
-    wait_for(lambda: told(settings.user_consumer_metrics_port)[unreadable] == before + 1)
+    eventually(lambda: told(settings.user_consumer_metrics_port)[unreadable] == before + 1)
     counted = told(settings.user_consumer_metrics_port, **of_it)
     assert counted == {
         f"baguni_attributed_events_total {a}": n for a, n in {"clicked": 2, "ordered": 1, "carted": 1}.items()

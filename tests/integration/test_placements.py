@@ -17,7 +17,8 @@ from baguni.settings import Endpoints
 from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
-from tests.integration.streams import Shop, timestamp, wait_for
+from tests.integration.streams import Shop, timestamp
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 NOW_MS = 1_712_000_100_000 // WINDOW_MS * WINDOW_MS
@@ -91,6 +92,6 @@ def test_what_is_clicked_at_a_placement_is_what_a_stranger_sees_there(
             return stub.Recommend(request, timeout=3).items[0].item_id
 
         windows = iter(range(1, 1_000))
-        wait_for(lambda: first("test-shelf", next(windows)) == unpopular, 15.0)
+        eventually(lambda: first("test-shelf", next(windows)) == unpopular)
         assert first("another-shelf", 1) != unpopular
         assert first("", 1) != unpopular

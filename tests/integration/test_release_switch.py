@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ from baguni.signature import model_specs
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from tests.tiny_release import renamed
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 
@@ -71,13 +72,6 @@ def traffic(stub: pb_grpc.RecommendationServiceStub, user_id: str) -> Iterator[l
         asking.result(timeout=10)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def test_a_switch_under_traffic_fails_no_request_and_a_rollback_returns(
     stub, shopper, running: Endpoints, active_release: Release, tmp_path: Path
 ) -> None:
@@ -85,10 +79,10 @@ def test_a_switch_under_traffic_fails_no_request_and_a_rollback_returns(
     other = store.add(renamed(active_release, tmp_path / "other", "r20990101_0000beef").path)
     with traffic(stub, shopper) as answers:
         activate(store, other.release_id, running)
-        wait_until(lambda: bool(answers) and answers[-1].release_id == other.release_id)
+        eventually(lambda: bool(answers) and answers[-1].release_id == other.release_id, "the other release is served")
         assert store.previous_id() == active_release.release_id
         activate(store, store.previous_id(), running)
-        wait_until(lambda: answers[-1].release_id == active_release.release_id)
+        eventually(lambda: answers[-1].release_id == active_release.release_id, "the first release is served")
     served = [answer.release_id for answer in answers]
     assert sum(one != other for one, other in itertools.pairwise(served)) == 2
     assert {(len(answer.items), answer.degradation_tier) for answer in answers} == {(3, pb.DEGRADATION_TIER_FULL)}
@@ -171,7 +165,10 @@ def test_the_old_models_are_unloaded_after_the_drain_and_no_request_fails(
     finally:
         activate(store, active_release.release_id, running)
     assert {(len(answer.items), answer.degradation_tier) for answer in answers} == {(3, pb.DEGRADATION_TIER_FULL)}
-    wait_until(lambda: stub.Recommend(pb.RecommendRequest(user_id="u001")).release_id == active_release.release_id)
+    eventually(
+        lambda: stub.Recommend(pb.RecommendRequest(user_id="u001")).release_id == active_release.release_id,
+        "the first release is served again",
+    )
 
 
 def loaded_models(endpoints: Endpoints) -> set[str]:

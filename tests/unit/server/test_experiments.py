@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import tracemalloc
 from collections import Counter
 from typing import Any
@@ -187,12 +186,10 @@ def test_what_is_wrong_with_a_payload(payload: str, named: str) -> None:
 
 
 def test_assignment_is_quick_and_remembers_nobody() -> None:
-    """30 µs an assignment, with room for a machine that is busy; and no memory for a hundred thousand users."""
+    """The memory of 20,000 further users; what an assignment costs in time is a row of `make bench-crm`."""
     found = parse(json.dumps({"features": {"baguni.rescored": split("order", True, False)}}), "x")
     for number in range(1_000):
         found.choose({"id": str(number), "placement": "home"})
-    best = min(_seconds(found) for _ in range(7))
-    assert best / 1_000 < 30e-6
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for number in range(20_000):
@@ -200,10 +197,3 @@ def test_assignment_is_quick_and_remembers_nobody() -> None:
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 100_000
-
-
-def _seconds(found: Experiments) -> float:
-    started = time.perf_counter()
-    for number in range(1_000):
-        found.choose({"id": str(number), "placement": "home"})
-    return time.perf_counter() - started

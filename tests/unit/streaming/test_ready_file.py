@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from tests.waiting import WAIT_S, eventually
 
 
 def test_the_ready_file_of_the_process_before_is_removed(tmp_path: Path) -> None:
@@ -17,11 +18,8 @@ def test_the_ready_file_of_the_process_before_is_removed(tmp_path: Path) -> None
     environment = {**os.environ, **nowhere, "BAGUNI_READY_FILE": str(ready)}
     consumer = subprocess.Popen([sys.executable, "-m", "streaming", "user"], env=environment, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while ready.exists() and time.monotonic() < deadline:
-            assert consumer.poll() is None
-            time.sleep(0.05)
-        assert not ready.exists()
+        eventually(lambda: not ready.exists() or consumer.poll() is not None, "the ready file is removed")
+        assert consumer.poll() is None
     finally:
         consumer.terminate()
-        consumer.wait(timeout=30)
+        consumer.wait(timeout=WAIT_S)

@@ -1,0 +1,30 @@
+"""One way to wait for what happens eventually. Knows nothing of what is awaited."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+# A net for what never happens, not a promise of speed: a machine ten times slower than ours passes, too.
+WAIT_S = 120.0
+
+
+def eventually(
+    condition: Callable[[], Result],
+    awaited: str = "",
+    seen: Callable[[], object] | None = None,
+    interval_s: float = 0.02,
+) -> Result:
+    """Return the first true result of `condition`. After WAIT_S, fail with what was awaited (by default the source of
+    `condition`) and what was seen last: the result of `seen`, or that of `condition`."""
+    deadline = time.monotonic() + WAIT_S
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            awaited = awaited or " ".join(inspect.getsource(condition).split())
+            raise AssertionError(f"not within {WAIT_S:.0f} s: {awaited}; last seen: {seen() if seen else result!r}")
+        time.sleep(interval_s)
+    return result
