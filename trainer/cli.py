@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from baguni.metrics_tables import metrics_tables
 from baguni.settings import Endpoints
 from trainer.files import written_whole
 from trainer.triton_config import Target
@@ -54,7 +55,7 @@ def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str 
     """
     from trainer.evaluate import evaluate as evaluate_run
     from trainer.recipes import recipe_named
-    from trainer.report import metrics_table, plot_losses
+    from trainer.report import plot_losses
     from trainer.run import Run
 
     chosen = {"text_encoder": text_encoder} if text_encoder else {}
@@ -73,7 +74,7 @@ def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str 
     run.tracking.results(metrics)
     run.tracking.close()
     (run_path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    Console().print(metrics_table(metrics))
+    Console().print(*metrics_tables(metrics))
     click.echo(
         f"Trained in {seconds:.0f} s; losses: {run_path / 'losses.png'}; next: baguni export {data} --run {run_path}"
     )
@@ -91,12 +92,11 @@ def evaluate(
 ) -> None:
     """Predict the orders of the last month with every model of a finished run."""
     from trainer.evaluate import evaluate as evaluate_run
-    from trainer.report import metrics_table
     from trainer.run import Run
 
     with progress_bars() as progress:
         metrics = evaluate_run(Run.opened(run_path, data, recipe, seed), mode, limit, progress)
-    Console().print(metrics_table(metrics))
+    Console().print(*metrics_tables(metrics))
 
 
 @click.command()

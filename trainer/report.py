@@ -1,14 +1,12 @@
-"""What a run looks like: its losses as a picture, its metrics as a table."""
+"""A run's losses as a picture."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from rich.table import Table
 
 from trainer.train import Losses
 
@@ -36,18 +34,3 @@ def plot_losses(stages: dict[str, list[Losses]], path: Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     path.with_suffix(".json").write_text(json.dumps(stages) + "\n")
-
-
-def metrics_table(metrics: dict[str, Any]) -> Table:
-    """The models of a run side by side."""
-    k = metrics["k"]
-    which = "first orders" if metrics["mode"] == "first" else "orders"
-    table = Table(title=f"Predicting {metrics['orders']:,} {which} of the test month, which no model has seen")
-    table.add_column("model")
-    for setting in ("all items", "never bought"):
-        for name in (f"HR@{k}", f"Recall@{k}", f"NDCG@{k}"):
-            table.add_column(f"{name}\n{setting}", justify="right")
-    for model, settings in metrics["models"].items():
-        cells = [f"{settings[s][f'{name}@{k}']:.4f}" for s in ("all", "novel") for name in ("HR", "Recall", "NDCG")]
-        table.add_row(model, *cells)
-    return table

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.table import Table
 
 from baguni.errors import InvalidInputError
 
@@ -141,13 +142,12 @@ def _render() -> None:
     if not list((RESULTS / "quality").glob("*/summary.json")):
         raise InvalidInputError("nothing was measured yet: run `baguni benchmark quality` without --report-only")
     rows = write_report(RESULTS, REPOSITORY / "docs", _command())
-    Console().print(_promises_table(rows))
+    Console().print(promises_table(rows))
     click.echo("Report: docs/quality.md and docs/quality.html")
 
 
-def _promises_table(rows: list[Row]) -> object:
-    from rich.table import Table
-
+def promises_table(rows: list[Row]) -> Table:
+    """Return each promised number beside its bar."""
     table = Table("what", "measured", "bar", "holds", title="What was promised")
     for row in rows:
         table.add_row(row.what, f"{row.value:.4g} {row.unit}", row.bar, "yes" if row.holds else "[red]no")

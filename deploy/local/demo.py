@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from baguni.client_cli import item_name
 from baguni.errors import BaguniError, NotFoundError
 from baguni.events import producible
 from baguni.history_store import HistoryWriter
+from baguni.metrics_tables import metrics_tables
 from baguni.release import Release, ReleaseStore
 from baguni.v1 import events_pb2, recommendation_pb2
 from benchmarks.result import Row, write_result
@@ -167,12 +168,12 @@ def _play(settings: StackSettings, release: Release) -> Measured:
                     household.after_order = _ids(_recommend(gateway, order.user_id, order.time_ms + MINUTE_MS))
         measured = Measured(click_s, order_s, *_new_item(producer, gateway, timed[0]))
         for household in shown:
-            console.print(_household_table(household, release))
-        console.print(_timing_table(measured))
+            console.print(*household_tables(household, release))
+        console.print(timing_table(measured))
         _heading("Pushing the households' next items through a campaign into a local Braze")
         pushed = push_campaign(endpoints, [order.user_id for order in timed], PUSHED_ITEMS)
         console.print(_pushed_table(pushed, release))
-        _print_quality(release)
+        console.print(*metrics_tables(release.metrics))
         return measured
     finally:
         producer.close()
@@ -302,24 +303,32 @@ def _send(producer: KafkaProducer, message: Message) -> None:
     producer.send(**producible(message, uuid.uuid4().hex, "baguni/demo")).get(timeout=10)
 
 
-def _household_table(household: Shown, release: Release) -> Table:
+def household_tables(household: Shown, release: Release) -> Iterator[Table]:
+    """Yield the lists before any event and after the household's events, two side by side."""
     true = set(household.order.item_ids)
     when = datetime.fromtimestamp(household.order.time_ms / 1000, UTC).strftime("%d %B %Y %H:%M UTC")
-    columns = {
-        "retrieval": household.before,
-        "generative": household.generated,
-        "after 2 clicks": household.after_clicks,
-        "after the order": household.after_order,
+    user_id = household.order.user_id
+    pairs = {
+        f"Household {user_id} ordered {len(true)} items on {when}": {
+            "retrieval": household.before,
+            "generative": household.generated,
+        },
+        f"Household {user_id} after events": {
+            "after 2 clicks": household.after_clicks,
+            "after the order": household.after_order,
+        },
     }
-    title = f"Household {household.order.user_id} ordered {len(true)} items on {when}"
-    table = Table(title=title, caption="[green]✓ in that order[/], · not", show_lines=False)
-    table.add_column("")
-    for name, items in columns.items():
-        table.add_column(f"{name}: {len(true & set(items))} of {len(items)} hit")
-    for position in range(LIST_LENGTH):
-        cells = [_cell(items[position], true, release) if position < len(items) else "" for items in columns.values()]
-        table.add_row(str(position + 1), *cells)
-    return table
+    for title, columns in pairs.items():
+        table = Table(title=title, caption="[green]✓ in that order[/], · not", show_lines=False)
+        table.add_column("")
+        for name, items in columns.items():
+            table.add_column(f"{name}: {len(true & set(items))} of {len(items)} hit", overflow="fold")
+        for position in range(LIST_LENGTH):
+            cells = [
+                _cell(items[position], true, release) if position < len(items) else "" for items in columns.values()
+            ]
+            table.add_row(str(position + 1), *cells)
+        yield table
 
 
 def _cell(item_id: str, true: set[str], release: Release) -> str:
@@ -336,7 +345,8 @@ def _pushed_table(pushed: dict[str, list[str]], release: Release) -> Table:
     return table
 
 
-def _timing_table(measured: Measured) -> Table:
+def timing_table(measured: Measured) -> Table:
+    """Return how long each kind of event took to change an answer, in ms."""
     table = Table("from Kafka to a changed answer", "median", "slowest", "how many", title="How fast events show")
     for name, seconds in (
         ("clicks → Recommend", measured.clicks_s),
@@ -378,17 +388,6 @@ def _rows(measured: Measured, release: Release, seconds: float, trained: bool) -
             if model in ("retrieval before distillation", "generative")
         ),
     ]
-
-
-def _print_quality(release: Release) -> None:
-    metrics = release.metrics
-    table = Table(title=f"Predicting {metrics['orders']:,} next orders of December, never trained on")
-    for column in ("model", "HR@10", "NDCG@10", "HR@10, never bought", "NDCG@10, never bought"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for model, settings in metrics["models"].items():
-        cells = [f"{settings[s][f'{name}@10']:.4f}" for s in ("all", "novel") for name in ("HR", "NDCG")]
-        table.add_row(model, *cells)
-    console.print(table)
 
 
 def _how_to_call(settings: StackSettings) -> None:

