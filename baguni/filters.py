@@ -132,6 +132,11 @@ def expression(filters: Sequence[Filter], exclude_item_ids: Sequence[str] = ()) 
     return " and ".join(terms)
 
 
+def of_items(item_ids: Sequence[str]) -> str:
+    """Return the Milvus expression that holds for these items and no other; ids are quoted, never pasted in."""
+    return f"item_id in {_quoted(item_ids)}"
+
+
 def _term(condition: Filter) -> str:
     name = _field(condition.attribute)
     if condition.any_of is not None:

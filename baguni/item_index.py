@@ -29,7 +29,7 @@ from pymilvus import CollectionSchema, DataType, MilvusClient
 
 from baguni.catalog import Item
 from baguni.errors import ReleaseMismatchError
-from baguni.filters import field_kinds, index_fields
+from baguni.filters import field_kinds, index_fields, of_items
 from baguni.milvus import CONNECT_TIMEOUT_S, CONSISTENCY, METRIC, collection_names, milvus_errors, silence_pymilvus
 from baguni.release import Release
 
@@ -117,9 +117,12 @@ class ItemIndex:
 
     def delete(self, item_ids: Sequence[str]) -> None:
         """Remove items from both spaces; ids that are not there change nothing."""
+        # With `ids=`, pymilvus pastes them into an expression unescaped: an apostrophe is a syntax error, and a crafted id
+        # matches every row.
+        expression = of_items(item_ids)
         with milvus_errors():
             for name in (self._items, self._content):
-                self._client.delete(name, ids=list(item_ids), timeout=WRITE_TIMEOUT_S)
+                self._client.delete(name, filter=expression, timeout=WRITE_TIMEOUT_S)
 
     def drop(self) -> None:
         """Delete both collections."""

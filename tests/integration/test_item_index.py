@@ -18,12 +18,12 @@ from baguni import filters
 from baguni.catalog import Catalog, Item
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.filters import Filter
-from baguni.item_index import FLAT_ITEMS, RELEASE, IndexedItem, ItemIndex, lengthened
+from baguni.item_index import FLAT_ITEMS, MAX_ID_BYTES, RELEASE, IndexedItem, ItemIndex, lengthened
 from baguni.item_search import AsyncItemIndex, Hits
 from baguni.milvus import collection_names
 from baguni.release import Release, write_manifest
 from baguni.settings import Endpoints
-from tests.strategies import ATTRIBUTE_TYPES, item_filters, random_item
+from tests.strategies import ATTRIBUTE_TYPES, AWKWARD, item_filters, random_item
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -183,6 +183,55 @@ def test_a_change_is_found_and_a_removal_is_not(index: ItemIndex, search: Search
     assert not found("available == true")
     index.delete([new.item_id, "nobody"])
     eventually(lambda: not found())
+
+
+HOSTILE_IDS = [
+    "men's-tee",
+    "x'] or item_id not in ['",
+    'x"] or item_id not in ["',
+    "x\\",
+    '\\"] or item_id != "',
+    "%",
+    "_",
+    "{ids}",
+    "two\nlines",
+    "a\x00b",
+    "\u2028",
+    "\u202eltr",
+    "x" * 1_000,
+    *AWKWARD,
+]
+
+
+def test_whatever_an_id_is_its_removal_removes_that_item_and_no_other(uri: str, tmp_path: Path) -> None:
+    ids = sorted({item_id for item_id in HOSTILE_IDS if len(item_id.encode()) <= MAX_ID_BYTES})
+    release = release_of(tmp_path / "r", [Item(item_id, "title") for item_id in ids], "r_hostile")
+    index = ItemIndex(uri, release.release_id)
+    client = MilvusClient(uri, timeout=5)
+
+    def left() -> list[str]:
+        rows = client.query(
+            collection_names(release.release_id)[0],
+            "",
+            output_fields=["item_id"],
+            limit=1_000,
+            consistency_level="Strong",
+        )
+        return sorted(row["item_id"] for row in rows)
+
+    try:
+        index.fill(release)
+        index.delete([f"{item_id}?" for item_id in ids if len(item_id) < 100])
+        assert left() == ids
+        index.delete(ids[::2])
+        assert left() == ids[1::2]
+        for removed, item_id in enumerate(ids[1::2], start=1):
+            index.delete([item_id])
+            assert left() == ids[1::2][removed:]
+    finally:
+        client.close()
+        index.drop()
+        index.close()
 
 
 def test_a_filling_that_was_cut_short_is_done_again(uri: str, tmp_path: Path) -> None:
