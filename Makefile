@@ -5,10 +5,11 @@ VENV := .venv
 SERVERS := .venv-stack
 TOOLS := .venv-tools
 BIN := $(VENV)/bin
+WORKERS ?=
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts proto check format clean
+.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -21,7 +22,13 @@ demo: setup ## From nothing to live recommendations on real grocery orders (KEEP
 	@$(BIN)/baguni demo $(if $(KEEP),--keep)
 
 test: setup analysis tools ## Every test, those against real Triton, Milvus, broker and Redis included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+test-unit: setup ## The tests that need no server
+	$(BIN)/python -m pytest $(WORKERS) tests/unit
+
+bench-tests: setup analysis tools ## How long the tests take, also on a slow machine → benchmarks/results/tests.json
+	$(BIN)/python -m benchmarks.suite
 
 test-faults: setup ## Servers that die, hang, are slow or cannot be reached, under load → benchmarks/results/faults.json
 	BAGUNI_FAULTS_RESULT=benchmarks/results/faults.json $(BIN)/python -m pytest -m fault tests/faults/test_gateway_faults.py tests/faults/test_server_faults.py

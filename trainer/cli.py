@@ -199,14 +199,25 @@ class ProgressBars:
         self._progress, self._in_lines = progress, in_lines
         self._tasks: dict[str, TaskID] = {}
         self._next_line: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}  # when a stage was first reported, and how far it was
 
     def __call__(self, stage: str, done: int, total: int, message: str) -> None:
         if self._in_lines:
             now = time.monotonic()
+            started = self._started.setdefault(stage, (now, done))
             if done == total or now >= self._next_line.get(stage, 0.0):
-                click.echo(f"{stage}: {done:,} of {total:,} {message}", err=True)
+                click.echo(f"{stage}: {done:,} of {total:,}{_time_left(now, started, done, total)} {message}", err=True)
                 self._next_line[stage] = now + EVERY_S
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, message="")
         self._progress.update(self._tasks[stage], completed=done, message=message)
+
+
+def _time_left(now: float, started: tuple[float, int], done: int, total: int) -> str:
+    """Return what is left of a stage at its speed so far, as ", 3 min left"; empty where nothing was done yet."""
+    began, done_before = started
+    if done >= total or done <= done_before:
+        return ""
+    minutes = (now - began) * (total - done) / (done - done_before) / 60
+    return f", {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"

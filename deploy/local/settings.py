@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import random
+import secrets
 import socket
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def free_port() -> int:
     """A port of 127.0.0.1 on which nothing listens, below those that the kernel gives to outgoing connections: one of
     these can be taken before the server is there. Milvus then listens somewhere else without a word."""
     while True:
-        port = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
+        port = 20_000 + secrets.randbelow(12_000)  # a seeded choice would be the same in two processes
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 

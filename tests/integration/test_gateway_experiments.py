@@ -287,7 +287,8 @@ class FeatureServer:
 
     async def _features(self, request: web.Request) -> web.Response:
         etag = f'W/"{hash(json.dumps(self.payload))}"'
-        status = 304 if request.headers.get("If-None-Match") == etag else self.status
+        is_known = request.headers.get("If-None-Match") == etag
+        status = 304 if is_known and self.status == 200 else self.status
         self.answered.append(status)
         headers = {"ETag": etag, "x-sse-support": "enabled"}
         body = None if status == 304 else json.dumps(self.payload)

@@ -20,6 +20,8 @@ def test_a_log_has_the_first_step_the_last_and_one_a_while(
     assert lines[0] == "dual-head training: 1 of 5,000 loss 1"
     assert lines[-1] == "dual-head training: 5,000 of 5,000 loss 5000"
     assert 5 <= len(lines) <= 7
+    step = int(lines[1].split()[2].replace(",", ""))
+    assert f", {(5_000 - step) * EVERY_S / 1_000 / 60:.0f} min left loss" in lines[1]
 
 
 def test_other_processes_of_a_training_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deploy.local.settings import free_port
+from tests.waiting import eventually
 from trainer.run import Run
 from trainer.tracking import FOLDER, RUN_ID, Tracking
 
@@ -23,10 +25,13 @@ def said(folder: Path, stage: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def interrupted(tracking: Callable[[], Tracking]) -> None:
-    """Eight steps, of which the last three are taken again by another process."""
+    """Eight steps, of which the last three are taken again by another process, in a later second: TensorBoard reads files in
+    the order of the second that is in their names."""
+    began = int(time.time())
     with tracking().told("dual-head") as tell:
         for step in range(8):
             tell(step, {"retrieval": 10.0 - step})
+    eventually(lambda: int(time.time()) > began, "the next second has begun")
     with tracking().told("dual-head") as tell:
         for step in range(5, 10):
             tell(step, {"retrieval": 20.0 - step})
