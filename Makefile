@@ -5,7 +5,8 @@ VENV := .venv
 SERVERS := .venv-stack
 TOOLS := .venv-tools
 BIN := $(VENV)/bin
-WORKERS ?=
+WORKERS := -n 2 --dist loadfile  # each worker has servers of its own, and one thread for arithmetic
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
@@ -22,10 +23,10 @@ demo: setup ## From nothing to live recommendations on real grocery orders (KEEP
 	@$(BIN)/baguni demo $(if $(KEEP),--keep)
 
 test: setup analysis tools ## Every test, those against real Triton, Milvus, broker and Redis included
-	$(BIN)/python -m pytest $(WORKERS)
+	$(PYTEST) $(WORKERS)
 
 test-unit: setup ## The tests that need no server
-	$(BIN)/python -m pytest $(WORKERS) tests/unit
+	$(PYTEST) $(WORKERS) tests/unit
 
 bench-tests: setup analysis tools ## How long the tests take, also on a slow machine → benchmarks/results/tests.json
 	$(BIN)/python -m benchmarks.suite

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -129,13 +130,16 @@ class SyncInferenceClient:
         """Load every model of the release from Triton's repository, and check that it is this release's. A model is ready
         once its warm-up requests have run."""
         try:
-            for name in self._specs:
-                model = triton_model_name(name, self._release_id)
-                self._client.load_model(model, client_timeout=LOAD_TIMEOUT_S)
-                config = self._client.get_model_config(model, as_json=True, client_timeout=CHECK_TIMEOUT_S)["config"]
-                _check_release(name, config, self._release_id)
+            with ThreadPoolExecutor(len(self._specs)) as pool:  # mostly waiting: for a process, for a file to be read
+                list(pool.map(self._load, self._specs))
         except InferenceServerException as error:
             raise _unavailable(error) from error
+
+    def _load(self, name: str) -> None:
+        model = triton_model_name(name, self._release_id)
+        self._client.load_model(model, client_timeout=LOAD_TIMEOUT_S)
+        config = self._client.get_model_config(model, as_json=True, client_timeout=CHECK_TIMEOUT_S)["config"]
+        _check_release(name, config, self._release_id)
 
     def is_loaded(self) -> bool:
         """Whether every model of the release is ready."""

@@ -148,11 +148,16 @@ class ReleaseStore:
         return release
 
     def add(self, path: Path) -> Release:
-        """Move a finished release directory into the store under its id. A half-copied release is never visible."""
+        """Copy a finished release directory into the store under its id, and return the release of the store. A half-copied
+        release is never visible; the same parts again change nothing. Raises InvalidInputError if the store has other parts
+        under this id."""
         release = load_release(path)
         target = self.root / release.release_id
         if target.exists():
-            raise InvalidInputError(f"release {release.release_id} is already in the store")
+            stored = load_release(target, verify=False)
+            if stored.manifest["parts"] == release.manifest["parts"]:
+                return stored  # a command that was killed after it had published, and is run again
+            raise InvalidInputError(f"release {release.release_id} is already in the store, with other parts")
         self.root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.root))
         shutil.copytree(path, staging / "release", copy_function=link_or_copy)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from baguni.activation import activate
-from baguni.release import Release, ReleaseStore
+from baguni.release import Release, ReleaseStore, load_release
 from baguni.settings import Endpoints
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack
@@ -18,10 +19,16 @@ from deploy.local.stack import LocalStack
 
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """A release of the tiny shop; its run lies beside it, in `run`."""
+    """A release of the tiny shop, made once for all workers, which only read it; its run lies beside it, in `run`, and its text
+    encoder in `encoder`."""
     from tests.tiny_release import build_tiny_release
 
-    return build_tiny_release(tmp_path_factory.mktemp("tiny"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    with FileLock(f"{folder}.lock"):
+        if (folder / "release/manifest.json").is_file():
+            return load_release(folder / "release")
+        return build_tiny_release(folder)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ LARGE_SEGMENTS = {
     "DATACOORD_SEGMENT_SEALPROPORTION": "0.9",
     "DATANODE_SEGMENT_INSERTBUFSIZE": "134217728",  # bytes
 }
+# The only query node would wait half an hour for another to take its segments, and be killed before. In seconds.
+SHORT_STOP = {"COMMON_GRACEFULSTOPTIMEOUT": "1"}
 
 
 class Config(MilvusServerConfig):  # type: ignore[misc]
@@ -40,7 +42,7 @@ def main(data_dir: str, port: str, metrics_port: str) -> None:
     data.mkdir(parents=True, exist_ok=True)
     if not (data / "bin").exists():
         (data / "bin").symlink_to(binaries)
-    for name, value in LARGE_SEGMENTS.items():
+    for name, value in (LARGE_SEGMENTS | SHORT_STOP).items():
         os.environ.setdefault(name, value)
     etcd_port, peer_port = free_ports(2)
     os.environ["ETCD_CONFIG_PATH"] = str(write_etcd_config(data, etcd_port, peer_port))

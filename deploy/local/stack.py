@@ -70,6 +70,7 @@ class LocalStack:
         """Stop everything; returns when no process of the stack is left, whatever had become of the supervisor."""
         if self.is_up():
             with contextlib.suppress(OSError, xmlrpc.client.Error):  # it is gone already: what is left is ended below
+                self._stop_applications()
                 self._call("shutdown")
             self._wait_until(lambda: not self._processes(), 30)
         for process in self._processes():
@@ -110,6 +111,14 @@ class LocalStack:
     def stop_process(self, name: str) -> None:
         """Stop one process and leave it stopped."""
         self._call("stopProcess", name)
+
+    def _stop_applications(self) -> None:
+        """Stop what asks the servers while these still answer: otherwise each waits for its timeouts before it ends."""
+        names = [program.name for program in applications(self.settings)]
+        running = [name for name in names if self._state(name) in ("RUNNING", "STARTING")]
+        for name in running:
+            self._call("stopProcess", name, False)
+        self._wait_until(lambda: all(self._state(name) != "STOPPING" for name in running), 30)
 
     def _programs(self) -> list[Program]:
         return [*servers(self.settings), *applications(self.settings)]

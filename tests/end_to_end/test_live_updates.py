@@ -63,7 +63,7 @@ def test_every_order_changes_what_is_recommended(stub, send) -> None:
         eventually(lambda before=before: version() > before, f"order {number} is in the history", version)
 
 
-def test_a_new_item_is_found_and_recommended_and_gone_when_removed(stub, send) -> None:
+def test_a_new_item_is_found_and_recommended_and_gone_when_removed(stub, send, local_stack) -> None:
     item_id = f"new-{uuid.uuid4().hex[:8]}"
     item = events_pb2.ItemUpserted(
         item_id=item_id,
@@ -94,7 +94,8 @@ def test_a_new_item_is_found_and_recommended_and_gone_when_removed(stub, send) -
         found = [i for i in response.items if i.item_id == item_id]
         return bool(found) and recommendation_pb2.SOURCE_RETRIEVAL in found[0].sources
 
-    eventually(has_neighbours, "the new item has neighbours")
+    log = local_stack.log_dir / "item-consumer.log"
+    eventually(has_neighbours, "the new item has neighbours", lambda: log.read_text()[-3000:])
     eventually(is_recommended, "the new item is recommended")
     send(events_pb2.ItemRemoved(item_id=item_id, event_time=Timestamp(seconds=int(time.time()) + 1)), item_id)
     eventually(lambda: not has_neighbours(), "the removed item has no neighbours")

@@ -460,6 +460,8 @@ def test_names_and_ids_are_text_never_markup(browser) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_fails_nowhere(browser) -> None:
+    browser.asked.clear()  # other tests look at other pages with the same browser
+    browser.failed.clear()
     for path in ("/", "/user?id=inspected-1", "/item?id=milk-rye", "/releases?item=milk-rye", "/map"):
         browser.open(path)
         browser.page.wait_for_load_state("networkidle")

@@ -23,6 +23,7 @@ from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from server.capture import Recorded
 from tests.tiny_release import renamed
+from tests.tiny_shop import write_tiny_shop
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
@@ -60,33 +61,44 @@ class Night:
 
 
 @pytest.fixture(scope="module")
-def night(stack: Endpoints, active_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
-    place, store = active_release.path, ReleaseStore(stack.releases)
-    tiny = next(path for path in tmp_path_factory.getbasetemp().glob("tiny*") if (path / "encoder").is_dir())
+def night(
+    stack: Endpoints, tiny_release: Release, active_release: Release, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Night]:
+    """A night that was killed once its release was published: trained, measured and exported, and nothing was activated."""
+    tiny, store = tiny_release.path.parent, ReleaseStore(stack.releases)
     before = set(store.ids())
-    yield Night(stack, tiny / "shop", tmp_path_factory.mktemp("nights") / "runs", tiny / "encoder")
-    assert place.is_dir()
-    activate(store, active_release.release_id, stack)
-    for release_id in set(store.ids()) - before:
-        shutil.rmtree(store.root / release_id)
-
-
-def test_a_night_that_is_killed_goes_on_and_activates_once(
-    night: Night, active_release: Release, tmp_path: Path
-) -> None:
-    store = ReleaseStore(night.endpoints.releases)
-    log = night.runs.parent / "night.log"
+    shop = write_tiny_shop(tmp_path_factory.mktemp("night") / "shop")
+    events = (shop / "events.csv").read_text().splitlines(keepends=True)
+    (shop / "events.csv").write_text("".join([events[0], *events[50:]]))  # the same data would give the active release
+    one = Night(stack, shop, tmp_path_factory.mktemp("nights") / "runs", tiny / "encoder")
+    log = one.runs.parent / "night.log"
     with log.open("w") as output:
-        killed = subprocess.Popen(night.command(), env=night.environment(), stdout=output, stderr=output)
+        killed = subprocess.Popen(one.command(), env=one.environment(), stdout=output, stderr=output)
         eventually(
             lambda: "is published" in log.read_text() or killed.poll() is not None,
-            "the night is trained, measured and exported, and nothing is active yet",
+            "the night's release is published",
             lambda: log.read_text()[-3000:],
         )
         assert killed.poll() is None, log.read_text()[-3000:]
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     assert store.active_id() == active_release.release_id
+    yield one
+    activate(store, active_release.release_id, stack)
+    for release_id in set(store.ids()) - before:
+        shutil.rmtree(store.root / release_id)
+
+
+@pytest.fixture(autouse=True)
+def other_nights(night: Night, active_release: Release) -> None:
+    """Each test begins with the release that was active before."""
+    store = ReleaseStore(night.endpoints.releases)
+    if store.active_id() != active_release.release_id:
+        store.point_to(active_release.release_id)
+
+
+def test_a_night_that_was_killed_goes_on_and_activates_once(night: Night, tmp_path: Path) -> None:
+    store = ReleaseStore(night.endpoints.releases)
     (run,) = night.runs.iterdir()
     trained_at = (run / "distilled.pt").stat().st_mtime_ns
     candidate = (run / "release_id.python").read_text().strip()
@@ -125,7 +137,6 @@ def test_worse_lists_are_not_activated(night: Night, active_release: Release, tm
 
 def test_a_replay_that_is_worse_stops_it(night: Night, active_release: Release, tmp_path: Path) -> None:
     store = ReleaseStore(night.endpoints.releases)
-    activate(store, active_release.release_id, night.endpoints)
     (tmp_path / "captured" / "pod-0").mkdir(parents=True)
     request = pb.RecommendRequest(user_id="nobody-yet", page_size=5)
     recorded = Recorded(request, "r", active_release.release_id, int(time.time() * 1000), 0, True, "FULL", (), 3.0, {})

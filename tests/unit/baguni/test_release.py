@@ -90,10 +90,18 @@ def test_a_directory_without_a_manifest_is_no_release(tmp_path: Path) -> None:
         load_release(tmp_path)
 
 
-def test_a_release_is_added_once(store: ReleaseStore) -> None:
+def test_a_release_that_is_added_again_changes_nothing(store: ReleaseStore) -> None:
     release_id = add(store, "a")
-    with pytest.raises(InvalidInputError, match=f"{release_id} is already in the store"):
-        store.add(store.root.parent / "made-a")
+    assert store.add(store.root.parent / "made-a").path == store.root / release_id
+    assert [path.name for path in store.root.iterdir()] == [release_id]
+
+
+def test_other_parts_under_an_id_of_the_store_are_refused(store: ReleaseStore) -> None:
+    release_id, made = add(store, "a"), store.root.parent / "made-a"
+    (made / "one-more.txt").write_text("more")
+    write_manifest(made, {"release_id": release_id})
+    with pytest.raises(InvalidInputError, match=f"{release_id} is already in the store, with other parts"):
+        store.add(made)
     assert [path.name for path in store.root.iterdir()] == [release_id]
 
 
