@@ -36,7 +36,6 @@ from streaming.settings import StreamingSettings
 
 log = logging.getLogger(__name__)
 POLL_MS = 200  # also how long a stop waits at most while nothing arrives
-FETCH_WAIT_MS = 20  # how long the broker holds an empty fetch: some let an event wait for it
 BOOTSTRAP_MS = 5_000
 COMMIT_MS = 5_000
 MAX_FETCH_BYTES = 8 << 20  # of a fetch, and so of what waits in memory; a record that is larger comes alone
@@ -94,7 +93,7 @@ class EventConsumer:
                 max_poll_records=batch_records,
                 max_partition_fetch_bytes=MAX_FETCH_BYTES,
                 fetch_max_bytes=MAX_FETCH_BYTES,
-                fetch_max_wait_ms=FETCH_WAIT_MS,
+                fetch_max_wait_ms=settings.fetch_wait_ms,
                 metadata_max_age_ms=int(CHECK_S * 1000),
                 bootstrap_timeout_ms=BOOTSTRAP_MS,
             )

@@ -34,7 +34,10 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 @pytest.fixture(scope="session")
 def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """Redis, broker, Milvus and Triton on free ports; `local_stack.settings` says where."""
-    stack = LocalStack(StackSettings.on_free_ports(tmp_path_factory.mktemp("stack")))
+    settings = StackSettings.on_free_ports(tmp_path_factory.mktemp("stack"))
+    stack = LocalStack(
+        settings.model_copy(update={"fetch_wait_ms": 200})
+    )  # idle consumers leave the cores to the tests
     try:
         stack.start_servers()
         yield stack

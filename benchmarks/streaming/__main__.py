@@ -115,7 +115,7 @@ def _consumer(endpoints: Endpoints, folder: Path, number: int) -> float:
     own = endpoints.model_copy(update={"redis_url": endpoints.redis_url.replace("/0", f"/{number + 8}")})
     suffix = f"-{uuid.uuid4().hex[:8]}"
     log = folder / f"consumer{suffix}.log"
-    environment = {**os.environ, **own.environment(), "BAGUNI_GROUP_SUFFIX": suffix}
+    environment = {**os.environ, **own.environment(), "BAGUNI_GROUP_SUFFIX": suffix, "BAGUNI_FETCH_WAIT_MS": "20"}
     with redis.Redis.from_url(own.redis_url) as client, log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "streaming", "user"], env=environment, stdout=output, stderr=output

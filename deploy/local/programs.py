@@ -114,6 +114,7 @@ def applications(settings: StackSettings) -> list[Program]:
                 **environment,
                 "BAGUNI_READY_FILE": str(file),
                 "BAGUNI_METRICS_ADDRESS": f"127.0.0.1:{settings.ports[f'{kind}_consumer_metrics_port']}",
+                "BAGUNI_FETCH_WAIT_MS": str(settings.fetch_wait_ms),
             },
         )
         for kind, file in consumer_files.items()

@@ -43,6 +43,7 @@ class StackSettings(BaseSettings):
     redis_port: int = 7454
     servers_python: Path = REPOSITORY / ".venv-stack/bin/python"
     start_timeout_s: float = 120.0
+    fetch_wait_ms: int = 20  # the local broker holds back records while it holds a fetch: see StreamingSettings
 
     @classmethod
     def on_free_ports(cls, state_dir: Path) -> StackSettings:

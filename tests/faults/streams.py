@@ -118,6 +118,7 @@ class Consumers:
         environment = {
             **os.environ,
             **self._endpoints.environment(),
+            "BAGUNI_FETCH_WAIT_MS": "20",
             "BAGUNI_READY_FILE": str(self._folder / f"{number}.ready"),
             **self._settings,
         }

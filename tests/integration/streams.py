@@ -55,7 +55,11 @@ class ConsumerProcess:
         self._ready_file = work_dir / f"{kind}-{uuid.uuid4().hex[:8]}.ready"
         self.log = self._ready_file.with_suffix(".log")
         environment = endpoints.environment()
-        environment |= {"BAGUNI_GROUP_SUFFIX": group_suffix, "BAGUNI_READY_FILE": str(self._ready_file)}
+        environment |= {
+            "BAGUNI_FETCH_WAIT_MS": "50",
+            "BAGUNI_GROUP_SUFFIX": group_suffix,
+            "BAGUNI_READY_FILE": str(self._ready_file),
+        }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, kind], env={**os.environ, **environment}, stdout=log, stderr=log

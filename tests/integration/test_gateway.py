@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 
@@ -41,10 +42,11 @@ def stub(running: Endpoints) -> Iterator[pb_grpc.RecommendationServiceStub]:
 
 @pytest.fixture
 def shopper(running: Endpoints, active_release: Release) -> str:
-    """A user with two orders of bread and milk."""
+    """A user with two orders of bread and milk, of this test alone."""
+    user_id = f"user-{uuid.uuid4().hex[:8]}"
     with redis.Redis.from_url(running.redis_url) as client:
-        HistoryWriter(client).apply({"user-8302": orders("bread-rye", "milk-fresh", "milk-white")})
-    return "user-8302"
+        HistoryWriter(client).apply({user_id: orders("bread-rye", "milk-fresh", "milk-white")})
+    return user_id
 
 
 def orders(*item_ids: str) -> list[HistoryEvent]:
@@ -288,7 +290,7 @@ def test_generated_lists_fill_whenever_enough_items_are_allowed(stub, shopper) -
 
     def generated() -> pb.GenerateTopItemsResponse | None:
         answered = stub.GenerateTopItems(request)
-        return None if answered.users[0].status == pb.USER_STATUS_UNAVAILABLE else answered
+        return None if answered.users[0].status == pb.USER_STATUS_FAILED else answered
 
     response = eventually(generated, "the generator is back after other tests' outages")
     statuses = [user.status for user in response.users]

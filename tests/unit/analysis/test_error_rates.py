@@ -13,7 +13,7 @@ import pytest
 
 from analysis.statistics import Comparison, Effects, Shares, Sums, compare
 
-RUNS, USERS = 800, 1_500  # users of each variation
+RUNS, USERS = 400, 1_500  # users of each variation
 ALPHA = 0.05
 TWO_ERRORS = 2 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)
 LOOKS = (0.2, 0.4, 0.6, 0.8, 1.0)

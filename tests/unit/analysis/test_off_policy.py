@@ -15,7 +15,7 @@ from server.explore import explored
 
 POPULATION, USERS, PAGES, PLACES, ITEMS = 5_000, 250, 6, 5, 12  # each log has USERS of them
 EXPLORATION = Exploration(share=0.4, among=8)
-RUNS = 300
+RUNS = 150
 
 
 @dataclass(frozen=True)
