@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Pooling, Transformer
 from tokenizers import Tokenizer
@@ -67,7 +68,9 @@ def write_tiny_sentence_encoder(path: Path) -> Path:
     config = BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
-    BertModel(config).save_pretrained(bert)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same weights, and so the same release, in every run
+        BertModel(config).save_pretrained(bert)
     transformer = Transformer(str(bert))
     pooling = Pooling(transformer.get_embedding_dimension())
     SentenceTransformer(modules=[transformer, pooling]).save(str(path))
