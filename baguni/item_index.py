@@ -176,12 +176,21 @@ class ItemIndex:
             timeout=BUILD_TIMEOUT_S,
         )
         index = self._client.prepare_index_params()
-        index.add_index("vector", **(FLAT if len(items) <= FLAT_ITEMS else GRAPH))
+        is_flat = len(items) <= FLAT_ITEMS
+        index.add_index("vector", **(FLAT if is_flat else GRAPH))
         self._client.create_index(filling, index, timeout=BUILD_TIMEOUT_S)  # empty yet: what comes in is indexed
-        for start in range(0, len(items), INSERT_ROWS):
-            rows = zip(items[start : start + INSERT_ROWS], vectors_ND[start : start + INSERT_ROWS], strict=True)
-            self._client.insert(filling, [self._row(item, vector) for item, vector in rows], timeout=BUILD_TIMEOUT_S)
-        self._client.flush(filling, timeout=BUILD_TIMEOUT_S)
+        with ThreadPoolExecutor(1) as pool:
+            # Loading and flushing take seconds each, however few items there are, so they run side by side. A large
+            # collection is loaded once its graphs are built.
+            loading = pool.submit(self._client.load_collection, filling, timeout=BUILD_TIMEOUT_S) if is_flat else None
+            for start in range(0, len(items), INSERT_ROWS):
+                rows = zip(items[start : start + INSERT_ROWS], vectors_ND[start : start + INSERT_ROWS], strict=True)
+                self._client.insert(
+                    filling, [self._row(item, vector) for item, vector in rows], timeout=BUILD_TIMEOUT_S
+                )
+            self._client.flush(filling, timeout=BUILD_TIMEOUT_S)
+            if loading is not None:
+                loading.result()
 
     def _await_graphs(self, names: Sequence[str], num_items: int, on_stage: Callable[[str], None]) -> None:
         """Until Milvus has indexed everything."""
