@@ -3,6 +3,7 @@
 python milvus_server.py DATA_DIR PORT METRICS_PORT
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -49,7 +50,9 @@ def main(data_dir: str, port: str, metrics_port: str) -> None:
     config = Config(data_dir=str(data), proxy_port=int(port), etcd_port=etcd_port)
     server = MilvusServer(config, wait_for_started=False)
     server.webservice_port = int(metrics_port)
-    server.start()
+    with (binaries / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two first starts at once would unpack into files that the other one runs
+        server.start()
     milvus = server.server_proc
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: milvus.terminate())
