@@ -5,7 +5,7 @@ VENV := .venv
 SERVERS := .venv-stack
 TOOLS := .venv-tools
 BIN := $(VENV)/bin
-WORKERS := -n 2 --dist loadfile  # each worker has servers of its own, and one thread for arithmetic
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder  # each has servers of its own, and one thread for arithmetic
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
@@ -25,8 +25,8 @@ demo: setup ## From nothing to live recommendations on real grocery orders (KEEP
 test: setup analysis tools ## Every test, those against real Triton, Milvus, broker and Redis included
 	$(PYTEST) $(WORKERS)
 
-test-unit: setup ## The tests that need no server
-	$(PYTEST) $(WORKERS) tests/unit
+test-unit: setup ## The tests that need no server and no training, in a minute
+	$(PYTEST) $(WORKERS) -m 'not slow and not fault' tests/unit
 
 bench-tests: setup analysis tools ## How long the tests take, also on a slow machine → benchmarks/results/tests.json
 	$(BIN)/python -m benchmarks.suite

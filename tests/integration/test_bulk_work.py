@@ -26,6 +26,8 @@ from trainer.run import Run
 from trainer.segments.next_item import NextItem
 from trainer.text import BATCH, BUNDLED, TextEncoder
 
+pytestmark = pytest.mark.slow
+
 K = 5
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(repository())}
 

@@ -36,7 +36,7 @@ from deploy.local.demo_campaign import push_campaign
 from deploy.local.settings import free_port
 from tests.waiting import WAIT_S, eventually
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 DAY_MS = 86_400_000
 USERS = 60
 

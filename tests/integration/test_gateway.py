@@ -29,7 +29,7 @@ from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from tests.gateway_process import gateway_process
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 NOW_MS = 1_712_000_000_000
 DAY_MS = 86_400_000
 

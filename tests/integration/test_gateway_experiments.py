@@ -34,7 +34,7 @@ from tests.gateway_process import environment, gateway_process
 from tests.tiny_release import renamed
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 USERS = [f"experimental-{number}" for number in range(12)]
 CONTROL = ["soap-rye", "beer-aged", "milk-white"]
 Ask = Callable[..., pb.RecommendResponse]

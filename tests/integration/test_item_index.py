@@ -26,7 +26,7 @@ from baguni.settings import Endpoints
 from tests.strategies import ATTRIBUTE_TYPES, AWKWARD, item_filters, random_item
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 AWKWARD_IDS = ['q"uote', "back\\slash", "라면 1", "a,b]", "it's", "x" * 256, "한" * 256]
 NUM_ITEMS, VECTOR_DIM, CONTENT_DIM = 60, 9, 8
 Search = Callable[..., Hits]

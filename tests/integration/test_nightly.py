@@ -26,7 +26,7 @@ from tests.tiny_release import renamed
 from tests.tiny_shop import write_tiny_shop
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 MODEL, METRIC = "retrieval, distilled", "NDCG@10"
 
 

@@ -29,7 +29,7 @@ from server.capture import Recorded
 from tests.gateway_process import gateway_process
 from tests.tiny_release import renamed
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
 USERS = [f"replayed-{number}" for number in range(8)]
 DAY_MS = 86_400_000
 

@@ -22,6 +22,7 @@ def test_help_lists_every_command_and_imports_no_torch() -> None:
         assert f"  {command} " in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -17,6 +17,8 @@ from analysis.report import page
 from analysis.tables import Tables, read_parquet, write_parquet
 from baguni.errors import InvalidInputError, NotFoundError
 
+pytestmark = pytest.mark.slow
+
 START_MS = 1_760_000_000_000
 BY_NAME = {metric.name: metric for metric in METRICS}
 

@@ -13,6 +13,8 @@ import pytest
 
 from analysis.statistics import Comparison, Effects, Shares, Sums, compare
 
+pytestmark = pytest.mark.slow
+
 RUNS, USERS = 400, 1_500  # users of each variation
 ALPHA = 0.05
 TWO_ERRORS = 2 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)

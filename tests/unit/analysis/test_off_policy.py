@@ -13,6 +13,8 @@ from baguni.errors import InvalidInputError, NotFoundError
 from server.experiments import Exploration
 from server.explore import explored
 
+pytestmark = pytest.mark.slow
+
 POPULATION, USERS, PAGES, PLACES, ITEMS = 5_000, 250, 6, 5, 12  # each log has USERS of them
 EXPLORATION = Exploration(share=0.4, among=8)
 RUNS = 150

@@ -278,6 +278,7 @@ def test_december_has_the_orders_of_the_protocol(december: OrderQueries) -> None
     assert len(december.true_item_P) / len(december) == pytest.approx(9.123, abs=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["global popularity", "popularity, 4 weeks", "personal frequency"])
 def test_popularity_agrees_with_the_reference_protocol(december: OrderQueries, name: str) -> None:
     lists = peer_lists(december.dataset, december, COMPLETE_JOURNEY[name])

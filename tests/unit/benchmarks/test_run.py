@@ -19,6 +19,8 @@ from trainer.data.reading import load_dataset
 from trainer.recipes import Recipe
 from trainer.run import Progress, silent
 
+pytestmark = pytest.mark.slow
+
 
 def never() -> Iterator[Progress]:
     raise AssertionError("nothing was left to make")

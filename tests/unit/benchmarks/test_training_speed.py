@@ -9,6 +9,8 @@ import pytest
 from benchmarks.training import rows, step_seconds
 from trainer.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_the_phases_of_a_step_add_up_to_it(trained: Run, distilled: bool) -> None:

@@ -14,6 +14,8 @@ from deploy.observability import objectives
 from tests.conftest import repository
 from tests.manifests import tool
 
+pytestmark = pytest.mark.slow
+
 RULES = repository() / "deploy/observability/prometheus"
 REQUESTS = 'baguni_request_duration_seconds_count{method="Recommend", code="OK"}'
 FAILED = 'baguni_request_duration_seconds_count{method="Recommend", code="UNAVAILABLE"}'

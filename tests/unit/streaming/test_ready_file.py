@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import WAIT_S, eventually
 
 
+@pytest.mark.slow
 def test_the_ready_file_of_the_process_before_is_removed(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ready.touch()

@@ -15,6 +15,8 @@ from trainer.devices import precision_here
 from trainer.recipes import recipe_named
 from trainer.run import Run
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("train_in_processes.py")
 ROOT = SCRIPT.parents[3]
 

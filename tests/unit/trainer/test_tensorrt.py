@@ -14,6 +14,8 @@ from baguni.signature import ModelSpec, TensorSpec, model_specs, triton_model_na
 from trainer.precision import half_precision
 from trainer.tensorrt import CAPABILITIES, COMPILED, build_plan, check_release
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_graph_compiles_for_every_capability(tiny_release: Release) -> None:
     rows = check_release(tiny_release.path)
