@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from baguni.errors import InvalidInputError
-from baguni.sealed import seal, unseal
+from baguni.placements import MAX_PLACEMENT
+from baguni.signed_tokens import TokenSigner, integer_field, text_field
 
+KIND = "exposure"
 MAX_TOKEN = 1_024  # characters; those of the gateway have some 250
+MAX_NAME = 256  # characters of a request's and of a release's id
+LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999
 
 
 class Exposure(NamedTuple):
@@ -18,23 +22,27 @@ class Exposure(NamedTuple):
     placement: str
     time_ms: int
 
-    def encode(self) -> str:
-        """As a token."""
-        return seal(self._asdict())
+    def encode(self, signer: TokenSigner) -> str:
+        """Serialise to a signed, URL-safe token."""
+        return signer.sign(KIND, self._asdict())
 
     @classmethod
-    def decode(cls, token: str) -> Exposure:
-        """Inverse of `encode`; fields of a newer gateway are ignored. Raises InvalidInputError for anything else."""
+    def decode(cls, token: str, signer: TokenSigner) -> Exposure:
+        """Inverse of `encode`; ignores fields of a newer gateway. Raises InvalidInputError, and nothing else, for any other
+        text: one with a wrong signature, or with a field of another type or range."""
         if len(token) > MAX_TOKEN:
             raise InvalidInputError(
                 f"exposure_token has {len(token)} characters, expected at most {MAX_TOKEN}", "exposure_token"
             )
         try:
-            fields = unseal(token)
+            fields = signer.verify(KIND, token)
             return cls(
-                str(fields["request_id"]), str(fields["release_id"]), str(fields["placement"]), int(fields["time_ms"])
+                text_field(fields, "request_id", MAX_NAME),
+                text_field(fields, "release_id", MAX_NAME),
+                text_field(fields, "placement", MAX_PLACEMENT),
+                integer_field(fields, "time_ms", 1, LATEST_TIME_MS),
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             raise InvalidInputError(
-                "exposure_token is damaged, expected that of a RecommendResponse", "exposure_token"
+                f"exposure_token is damaged, expected that of a RecommendResponse: {error}", "exposure_token"
             ) from error

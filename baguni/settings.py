@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
+from pydantic import SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
 )
+
+from baguni.signed_tokens import TokenSigner, new_key
+
+log = logging.getLogger(__name__)
 
 
 class Endpoints(BaseSettings):
@@ -27,11 +33,26 @@ class Endpoints(BaseSettings):
     releases: Path = Path(".baguni/releases")  # the release store
     releases_url: str = ""  # where releases are pushed to and pulled from: s3://BUCKET/PREFIX, or a folder
     triton_repository: Path = Path(".baguni/triton")  # the folder that Triton loads models from
+    token_keys: SecretStr = SecretStr("")  # sign exposure and page tokens: keys with commas, the newest first
     compute_capability: str = ""  # of the GPU that Triton has, if it is not on this machine: "8.9"
 
     def environment(self) -> dict[str, str]:
         """The variables that say the same to another process."""
-        return {f"BAGUNI_{name.upper()}": str(value) for name, value in self.model_dump().items()}
+        plain = {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name, value in self.model_dump().items()
+        }
+        return {f"BAGUNI_{name.upper()}": value for name, value in plain.items()}
+
+    def token_signer(self) -> TokenSigner:
+        """Return what signs and verifies tokens. Without configured keys it has a random key, which no other process knows."""
+        if self.token_keys.get_secret_value():
+            return TokenSigner.from_setting(self.token_keys)
+        log.warning(
+            "token_keys is not set: tokens are valid in this process alone, until it ends. Set BAGUNI_TOKEN_KEYS to one random "
+            "text for gateways and user consumers"
+        )
+        return TokenSigner([new_key()])
 
     @classmethod
     def settings_customise_sources(

@@ -6,7 +6,13 @@ import hashlib
 from dataclasses import asdict, dataclass
 
 from baguni.errors import InvalidInputError
-from baguni.sealed import seal, unseal
+from baguni.signed_tokens import TokenSigner, integer_field, text_field, truth_field
+
+KIND = "page"
+MAX_TOKEN = 1_024  # characters; those of the gateway have some 200
+MAX_NAME = 256
+MAX_OFFSET = 1_000_000  # far beyond any list
+LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999
 
 
 @dataclass(frozen=True)
@@ -21,18 +27,30 @@ class PageToken:
     rescored: bool
     query: str
 
-    def encode(self) -> str:
-        """As a string."""
-        return seal(asdict(self))
+    def encode(self, signer: TokenSigner) -> str:
+        """Serialise to a signed, URL-safe token."""
+        return signer.sign(KIND, asdict(self))
 
     @classmethod
-    def decode(cls, token: str) -> PageToken:
-        """Inverse of `encode`. Raises InvalidInputError for anything else."""
-        try:
-            return cls(**unseal(token))
-        except (ValueError, TypeError) as error:
+    def decode(cls, token: str, signer: TokenSigner) -> PageToken:
+        """Inverse of `encode`. Raises InvalidInputError, and nothing else, for any other text: one with a wrong signature, or
+        with a field of another type or range."""
+        if len(token) > MAX_TOKEN:
             raise InvalidInputError(
-                "page_token is damaged, expected the next_page_token of the page before", "page_token"
+                f"page_token has {len(token)} characters, expected at most {MAX_TOKEN}", "page_token"
+            )
+        try:
+            fields = signer.verify(KIND, token)
+            return cls(
+                text_field(fields, "release_id", MAX_NAME),
+                integer_field(fields, "now_ms", 1, LATEST_TIME_MS),
+                integer_field(fields, "offset", 0, MAX_OFFSET),
+                truth_field(fields, "rescored"),
+                text_field(fields, "query", MAX_NAME),
+            )
+        except ValueError as error:
+            raise InvalidInputError(
+                f"page_token is damaged, expected the next_page_token of the page before: {error}", "page_token"
             ) from error
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from baguni.errors import BaguniError
 from baguni.release import ReleaseStore
+from baguni.signed_tokens import TokenSigner, new_key
 from baguni.v1 import recommendation_pb2 as pb
 from server import validation
 from server.active_release import Serving, open_serving
@@ -132,7 +133,7 @@ async def _answer(
     types = dict(serving.release.catalog.attribute_types)
     started = time.perf_counter()
     try:
-        query, _ = validation.recommend_query(request, types, serving.release_id)
+        query, _ = validation.recommend_query(request, types, serving.release_id, TokenSigner([new_key()]))
         query = replace(query, now_ms=recorded.now_ms, offset=recorded.offset, rescored=recorded.rescored)
         ranking = await recommend(serving, parts, settings, query, Deadline(settings.default_deadline_s))
     except BaguniError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from baguni.exposure_token import Exposure
+from baguni.signed_tokens import TokenSigner
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server import validation
@@ -41,9 +42,10 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         exposures: Exposures,
         capture: Capture,
         features: Features,
+        signer: TokenSigner,
     ) -> None:
         self._settings, self._active, self._parts, self._features = settings, active, parts, features
-        self._exposures, self._capture = exposures, capture
+        self._exposures, self._capture, self._signer = exposures, capture, signer
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:  # noqa: N802
         """See recommendation.proto."""
@@ -52,7 +54,9 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         choices = self._choices(request)
         with self._active.held(choices.release_id) as serving:
             choices = choices.without_release(serving.release_id)
-            query, digest = validation.recommend_query(request, _attribute_types(serving), serving.release_id, choices)
+            query, digest = validation.recommend_query(
+                request, _attribute_types(serving), serving.release_id, self._signer, choices
+            )
             deadline = _deadline(context, self._settings.default_deadline_s)
             ranking = await recommend(serving, self._parts, self._settings, query, deadline)
             if ranking.tier is not Tier.FULL:
@@ -64,10 +68,12 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             response = pb.RecommendResponse(
                 request_id=request_id,
                 items=_items(ranking.items, query.offset),
-                next_page_token=token.encode() if ranking.has_more else "",
+                next_page_token=token.encode(self._signer) if ranking.has_more else "",
                 release_id=serving.release_id,
                 degradation_tier=int(ranking.tier),  # type: ignore[arg-type]
-                exposure_token=Exposure(request_id, serving.release_id, request.placement, time_ms).encode(),
+                exposure_token=Exposure(request_id, serving.release_id, request.placement, time_ms).encode(
+                    self._signer
+                ),
                 history_version=ranking.history_version,
                 experiment_assignments=[
                     pb.ExperimentAssignment(experiment_key=each.experiment, variation_key=each.variation)

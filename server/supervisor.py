@@ -26,6 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, make_wsgi_app, multiprocess
 
 from baguni.errors import InvalidInputError, UnavailableError
+from baguni.signed_tokens import new_key
 from server.listening import split_address
 from server.settings import ServerSettings
 
@@ -56,6 +57,7 @@ class Supervisor:
         self._settings = settings
         self._processes = [Process(name) for name in (*settings.bulk_names, *settings.online_names)]
         self._counters = settings.run_dir.resolve() / "metrics"
+        self._token_keys = settings.token_keys.get_secret_value() or _random_key()
 
     def run(self, stopping: threading.Event) -> None:
         """Run until told to stop; then let every process end what it has begun. Raises UnavailableError if the metrics port is
@@ -105,7 +107,11 @@ class Supervisor:
         log.error("ended process=%s code=%d again_in_s=%.1f", process.name, code, process.wait_s)
 
     def _start(self, process: Process) -> None:
-        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._counters)}
+        environment = {
+            **os.environ,
+            "PROMETHEUS_MULTIPROC_DIR": str(self._counters),
+            "BAGUNI_TOKEN_KEYS": self._token_keys,
+        }
         command = [sys.executable, "-m", "server.worker", process.name]
         process.running = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
         process.started = time.monotonic()
@@ -153,6 +159,15 @@ class Supervisor:
             return _reply(start_response, "200 OK" if is_ready else "503 Service Unavailable", states)
 
         return answer
+
+
+def _random_key() -> str:
+    """Return a key for the processes of this gateway, and warn."""
+    log.warning(
+        "token_keys is not set: tokens are valid in this gateway alone, until it ends, and no click can be attributed to its "
+        "page. Set BAGUNI_TOKEN_KEYS to one random text for gateways and user consumers"
+    )
+    return new_key()
 
 
 def _reply(start_response: Callable[..., Any], status: str, content: object) -> Iterable[bytes]:

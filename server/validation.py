@@ -12,6 +12,7 @@ from baguni.errors import BaguniError, InvalidInputError
 from baguni.filters import Filter
 from baguni.history import Action, HistoryEvent
 from baguni.placements import MAX_PLACEMENT
+from baguni.signed_tokens import TokenSigner
 from baguni.v1 import recommendation_pb2 as pb
 from server.experiments import NOTHING, Choices
 from server.page_token import PageToken, query_hash
@@ -74,6 +75,7 @@ def recommend_query(
     request: pb.RecommendRequest,
     attribute_types: Mapping[str, str],
     release_id: str,
+    signer: TokenSigner,
     choices: Choices = NOTHING,
     clock: Callable[[], float] = time.time,
 ) -> tuple[RecommendQuery, str]:
@@ -96,7 +98,7 @@ def recommend_query(
     count = len(request.attributes)
     checks.require(count <= MAX_ATTRIBUTES, "attributes", f"has {count} entries, expected at most {MAX_ATTRIBUTES}")
     digest = _query_digest(request)
-    token = _page_token(request.page_token, digest, release_id, checks) if request.page_token else None
+    token = _page_token(request.page_token, digest, release_id, signer, checks) if request.page_token else None
     checks.raise_if_any()
     return (
         RecommendQuery(
@@ -242,9 +244,9 @@ def _query_digest(request: pb.RecommendRequest) -> str:
     return query_hash(fixed.SerializeToString(deterministic=True))
 
 
-def _page_token(text: str, digest: str, release_id: str, checks: _Checks) -> PageToken | None:
+def _page_token(text: str, digest: str, release_id: str, signer: TokenSigner, checks: _Checks) -> PageToken | None:
     try:
-        token = PageToken.decode(text)
+        token = PageToken.decode(text, signer)
     except InvalidInputError as error:
         checks.violations.append(("page_token", str(error).removeprefix("page_token ")))
         return None

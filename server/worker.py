@@ -112,7 +112,13 @@ class Worker:
         interceptors: list[Any] = [self._gate, *([self._forwarder] if self._forwarder else [])]
         server = grpc.aio.server(interceptors=interceptors, options=_options(self._settings))
         service = RecommendationService(
-            self._settings, self._active, self._parts, self._exposures, self._capture, self._features
+            self._settings,
+            self._active,
+            self._parts,
+            self._exposures,
+            self._capture,
+            self._features,
+            self._settings.token_signer(),
         )
         pb_grpc.add_RecommendationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -49,7 +49,8 @@ class Consumers:
     def consume_user_events(self) -> None:
         """Orders, clicks and carts → histories."""
         client, metrics = self._parts.redis, self._parts.metrics
-        updates = UserUpdates(HistoryWriter(client, self._settings.max_events), PlacementWriter(client), metrics)
+        writer, placements = HistoryWriter(client, self._settings.max_events), PlacementWriter(client)
+        updates = UserUpdates(writer, placements, metrics, self._settings.token_signer())
         batch_records = self._settings.batch_records
         while not self._stopping.is_set():
             self._consume(

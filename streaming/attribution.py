@@ -9,6 +9,7 @@ from baguni.events import LOOKED_AT, UserEvents
 from baguni.exposition import BoundedNames
 from baguni.exposure_token import Exposure
 from baguni.history import HistoryEvent
+from baguni.signed_tokens import TokenSigner
 from streaming.metrics import Metrics
 
 MAX_PLACEMENTS, MAX_RELEASES = 50, 200  # that are told apart: anybody can make a token
@@ -17,8 +18,8 @@ MAX_PLACEMENTS, MAX_RELEASES = 50, 200  # that are told apart: anybody can make 
 class Attribution:
     """Counts events by the placement and the release of the page that their token names."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, signer: TokenSigner) -> None:
+        self._metrics, self._signer = metrics, signer
         self._placement, self._release = BoundedNames(MAX_PLACEMENTS), BoundedNames(MAX_RELEASES)
 
     def count(self, event: UserEvents) -> None:
@@ -26,7 +27,7 @@ class Attribution:
         first = event.changes[0]
         assert isinstance(first, HistoryEvent), "nothing else has a token"
         try:
-            page = Exposure.decode(event.exposure_token)
+            page = Exposure.decode(event.exposure_token, self._signer)
         except InvalidInputError:
             self._metrics.unreadable_tokens.inc()
             return

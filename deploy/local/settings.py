@@ -7,6 +7,7 @@ import secrets
 import socket
 from pathlib import Path
 
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from baguni.settings import Endpoints
@@ -61,6 +62,11 @@ class StackSettings(BaseSettings):
         """The state directory as an absolute path."""
         return self.state_dir.resolve()
 
+    @property
+    def token_file(self) -> Path:
+        """Where the stack keeps the key of its tokens."""
+        return self.root / "token-keys"
+
     def endpoints(self) -> Endpoints:
         """Where baguni's own processes find everything."""
         return Endpoints(
@@ -71,4 +77,5 @@ class StackSettings(BaseSettings):
             redis_url=f"redis://127.0.0.1:{self.redis_port}/0",
             releases=self.root / "releases",
             triton_repository=self.root / "triton",
+            token_keys=SecretStr(self.token_file.read_text() if self.token_file.is_file() else ""),
         )

@@ -24,6 +24,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError
 from baguni.events import DEAD_LETTER_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
+from baguni.signed_tokens import new_key
 from deploy.local.programs import Program, applications, port_is_free, servers
 from deploy.local.settings import StackSettings
 
@@ -56,6 +57,7 @@ class LocalStack:
             raise NotFoundError(f"{self.settings.servers_python} does not exist: run `make setup` first")
         if not self.is_up():
             self._check_ports()
+            self._make_token_key()
             self._start_supervisor()
         self._start(servers(self.settings), on_ready)
         self._create_topics()
@@ -111,6 +113,14 @@ class LocalStack:
     def stop_process(self, name: str) -> None:
         """Stop one process and leave it stopped."""
         self._call("stopProcess", name)
+
+    def _make_token_key(self) -> None:
+        """Keep one key over restarts, so that pages and clicks of before go on."""
+        file = self.settings.token_file
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            file.write_text(new_key())
 
     def _stop_applications(self) -> None:
         """Stop what asks the servers while these still answer: otherwise each waits for its timeouts before it ends."""

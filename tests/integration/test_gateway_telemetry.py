@@ -155,7 +155,7 @@ def test_what_was_served_goes_to_kafka_under_the_token_that_clicks_bring_back(st
     served = exposures_pb2.ListServed.FromString(record.value)
     assert dict(record.headers)["ce_type"] == b"baguni.v1.ListServed"
     assert served.exposure_token == answered.exposure_token
-    assert Exposure.decode(served.exposure_token).placement == "home" == served.placement
+    assert Exposure.decode(served.exposure_token, stack.token_signer()).placement == "home" == served.placement
     assert list(served.items) == list(answered.items)
     assert served.user_id == shopper
     assert served.release_id == answered.release_id

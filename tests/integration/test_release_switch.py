@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -92,7 +93,8 @@ def test_a_page_of_a_release_that_is_gone_is_refused_as_stale(stub, running, act
     from server.page_token import PageToken
 
     token = stub.Recommend(pb.RecommendRequest(user_id="nobody", page_size=3)).next_page_token
-    stale = PageToken(**{**PageToken.decode(token).__dict__, "release_id": "r20000101_00000000"}).encode()
+    signer = running.token_signer()
+    stale = replace(PageToken.decode(token, signer), release_id="r20000101_00000000").encode(signer)
     with pytest.raises(grpc.RpcError) as failure:
         stub.Recommend(pb.RecommendRequest(user_id="nobody", page_size=3, page_token=stale))
     assert failure.value.code() is grpc.StatusCode.FAILED_PRECONDITION

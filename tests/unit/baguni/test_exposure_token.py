@@ -1,6 +1,11 @@
-"""Tokens of served pages: what they say comes back, and nothing else is taken for one."""
+"""Tokens of served pages: what they hold comes back, and nothing else is taken for one."""
 
 from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,20 +13,26 @@ from hypothesis import strategies as st
 
 from baguni.errors import InvalidInputError
 from baguni.exposition import OTHER, BoundedNames
-from baguni.exposure_token import MAX_TOKEN, Exposure
-from baguni.sealed import seal
+from baguni.exposure_token import KIND, LATEST_TIME_MS, MAX_TOKEN, Exposure
+from baguni.signed_tokens import TokenSigner
+from tests.signing import JSON, SIGNER, sign
 
 PAGE = Exposure("q1", "r_1", "home", 1_700_000_000_000)
+
+
+def signed(**changed: Any) -> str:
+    """A token of the key's holder, with some fields changed."""
+    return sign(KIND, {**PAGE._asdict(), **changed})
 
 
 @given(st.text(max_size=64), st.text(max_size=64))
 def test_a_token_says_which_page_it_was(request_id: str, placement: str) -> None:
     page = Exposure(request_id, "r_1", placement, 5)
-    assert Exposure.decode(page.encode()) == page
+    assert Exposure.decode(page.encode(SIGNER), SIGNER) == page
 
 
 def test_a_newer_gateway_may_say_more() -> None:
-    assert Exposure.decode(seal({**PAGE._asdict(), "variation": "b"})) == PAGE
+    assert Exposure.decode(signed(variation="b"), SIGNER) == PAGE
 
 
 @pytest.mark.parametrize(
@@ -30,17 +41,64 @@ def test_a_newer_gateway_may_say_more() -> None:
         "",
         "home",
         "한글",
-        PAGE.encode()[:-4],
-        PAGE.encode().swapcase(),
-        seal({"request_id": "q1"}),
-        seal({**PAGE._asdict(), "time_ms": None}),
-        seal([1, 2]),  # type: ignore[arg-type]
+        "\ud800",
+        PAGE.encode(SIGNER)[:-4],
+        PAGE.encode(SIGNER).swapcase(),
+        PAGE.encode(TokenSigner(["the key of somebody else"])),
+        sign("page", PAGE._asdict()),
+        sign(KIND, {"request_id": "q1"}),
+        sign(KIND, [1, 2]),
+        signed(time_ms=float("inf")),
+        signed(time_ms=None),
+        signed(time_ms=True),
+        signed(time_ms="1700000000000"),
+        signed(time_ms=-1),
+        signed(time_ms=LATEST_TIME_MS + 1),
+        signed(time_ms=10**600),
+        signed(placement="\ud800"),
+        signed(placement="x" * 65),
+        signed(release_id=["r_1"]),
         "A" * (MAX_TOKEN + 1),
     ],
 )
 def test_what_is_no_token_is_said_to_be_none(token: str) -> None:
     with pytest.raises(InvalidInputError, match="exposure_token"):
-        Exposure.decode(token)
+        Exposure.decode(token, SIGNER)
+
+
+def test_a_token_of_the_version_before_is_unreadable() -> None:
+    """It carried a checksum that anyone can compute."""
+    payload = json.dumps(PAGE._asdict(), separators=(",", ":")).encode()
+    token = base64.urlsafe_b64encode(hashlib.sha256(payload).digest()[:6] + payload).decode()
+    with pytest.raises(InvalidInputError, match="exposure_token is damaged"):
+        Exposure.decode(token, SIGNER)
+
+
+@given(st.dictionaries(st.sampled_from([*PAGE._fields, "other"]), JSON, max_size=5))
+def test_whatever_a_holder_of_the_key_signs_only_pages_are_read(fields: dict[str, Any]) -> None:
+    try:
+        page = Exposure.decode(signed(**fields), SIGNER)
+    except InvalidInputError:
+        return
+    assert all(isinstance(text, str) for text in page[:3])
+    assert 0 < page.time_ms <= LATEST_TIME_MS
+    page.placement.encode()
+
+
+def test_a_key_is_replaced_without_losing_tokens() -> None:
+    old, new = "the key of last year", "the key of this year"
+    before = PAGE.encode(TokenSigner([old]))
+    both = TokenSigner([new, old])
+    assert Exposure.decode(before, both) == PAGE
+    assert Exposure.decode(PAGE.encode(both), TokenSigner([new])) == PAGE
+    with pytest.raises(InvalidInputError, match="exposure_token is damaged"):
+        Exposure.decode(before, TokenSigner([new]))
+
+
+@pytest.mark.parametrize("keys", [[], [""], ["short"], ["long enough to be one", "short"]])
+def test_a_key_that_can_be_guessed_is_refused(keys: list[str]) -> None:
+    with pytest.raises(InvalidInputError, match=r"token_keys .* expected keys of at least 16 characters"):
+        TokenSigner(keys)
 
 
 def test_names_beyond_the_most_are_others() -> None:
