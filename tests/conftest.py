@@ -79,12 +79,18 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+SLOW_FIXTURES = {"tiny_release", "complete_journey", "december"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark as slow what needs a training or a year of orders."""
+    if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(trylast=True)  # after the tests were put into a random order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what needs the tiny release, and begin with slow modules: two workers then end at about the same time."""
-    for item in items:
-        if "tiny_release" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
+    """Begin with slow modules: two workers then end at about the same time."""
     slow_modules = {item.path for item in items if _is_slow_module(item)}
     items.sort(key=lambda item: item.path not in slow_modules)
 

@@ -390,7 +390,7 @@ def test_connected_content_answers_every_user_at_once(shop: Shop, running: Endpo
         for user_id in shoppers:
             status, answer = ask(user_id)
             assert (status, answer["items"], answer["source"]) == (200, own[user_id], "generated")
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30) as reply:
             told = reply.read().decode()
         assert f'baguni_campaign_users{{campaign="content",state="prepared",where="run"}} {len(own)}.0' in told
         assert f'baguni_content_answers_total{{source="generated"}} {len(shoppers)}.0' in told

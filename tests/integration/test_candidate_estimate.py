@@ -75,9 +75,9 @@ def log(running: Endpoints, active_release: Release, tmp_path_factory: pytest.Te
                 request = pb.RecommendRequest(user_id=user_id, page_size=PAGE, placement="sale_page")
                 request.candidate_item_ids.extend(items[:AMONG])
                 request.now.CopyFrom(Timestamp(seconds=START_S + APART_S * moment))
-                without = plain.Recommend(request, timeout=10)
+                without = plain.Recommend(request, timeout=30)
                 for number in range(2):
-                    response = stub.Recommend(request, timeout=10)
+                    response = stub.Recommend(request, timeout=30)
                     shown = [item.item_id for item in response.items]
                     pages[response.exposure_token] = shown
                     if number == 0:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.stack
 
 def told(port: int) -> set[str]:
     """Names of the samples at a port."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
         lines = reply.read().decode().splitlines()
     return {line.split("{")[0].split(" ")[0] for line in lines if line and not line.startswith("#")}
 

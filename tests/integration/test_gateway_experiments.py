@@ -70,7 +70,7 @@ def asking(address: str) -> Iterator[Ask]:
             request = pb.RecommendRequest(page_size=5, **fields)
             if user_id:
                 request.user_id = user_id
-            return stub.Recommend(request, timeout=10)
+            return stub.Recommend(request, timeout=30)
 
         yield ask
 

@@ -47,7 +47,7 @@ def ask(gateway: GatewayProcess) -> str:
     """What becomes of a request over a connection of its own, which any process may get."""
     with grpc.insecure_channel(gateway.address, options=OWN_CONNECTION) as channel:
         try:
-            pb_grpc.RecommendationServiceStub(channel).Recommend(pb.RecommendRequest(user_id="u"), timeout=3)
+            pb_grpc.RecommendationServiceStub(channel).Recommend(pb.RecommendRequest(user_id="u"), timeout=30)
         except grpc.RpcError as error:
             return str(error.code().name)
         return "OK"
@@ -122,7 +122,7 @@ def test_told_to_stop_under_load_it_ends_what_it_has_begun(stack, active_release
     def keep_asking(stub: pb_grpc.RecommendationServiceStub) -> None:
         while not stopped.is_set():
             try:
-                stub.Recommend(pb.RecommendRequest(user_id="u"), timeout=3)
+                stub.Recommend(pb.RecommendRequest(user_id="u"), timeout=30)
             except grpc.RpcError as error:
                 outcomes.append(error.code().name)
                 return

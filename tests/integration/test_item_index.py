@@ -79,7 +79,7 @@ def search(uri: str, index: ItemIndex) -> Iterator[Search]:
 
         def run(vector: object, limit: int = NUM_ITEMS, expression: str = "", content: bool = False) -> Hits:
             method = searching.search_content if content else searching.search_items
-            return runner.run(method(np.asarray(vector, np.float32), limit, expression, timeout_s=5.0))
+            return runner.run(method(np.asarray(vector, np.float32), limit, expression, timeout_s=30.0))
 
         yield run
         runner.run(searching.close())
@@ -140,14 +140,14 @@ def test_hits_are_those_of_the_public_client(
     """AsyncItemIndex builds on parts of pymilvus that are not public: this fails where a new version changes them."""
     query = np.linspace(-1, 1, CONTENT_DIM if content else VECTOR_DIM, dtype=np.float32)
     hits = search(query, limit, expression, content)
-    client = MilvusClient(uri, timeout=5)
+    client = MilvusClient(uri, timeout=30)
     (expected,) = client.search(
         collection_names(release.release_id)[content],
         data=[query if content else np.append(query, np.float32(0))],
         limit=limit,
         filter=expression,
         search_params={"metric_type": "IP", "params": {"ef": 128}},
-        timeout=5,
+        timeout=30,
     )
     client.close()
     assert hits.item_ids == [hit.id for hit in expected]
@@ -207,7 +207,7 @@ def test_whatever_an_id_is_its_removal_removes_that_item_and_no_other(uri: str, 
     ids = sorted({item_id for item_id in HOSTILE_IDS if len(item_id.encode()) <= MAX_ID_BYTES})
     release = release_of(tmp_path / "r", [Item(item_id, "title") for item_id in ids], "r_hostile")
     index = ItemIndex(uri, release.release_id)
-    client = MilvusClient(uri, timeout=5)
+    client = MilvusClient(uri, timeout=30)
 
     def left() -> list[str]:
         rows = client.query(
@@ -237,8 +237,8 @@ def test_whatever_an_id_is_its_removal_removes_that_item_and_no_other(uri: str, 
 def test_a_filling_that_was_cut_short_is_done_again(uri: str, tmp_path: Path) -> None:
     release = release_of(tmp_path / "r", [Item("a", "A"), Item("b", "B")], "r_halfway")
     half_filled = f"{collection_names('r_halfway')[0]}_filling"
-    client = MilvusClient(uri, timeout=5)
-    client.create_collection(half_filled, dimension=2, timeout=10)
+    client = MilvusClient(uri, timeout=30)
+    client.create_collection(half_filled, dimension=2, timeout=30)
     index = ItemIndex(uri, "r_halfway")
     try:
         with pytest.raises(ReleaseMismatchError, match="Milvus has no collection items_r_halfway"):
@@ -254,12 +254,12 @@ def test_a_filling_that_was_cut_short_is_done_again(uri: str, tmp_path: Path) ->
 
 def test_a_collection_that_carries_another_release_is_refused(uri: str, tmp_path: Path) -> None:
     release = release_of(tmp_path / "r", [Item("a", "A")], "r_wanted")
-    client = MilvusClient(uri, timeout=5)
+    client = MilvusClient(uri, timeout=30)
     other = ItemIndex(uri, "r_other")
     index = ItemIndex(uri, "r_wanted")
     try:
         other.fill(release)
-        client.rename_collection("items_r_other", "items_r_wanted", timeout=10)
+        client.rename_collection("items_r_other", "items_r_wanted", timeout=30)
         index.fill(release)
         with pytest.raises(
             ReleaseMismatchError, match="items_r_wanted belongs to release 'r_other', expected 'r_wanted'"
@@ -290,10 +290,10 @@ def test_a_collection_without_the_fields_that_filters_need_is_built_anew(uri: st
 def test_a_collection_of_vectors_of_any_length_is_refused_and_built_anew(uri: str, tmp_path: Path) -> None:
     """As versions before filled them: without the further dimension."""
     release = release_of(tmp_path / "r", [Item("a", "A"), Item("b", "B")], "r_short")
-    client, index = MilvusClient(uri, timeout=5), ItemIndex(uri, "r_short")
+    client, index = MilvusClient(uri, timeout=30), ItemIndex(uri, "r_short")
     try:
         for name in collection_names("r_short"):
-            client.create_collection(name, dimension=VECTOR_DIM, properties={RELEASE: "r_short"}, timeout=10)
+            client.create_collection(name, dimension=VECTOR_DIM, properties={RELEASE: "r_short"}, timeout=30)
         with pytest.raises(ReleaseMismatchError, match="was filled by an older version: activate the release again"):
             index.check()
         assert index.fill(release)
@@ -316,7 +316,7 @@ def test_graph_and_exact_index_give_inner_products_of_items_longer_than_all_befo
     async def found(query_D: np.ndarray) -> dict[str, float]:
         searching = AsyncItemIndex(uri, "r_long")
         try:
-            hits = await searching.search_items(query_D, 51, "", timeout_s=5.0)
+            hits = await searching.search_items(query_D, 51, "", timeout_s=30.0)
             return dict(zip(hits.item_ids, hits.scores, strict=True))
         finally:
             await searching.close()
@@ -372,7 +372,7 @@ def test_more_attributes_than_a_collection_has_fields(uri: str, tmp_path: Path) 
     async def found(attribute: str) -> set[str]:
         searching = AsyncItemIndex(uri, "r_wide")
         condition = filters.expression([Filter(attribute, bounds=(5.0, 7.0))])
-        hits = await searching.search_items(np.ones(VECTOR_DIM, np.float32), 10, condition, timeout_s=5.0)
+        hits = await searching.search_items(np.ones(VECTOR_DIM, np.float32), 10, condition, timeout_s=30.0)
         await searching.close()
         return set(hits.item_ids)
 

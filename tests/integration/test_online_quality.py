@@ -25,7 +25,7 @@ pytestmark = pytest.mark.stack
 
 def told(port: int, **labels: str) -> dict[str, float]:
     """Values of the counters with these labels, by name and, where they have one, action."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
         families = text_string_to_metric_families(reply.read().decode())
     samples = [sample for family in families for sample in family.samples if labels.items() <= sample.labels.items()]
     counted = [sample for sample in samples if sample.name.endswith("_total")]
@@ -42,9 +42,9 @@ def test_what_pages_led_to_counts_for_their_placement_and_release(
     with grpc.insecure_channel(running.gateway_address) as channel:
         stub = pb_grpc.RecommendationServiceStub(channel)
         request = pb.RecommendRequest(user_id=user_id, placement=placement, page_size=3)
-        served = [stub.Recommend(request, timeout=5) for _ in range(4)]
+        served = [stub.Recommend(request, timeout=30) for _ in range(4)]
         request.request_id = f"{LOOKED_AT}1"
-        looked_at = stub.Recommend(request, timeout=5)
+        looked_at = stub.Recommend(request, timeout=30)
     of_it = {"placement": placement, "release": active_release.release_id}
     assert told(settings.gateway_metrics_port, **of_it) == {"baguni_pages_total": 4, "baguni_page_items_total": 12}
 

@@ -89,7 +89,7 @@ def test_what_is_clicked_at_a_placement_is_what_a_stranger_sees_there(
         def first(placement: str, windows: int) -> str:
             request = pb.RecommendRequest(user_id="a-stranger", placement=placement, page_size=3)
             request.now.FromMilliseconds(now_ms + windows * WINDOW_MS)
-            return stub.Recommend(request, timeout=3).items[0].item_id
+            return stub.Recommend(request, timeout=30).items[0].item_id
 
         windows = iter(range(1, 1_000))
         eventually(lambda: first("test-shelf", next(windows)) == unpopular)

@@ -62,7 +62,7 @@ def traffic(stub: pb_grpc.RecommendationServiceStub, user_id: str) -> Iterator[l
 
     def ask() -> None:
         while not stopping.is_set():
-            answers.append(stub.Recommend(pb.RecommendRequest(user_id=user_id, page_size=3), timeout=5))
+            answers.append(stub.Recommend(pb.RecommendRequest(user_id=user_id, page_size=3), timeout=30))
 
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask)
@@ -70,7 +70,7 @@ def traffic(stub: pb_grpc.RecommendationServiceStub, user_id: str) -> Iterator[l
             yield answers
         finally:
             stopping.set()
-        asking.result(timeout=10)
+        asking.result(timeout=30)
 
 
 def test_a_switch_under_traffic_fails_no_request_and_a_rollback_returns(

@@ -55,8 +55,8 @@ def captured(stack: Endpoints, active_release: Release, tmp_path_factory: pytest
         stub = pb_grpc.RecommendationServiceStub(channel)
         for user_id in USERS:
             request = pb.RecommendRequest(user_id=user_id, page_size=5, placement="home")
-            request.page_token = stub.Recommend(request, timeout=10).next_page_token
-            stub.Recommend(request, timeout=10)
+            request.page_token = stub.Recommend(request, timeout=30).next_page_token
+            stub.Recommend(request, timeout=30)
         assert 'baguni_captured_total{outcome="written"} 16.0' in gateway.get("/metrics")[1]
     return folder / "captured"
 
@@ -107,7 +107,7 @@ def test_a_candidate_is_compared_and_leaves_nothing_behind(
     triton = SyncInferenceClient(stack.triton_url, candidate.release_id, candidate.signature)
     assert not triton.is_loaded()
     triton.close()
-    milvus = MilvusClient(stack.milvus_uri, timeout=5)
+    milvus = MilvusClient(stack.milvus_uri, timeout=30)
     assert not set(collection_names(candidate.release_id)) & set(milvus.list_collections())
     milvus.close()
 

@@ -101,7 +101,7 @@ def test_a_model_that_cannot_be_loaded_is_said(replica: str) -> None:
 def test_it_tells_what_autoscalers_ask(replica: str) -> None:
     adapter = yaml.safe_load((repository() / "deploy/kubernetes/autoscaling/adapter.yaml").read_text())
     queries = " ".join(rule["metricsQuery"] for rule in adapter["rules"]["custom"])
-    with urllib.request.urlopen(f"http://127.0.0.1:{triton.METRICS_PORT}/metrics", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{triton.METRICS_PORT}/metrics", timeout=30) as reply:
         told = reply.read().decode()
     asked = set(re.findall(r"\bnv_\w+", queries))
     assert len(asked) == 2

@@ -219,7 +219,7 @@ def test_what_the_consumer_says_of_itself(
     monkeypatch.setenv("BAGUNI_METRICS_ADDRESS", address)
 
     def said() -> dict[str, float]:
-        page = urllib.request.urlopen(f"http://{address}/metrics", timeout=5).read().decode()
+        page = urllib.request.urlopen(f"http://{address}/metrics", timeout=30).read().decode()
         families = text_string_to_metric_families(page)
         samples = [sample for family in families for sample in family.samples]
         return {" ".join((sample.name, *sorted(sample.labels.values()))): sample.value for sample in samples}

@@ -182,7 +182,6 @@ def complete_journey(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset,
     return load_dataset(folder), counts
 
 
-@pytest.mark.slow
 def test_complete_journey_has_the_protocols_catalogue_orders_and_households(complete_journey) -> None:
     dataset, counts = complete_journey
     assert len(dataset.catalog) == 11_659
@@ -192,7 +191,6 @@ def test_complete_journey_has_the_protocols_catalogue_orders_and_households(comp
     assert kept == counts["lines read"]
 
 
-@pytest.mark.slow
 def test_complete_journey_has_the_protocols_december(complete_journey) -> None:
     dataset, _ = complete_journey
     start, frozen = last_month_start_ms(dataset), local_ms(datetime(2017, 11, 1), dataset.store_timezone)

@@ -30,6 +30,8 @@ from trainer.precision import half_precision, int8
 from trainer.run import Run
 from trainer.triton_config import Target, render_config
 
+pytestmark = pytest.mark.slow
+
 Arrays = dict[str, NDArray[np.generic]]
 NUM_RANDOM_HISTORIES = 100_000
 
