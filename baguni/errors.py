@@ -6,6 +6,7 @@ BaguniError
 ├── ReleaseMismatchError   two parts do not belong to one release, or a part is not what its manifest says
 ├── SchemaBreakError       too much of what streams in is malformed
 ├── EngineError            a model cannot be compiled, or cannot run on this device
+├── RefusedError           a server refuses what it was given; asking again changes nothing
 └── UnavailableError       a server that is needed did not answer
 """
 
@@ -38,6 +39,15 @@ class SchemaBreakError(BaguniError):
 
 class EngineError(BaguniError):
     """A compiler refuses a model, is not installed, or built it for another device."""
+
+
+class RefusedError(BaguniError):
+    """A server answered that it does not take what it was given: the record or the request is at fault, not the server. `part`
+    names it, as in UnavailableError."""
+
+    def __init__(self, part: str, message: str) -> None:
+        super().__init__(f"{part} refuses it: {message}")
+        self.part = part
 
 
 class UnavailableError(BaguniError):

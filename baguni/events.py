@@ -6,9 +6,10 @@ Parsing is pure: record in, event out. What is done with an event is the busines
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from google.protobuf.json_format import Parse, ParseError
 from google.protobuf.message import DecodeError, Message
@@ -24,7 +25,9 @@ MAX_ID_LENGTH = 256
 MAX_TEXT_LENGTH = 10_000  # of a title or a description
 MAX_VALUE_LENGTH = 1_024  # of an attribute's text, or of one level of a category
 MAX_CATEGORY_LEVELS = 16
+EARLIEST_TIME_MS = 631_152_000_000  # 1990: what is older comes from a clock that was never set
 LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999, where google.protobuf.Timestamp ends
+MAX_FUTURE_S = 600.0  # how far a producer's clock may be ahead of ours
 TYPE_PREFIX = "baguni.v1."
 TOPICS = {
     "OrderPlaced": "baguni.orders",
@@ -96,10 +99,44 @@ class ItemRemoval:
 Event = UserEvents | ItemUpsert | ItemRemoval
 
 
-def parse(headers: Mapping[str, bytes], key: bytes | None, value: bytes | None) -> Event:
-    """A record's event. Raises MalformedEvent; unknown newer fields are ignored."""
-    message = _decode(headers, value)
-    event = _event(message)
+class RawRecord(Protocol):
+    """A record as a consumer gets it. `timestamp`: ms, by the producer or the broker."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+    @property
+    def timestamp(self) -> int: ...
+
+
+def read(record: RawRecord, latest_ms: int = LATEST_TIME_MS) -> Event | None:
+    """Return a record's event. A record with a key and no value is a tombstone, as compaction leaves them: on the item topic it
+    removes the item, on any other it means nothing, which is None. Raises MalformedEvent, as `parse` does."""
+    if record.value is None and record.key is not None:
+        if record.topic != ITEM_TOPIC:
+            return None
+        event = ItemRemoval(_identifier("key", record.key.decode(errors="replace")), record.timestamp)
+        _check_time(event.time_ms, latest_ms)
+        return event
+    return parse(dict(record.headers), record.key, record.value, latest_ms)
+
+
+def latest_time_ms(max_future_s: float = MAX_FUTURE_S) -> int:
+    """Return the latest event time that is taken now, in ms."""
+    return int((time.time() + max_future_s) * 1000)
+
+
+def parse(
+    headers: Mapping[str, bytes | None], key: bytes | None, value: bytes | None, latest_ms: int = LATEST_TIME_MS
+) -> Event:
+    """Return a record's event; ignores unknown newer fields. Raises MalformedEvent, also for an event after `latest_ms`."""
+    event = _event(_decode(headers, value))
+    _check_time(event.changes[0].time_ms if isinstance(event, UserEvents) else event.time_ms, latest_ms)
     field, expected = ("user_id", event.user_id) if isinstance(event, UserEvents) else ("item_id", event.item_id)
     if key is None and isinstance(event, UserEvents):
         return event  # histories are sets: without the order of a partition nothing is lost
@@ -152,15 +189,16 @@ def _event(message: Message) -> Event:
     return ItemRemoval(_identifier("item_id", message.item_id), _time_ms(message.event_time))
 
 
-def _decode(headers: Mapping[str, bytes], value: bytes | None) -> Message:
+def _decode(headers: Mapping[str, bytes | None], value: bytes | None) -> Message:
     if value is None:
         raise MalformedEvent("empty", "the record has no value, expected an event")
-    message_type = _MESSAGES.get(headers.get("ce_type", b""))
+    named = headers.get("ce_type") or b""  # a header may be there and null
+    message_type = _MESSAGES.get(named)
     if message_type is None:
-        type_name = headers.get("ce_type", b"").decode(errors="replace")
+        type_name = named.decode(errors="replace")
         known = ", ".join(name.decode() for name in _MESSAGES)
         raise MalformedEvent("unknown_type", f"header ce_type is {type_name!r}, expected one of {known}")
-    content_type = headers.get("content-type", b"application/protobuf")
+    content_type = headers.get("content-type") or b"application/protobuf"
     try:
         if content_type == b"application/protobuf":
             return message_type.FromString(value)
@@ -182,10 +220,14 @@ def _order(message: pb.OrderPlaced) -> UserEvents:
         raise MalformedEvent("invalid_field", "lines is empty, expected at least one item")
     order_id = _identifier("order_id", message.order_id)
     time_ms = _time_ms(message.event_time)
-    lines = [
-        HistoryEvent(_identifier(f"lines[{n}].item_id", line.item_id), Action.ORDERED, time_ms, order_id)
-        for n, line in enumerate(message.lines)
-    ]
+    lines = []
+    for n, line in enumerate(message.lines):
+        if line.quantity < 0 or not math.isfinite(line.unit_price):
+            _refuse_line(n, line)
+        item_id = line.item_id
+        if not 0 < len(item_id) <= MAX_ID_LENGTH:
+            _identifier(f"lines[{n}].item_id", item_id)
+        lines.append(HistoryEvent(item_id, Action.ORDERED, time_ms, order_id))
     return UserEvents(
         _identifier("user_id", message.user_id),
         tuple(dict.fromkeys(lines)),
@@ -193,7 +235,19 @@ def _order(message: pb.OrderPlaced) -> UserEvents:
     )
 
 
+def _refuse_line(number: int, line: pb.OrderLine) -> NoReturn:
+    if line.quantity < 0:
+        raise MalformedEvent(
+            "invalid_field",
+            f"lines[{number}].quantity is {line.quantity}, expected 0 or more: a return is no order; send the order again with "
+            "the lines that are left, or OrderCancelled",
+        )
+    raise MalformedEvent("invalid_field", f"lines[{number}].unit_price is {line.unit_price}, expected a finite number")
+
+
 def _single(message: pb.ItemClicked | pb.CartAdded, action: Action, placement: str = "") -> UserEvents:
+    if isinstance(message, pb.CartAdded) and message.quantity < 0:
+        raise MalformedEvent("invalid_field", f"quantity is {message.quantity}, expected 0 or more")
     item_id = _identifier("item_id", message.item_id)
     event = HistoryEvent(item_id, action, _time_ms(message.event_time))
     return UserEvents(_identifier("user_id", message.user_id), (event,), placement, message.exposure_token)
@@ -241,10 +295,21 @@ def _identifier(field: str, value: str) -> str:
     return value
 
 
-def _time_ms(time: Timestamp) -> int:
-    milliseconds = time.seconds * 1000 + time.nanos // 1_000_000
+def _time_ms(stamp: Timestamp) -> int:
+    milliseconds = stamp.seconds * 1000 + stamp.nanos // 1_000_000
     if milliseconds == 0:
-        raise MalformedEvent("invalid_field", "event_time is missing, expected a time after 1970")
-    if not 0 < milliseconds <= LATEST_TIME_MS:
-        raise MalformedEvent("invalid_field", f"event_time is {milliseconds} ms, expected a time from 1970 to 9999")
+        raise MalformedEvent("invalid_field", "event_time is missing, expected a time after 1990")
+    if not EARLIEST_TIME_MS <= milliseconds <= LATEST_TIME_MS:
+        raise MalformedEvent("invalid_field", f"event_time is {milliseconds} ms, expected a time from 1990 to 9999")
     return milliseconds
+
+
+def _check_time(time_ms: int, latest_ms: int) -> None:
+    if time_ms > latest_ms:
+        ahead_s = (time_ms - latest_ms) / 1000
+        raise MalformedEvent(
+            "future_time",
+            f"event_time is {time_ms} ms, expected at most {latest_ms}: it is {ahead_s:.0f} s beyond what this clock allows",
+        )
+    if time_ms < EARLIEST_TIME_MS:
+        raise MalformedEvent("invalid_field", f"event_time is {time_ms} ms, expected a time after 1990")

@@ -18,6 +18,8 @@ from baguni.errors import InvalidInputError
 
 BUILT_IN_TYPES = {"category": "string", "available": "bool"}
 CATEGORY_PREFIXES = "category_prefixes"
+MAX_TERMS = 20  # conditions that Milvus is sent: beyond some thirty, it refuses the expression as too deep
+MAX_EXPRESSION = 1 << 20  # characters
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 # The vector index has no value for "none" in a typed field. These are no attribute's: an item with one counts as without.
 NO_TEXT, NO_NUMBER, NO_TRUTH = "\uffff", -sys.float_info.max, 2
@@ -130,6 +132,11 @@ def expression(filters: Sequence[Filter], exclude_item_ids: Sequence[str] = ()) 
     if exclude_item_ids:
         terms.append(f"item_id not in {_quoted(exclude_item_ids)}")
     return " and ".join(terms)
+
+
+def is_searchable(filters: Sequence[Filter], written: str) -> bool:
+    """Whether Milvus can evaluate `filters`, written as the expression `written`: it refuses deeply nested ones."""
+    return len(filters) <= MAX_TERMS and len(written) <= MAX_EXPRESSION
 
 
 def of_items(item_ids: Sequence[str]) -> str:

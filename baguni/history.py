@@ -8,7 +8,7 @@ What the model makes of a history (positions, counts, buckets) is in `baguni.seq
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
@@ -82,8 +82,8 @@ class History:
 def build(changes: Iterable[Change], max_events: int = MAX_EVENTS) -> tuple[HistoryEvent, ...]:
     """The events of a history, from all that ever happened to it in any order and number.
 
-    What was deleted is gone; of the rest the newest `max_events` are kept; then cancelled orders leave. Raises
-    InvalidInputError if `max_events` < 1.
+    What was deleted is gone; of the rest the newest `max_events` are kept, and as many cancellations; then what is not in force
+    leaves. Raises InvalidInputError if `max_events` < 1.
     """
     if max_events < 1:
         raise InvalidInputError(f"max_events is {max_events}, expected at least 1")
@@ -91,23 +91,32 @@ def build(changes: Iterable[Change], max_events: int = MAX_EVENTS) -> tuple[Hist
     deleted_ms = max((change.time_ms for change in distinct if isinstance(change, Deletion)), default=-1)
     left = [change for change in distinct if change.time_ms > deleted_ms]
     events = sorted((c for c in left if isinstance(c, HistoryEvent)), key=lambda event: event.sort_key)
-    return without_cancelled(events[-max_events:], (c for c in left if isinstance(c, Cancellation)))
+    return in_force(events, [c for c in left if isinstance(c, Cancellation)], max_events)
 
 
-def without_cancelled(
-    events: Iterable[HistoryEvent], cancellations: Iterable[Cancellation]
+def in_force(
+    events: Sequence[HistoryEvent], cancellations: Sequence[Cancellation], max_events: int
 ) -> tuple[HistoryEvent, ...]:
-    """The events less the lines of cancelled orders. A cancellation is of no use to an order that is more than CLOCK_SKEW_MS
-    younger: that is what lets it be dropped with the events of its time."""
+    """Of the newest `max_events` events, those that are in force: an order that was sent again with a later time is replaced by
+    that, and the lines of cancelled orders leave. Of cancellations the newest `max_events` count. One is of no use to an order
+    that is more than CLOCK_SKEW_MS younger: that is what lets it be dropped with the events of its time.
+
+    events: oldest first
+    """
+    events = events[-max_events:]
+    latest = {
+        event.order_id: event.time_ms for event in events if event.action is Action.ORDERED
+    }  # the last one counts
     cancelled: dict[str, int] = {}
-    for cancellation in cancellations:
-        cancelled[cancellation.order_id] = max(cancelled.get(cancellation.order_id, 0), cancellation.time_ms)
-    if not cancelled:
-        return tuple(events)
+    if cancellations:
+        newest = sorted(cancellations, key=lambda cancellation: (cancellation.time_ms, cancellation.order_id))
+        cancelled = {cancellation.order_id: cancellation.time_ms for cancellation in newest[-max_events:]}
     return tuple(
         event
         for event in events
         if event.action is not Action.ORDERED
-        or event.order_id not in cancelled
-        or event.time_ms > cancelled[event.order_id] + CLOCK_SKEW_MS
+        or (
+            event.time_ms == latest[event.order_id]
+            and event.time_ms > cancelled.get(event.order_id, -CLOCK_SKEW_MS - 1) + CLOCK_SKEW_MS
+        )
     )

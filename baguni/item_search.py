@@ -25,7 +25,10 @@ from baguni.telemetry import trace_headers
 
 # A graph is walked with so many candidates. With hardly more than are asked for, a large one misses some: ADR 23.
 EF_A_HIT, MIN_EF, MAX_EF = 2, 400, 32_768  # the last is Milvus'
-REMEMBERED_REQUESTS = 256  # of a collection, a limit and an expression each
+REMEMBERED_REQUESTS, REMEMBERED_LENGTH = (
+    256,
+    2_000,
+)  # of a collection, a limit and an expression of so many characters each
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class AsyncItemIndex:
             async with asyncio.timeout(timeout_s):  # connecting included, which has no timeout of its own
                 connection = await self._client._get_connection()
                 request = SearchRequest()
-                request.CopyFrom(_request(name, len(vector_V), limit, expression))
+                make = _remembered if len(expression) <= REMEMBERED_LENGTH else _request
+                request.CopyFrom(make(name, len(vector_V), limit, expression))
                 request.placeholder_group = _placeholders(vector_V)
                 metadata = list((trace_headers() or {}).items())
                 reply = await connection._async_stub.Search(request, timeout=timeout_s, metadata=metadata)
@@ -79,7 +83,6 @@ class AsyncItemIndex:
         return Hits(list(reply.results.ids.str_id.data), list(reply.results.scores))
 
 
-@lru_cache(maxsize=REMEMBERED_REQUESTS)
 def _request(name: str, dim: int, limit: int, expression: str) -> SearchRequest:
     """What pymilvus would send, with zeros for the vector."""
     consistency = {"consistency_level": CONSISTENCY}
@@ -94,6 +97,9 @@ def _request(name: str, dim: int, limit: int, expression: str) -> SearchRequest:
         use_default_consistency=False,
         **consistency,
     )
+
+
+_remembered = lru_cache(maxsize=REMEMBERED_REQUESTS)(_request)
 
 
 def _placeholders(vector_V: NDArray[np.float32]) -> bytes:

@@ -19,7 +19,7 @@ import redis.asyncio
 from numpy.typing import NDArray
 
 from baguni.catalog import Item
-from baguni.errors import UnavailableError
+from baguni.redis_client import redis_errors
 
 # KEYS: items, changes, sequence. ARGV: item_id and payload of each item.
 _WRITE = """
@@ -85,17 +85,13 @@ class LiveItemWriter:
     def write(self, items: Sequence[LiveItem]) -> None:
         """Publish items, in their order, at once."""
         arguments = [part for live in items for part in (live.item.item_id, _encode(live))]
-        try:
+        with redis_errors():
             self._write(keys=self._keys.changing, args=arguments)
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
 
     def changes(self) -> list[LiveItem]:
         """Items that anyone changed since the last call, in order; at first, all of them."""
-        try:
+        with redis_errors():
             reply = self._changes(keys=self._keys.changing, args=[self._last_sequence])
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
         self._last_sequence, changed = _changed(cast("list[bytes]", reply), self._last_sequence)
         return changed
 
@@ -105,10 +101,8 @@ class LiveItemWriter:
         """A Semantic ID for a new item: the content codes and the lowest suffix that is neither in `taken` nor another
         item's, or None if all are. The same item is given the same ID again."""
         arguments: list[str | int] = [item_id, ",".join(map(str, content_codes)), num_suffixes, *taken]
-        try:
+        with redis_errors():
             suffix = int(cast("int", self._claim(keys=[self._keys.claims], args=arguments)))
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
         return None if suffix < 0 else (*content_codes, suffix)
 
 
@@ -122,10 +116,8 @@ class LiveItemReader:
 
     async def changes(self) -> list[LiveItem]:
         """Items that changed since the last call, in order."""
-        try:
+        with redis_errors():
             reply: Any = await self._changes(keys=self._keys.changing, args=[self._last_sequence])
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
         self._last_sequence, changed = _changed(reply, self._last_sequence)
         return changed
 

@@ -10,7 +10,8 @@ doubles of Lua, and half as long. More than the newest `max_events` may be there
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from operator import attrgetter
 from struct import Struct
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from baguni.history import Action, Cancellation, Change, History, HistoryEvent, without_cancelled
+from baguni.errors import BaguniError
+from baguni.history import Action, Cancellation, Change, History, HistoryEvent, in_force
 
 VERSION_BYTES = 4
 _HEAD = Struct(">IIIQQ")
@@ -28,16 +30,33 @@ _ACTIONS = (None, *Action)
 _sort_key = attrgetter("sort_key")
 
 
+class DamagedHistoryError(BaguniError):
+    """A stored value is no history."""
+
+
 class PackedChanges(NamedTuple):
-    """Changes of one history as Redis is told of them, [time_ms, action, content, ...]; `first` has the position of the first
-    of each that it counts as one: the lines of an order are."""
+    """Changes of one history as Redis gets them, [time_ms, action, content, ...]; `first` has the position of the first of each
+    that counts as one: the lines of an order do."""
 
     flat: list[Any]
     first: list[int]
 
+    def pieces(self, most: int) -> Iterator[tuple[list[Any], int]]:
+        """Split the changes, in their order; yields pieces and their numbers of lines: at most `most`, or one longer order."""
+        start = lines = 0
+        for place in range(0, len(self.flat), 3):
+            content = self.flat[place + 2]
+            size = len(content) - 1 if isinstance(content, list) else 1
+            if lines and lines + size > most:
+                yield self.flat[start:place], lines
+                start, lines = place, 0
+            lines += size
+        yield self.flat[start:], lines
 
-def pack_changes(changes: Sequence[Change]) -> PackedChanges:
-    """Ready for msgpack, with one entry for adjacent lines of an order."""
+
+def pack_changes(changes: Sequence[Change], max_events: int) -> PackedChanges:
+    """Ready for msgpack, with one entry for adjacent lines of an order. Of an order with more lines than a history keeps, those
+    are left that it would keep."""
     flat: list[Any] = []
     first: list[int] = []
     order: tuple[str, int] | None = None
@@ -60,25 +79,38 @@ def pack_changes(changes: Sequence[Change]) -> PackedChanges:
             order = None
             flat += (change.time_ms, DELETED, 0)
         first.append(position)
+    for content in flat[2::3]:
+        if isinstance(content, list) and len(content) > max_events + 1:
+            content[1:] = sorted(set(content[1:]), key=str)[-max_events:]
     return PackedChanges(flat, first)
 
 
 def unpack_history(value: bytes | None) -> History:
-    """What is stored, as a history."""
+    """What is stored, as a history. Raises DamagedHistoryError if it is none."""
     if not value:
         return History()
+    try:
+        return _unpacked(value)
+    except (ValueError, TypeError, IndexError, OverflowError, struct.error, msgpack.UnpackException) as error:
+        raise DamagedHistoryError(f"{len(value)} bytes are no history: {type(error).__name__} {error}") from error
+
+
+def _unpacked(value: bytes) -> History:
     version, _, max_events, _, deleted_ms = _HEAD.unpack_from(value)
     stream = msgpack.Unpacker(max_buffer_size=0)
     stream.feed(memoryview(value)[_HEAD.size :])
     events: list[HistoryEvent] = []
     cancellations: list[Cancellation] = []
-    time_ms, is_sorted = 0, True
+    orders: set[str] = set()
+    num_orders, time_ms, is_sorted = 0, 0, True
     for gap_ms, action, content in zip(stream, stream, stream, strict=True):
         is_sorted = is_sorted and gap_ms > 0
         time_ms += gap_ms
         if action == Action.ORDERED:
             order_id, *items = content
             order_id = str(order_id)
+            orders.add(order_id)
+            num_orders += 1
             lines = sorted(map(str, items))
             events += map(HistoryEvent, lines, repeat(Action.ORDERED), repeat(time_ms), repeat(order_id))
         elif action == CANCELLED:
@@ -87,7 +119,9 @@ def unpack_history(value: bytes | None) -> History:
             events.append(HistoryEvent(str(content), _ACTIONS[action], time_ms))
     if not is_sorted:
         events.sort(key=_sort_key)
-    return History(without_cancelled(events[-max_events:], cancellations), version, deleted_ms)
+    if not cancellations and num_orders == len(orders):  # everything is in force
+        return History(tuple(events[-max_events:]), version, deleted_ms)
+    return History(in_force(events, cancellations, max_events), version, deleted_ms)
 
 
 def _id(text: str) -> int | str:

@@ -6,12 +6,13 @@ Srivastava & Xu 2009, doi:10.1109/ICDE.2009.65). Counting is best effort: a batc
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 
 import redis
 import redis.asyncio
 
-from baguni.errors import UnavailableError
+from baguni.redis_client import redis_errors
 
 MAX_PLACEMENT = 64  # characters; a longer name is no placement
 HALF_LIFE_MS = 7 * 86_400_000
@@ -29,14 +30,19 @@ for i = 3, #ARGV, 2 do redis.call('ZINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - tonumber(ARGV[1]))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
-# KEYS: the counts, the snapshot. ARGV: ttl in s. An empty name keeps a snapshot of nothing.
+# KEYS: the counts, the snapshot. ARGV: ttl in s, 1 to keep a snapshot. An empty name keeps a snapshot of nothing.
 _READ = """
+local from = KEYS[2]
 if redis.call('EXISTS', KEYS[2]) == 0 then
-  redis.call('ZUNIONSTORE', KEYS[2], 1, KEYS[1])
-  redis.call('ZADD', KEYS[2], 0, '')
-  redis.call('EXPIRE', KEYS[2], ARGV[1])
+  if ARGV[2] == '1' and redis.call('EXISTS', KEYS[1]) == 1 then
+    redis.call('ZUNIONSTORE', KEYS[2], 1, KEYS[1])
+    redis.call('ZADD', KEYS[2], 0, '')
+    redis.call('EXPIRE', KEYS[2], ARGV[1])
+  else
+    from = KEYS[1]
+  end
 end
-return redis.call('ZREVRANGE', KEYS[2], 0, -1, 'WITHSCORES')
+return redis.call('ZREVRANGE', from, 0, -1, 'WITHSCORES')
 """
 
 
@@ -49,14 +55,12 @@ class PlacementWriter:
 
     def count(self, clicks: Mapping[str, Iterable[tuple[str, int]]]) -> None:
         """Count (item id, time in ms) of each placement, in one round trip."""
-        try:
+        with redis_errors():
             pipeline = self._client.pipeline(transaction=False)
             for placement, clicked in clicks.items():
                 pairs = [part for item_id, time_ms in clicked for part in (_weight(time_ms), item_id)]
                 self._count(keys=[_KEY % placement], args=[_MAX_ITEMS, _TTL_S, *pairs], client=pipeline)
             pipeline.execute()
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
 
 
 class PlacementReader:
@@ -67,13 +71,13 @@ class PlacementReader:
 
     async def clicks(self, placement: str, time_ms: int) -> dict[str, float]:
         """Item id → clicks at the placement, each worth a half after a week, most first. Everybody who asks for a moment of
-        the same WINDOW_MS gets the same, within an hour: the pages of a list agree."""
+        the same WINDOW_MS gets the same, within an hour: the pages of a list agree. So it is for moments of now; for any other,
+        which only a caller can choose, the counts are read as they are and nothing is stored."""
         window = time_ms // WINDOW_MS
-        try:
+        is_now = abs(window - int(time.time() * 1000) // WINDOW_MS) <= 1
+        with redis_errors():
             keys = [_KEY % placement, _SNAPSHOT_KEY % (placement, window)]
-            reply = await self._read(keys=keys, args=[_SNAPSHOT_TTL_S])
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
+            reply = await self._read(keys=keys, args=[_SNAPSHOT_TTL_S, int(is_now)])
         now = _weight(window * WINDOW_MS)
         found = zip(reply[::2], reply[1::2], strict=True)
         return {item_id.decode(): float(weight) / now for item_id, weight in found if item_id}

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import CorruptRecordError, KafkaError
 
 from baguni.errors import NotFoundError, UnavailableError
 
-POLL_MS = 1_000
+log = logging.getLogger(__name__)
+POLL_MS, READ_RECORDS = 1_000, 5_000
 BOOTSTRAP_MS = 5_000
 MAX_SILENCE = 10  # polls without a record before the broker counts as away
 
 Offsets = dict[TopicPartition, int]
+
+
+class UnreadableError(Exception):
+    """The client cannot decode what stands in a partition at an offset."""
+
+    def __init__(self, partition: TopicPartition, offset: int, error: Exception) -> None:
+        super().__init__(f"{partition.topic}/{partition.partition}@{offset} cannot be read: {error}")
+        self.partition, self.offset = partition, offset
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,8 @@ class Record:
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes], ...]  # a null value is empty here
+    timestamp: int = -1  # ms, by the producer or the broker
 
 
 class TopicReader:
@@ -65,7 +76,7 @@ class TopicReader:
         left = {partition for partition in partitions if consumer.position(partition) < self.ends[partition]}
         silence, unseen = 0, set(left)
         while left:
-            polled = consumer.poll(timeout_ms=POLL_MS, max_records=5_000)
+            polled = self._polled(consumer)
             silence = 0 if polled else silence + 1
             if silence >= MAX_SILENCE:
                 raise UnavailableError("kafka", f"nothing came of {len(left)} partitions for {MAX_SILENCE} s")
@@ -79,6 +90,16 @@ class TopicReader:
             left = {partition for partition in left if consumer.position(partition) < self.ends[partition]}
 
     @staticmethod
+    def _polled(consumer: KafkaConsumer) -> dict[TopicPartition, list[Any]]:
+        """Poll; skip what nobody can read."""
+        try:
+            return poll(consumer, POLL_MS, READ_RECORDS)
+        except UnreadableError as error:
+            log.warning("skipped error=%s", error)
+            consumer.seek(error.partition, error.offset + 1)
+            return {}
+
+    @staticmethod
     def _partitions(consumer: KafkaConsumer, topic: str) -> list[int]:
         found = consumer.partitions_for_topic(topic)
         if not found:
@@ -86,6 +107,24 @@ class TopicReader:
         return sorted(found)
 
 
+def poll(consumer: KafkaConsumer, timeout_ms: int, max_records: int | None = None) -> dict[TopicPartition, list[Any]]:
+    """Poll. Raises UnreadableError for what the client cannot decode: the next poll reads it again, unless the caller seeks
+    beyond it. Raises UnavailableError for any other error of Kafka."""
+    try:
+        return dict(consumer.poll(timeout_ms=timeout_ms, max_records=max_records))
+    except Exception as error:  # a decoder may raise anything for what others wrote
+        if isinstance(error, KafkaError) and not isinstance(error, CorruptRecordError):
+            raise UnavailableError("kafka", f"{type(error).__name__} {error}") from error
+        # kafka-python keeps what it failed on, and would try for ever to take more of it; nothing public tells what it was.
+        failed = consumer._fetcher._next_partition_records
+        if failed is None:
+            raise UnavailableError("kafka", f"{type(error).__name__} {error}") from error
+        consumer._fetcher._next_partition_records = None
+        failed.drain()
+        raise UnreadableError(failed.topic_partition, failed.next_fetch_offset, error) from error
+
+
 def record_of(raw: Any) -> Record:
     """A consumer's record without the client's classes."""
-    return Record(raw.topic, raw.partition, raw.offset, raw.key, raw.value, tuple(raw.headers))
+    headers = tuple((name, value or b"") for name, value in raw.headers)
+    return Record(raw.topic, raw.partition, raw.offset, raw.key, raw.value, headers, raw.timestamp)

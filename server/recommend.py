@@ -10,6 +10,7 @@ and marks it, and nothing else.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -18,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni import filters
+from baguni.errors import RefusedError
 from baguni.history import History
 from baguni.inference import summarise, triton_inputs
 from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.active_release import Serving
 from server.arrange import dealt, diverse
 from server.deadline import Deadline
+from server.exact import nearest
 from server.experiments import MODEL
 from server.explore import explored
 from server.parts import FAILURES, Parts, in_time
@@ -33,6 +36,7 @@ from server.rules import NOTHING, allowed, purchased_items
 from server.settings import ServerSettings
 from server.users import Float32, Int64, KnownUser
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 SOURCES = [tuple(source for source in Source if bits >> source & 1) for bits in range(2 << max(Source))]
 POPULAR_SCORE = -1e6  # popular items stand below every personal score, in the order of popularity
@@ -224,26 +228,31 @@ async def _found(
     limit = max(query.choices.num_retrieved or settings.num_retrieved, pool, needed) + num_known
     embedding_V = user.embedding_qV[_query(rules)]
     few_I = _few(serving, rules, settings)
-    if few_I is not None:
-        left_I = few_I[allowed(serving, few_I, rules, user.purchased_I)]
-        score_I = items.item_vectors(left_I) @ embedding_V
-        found = left_I[np.argsort(-score_I, kind="stable")[:limit]]
-    else:
+    found: Int64 | None = None
+    if few_I is None:
         excluded = set(rules.exclude_item_ids)
         if rules.exclude_purchased:
             excluded.update(items.items[index].item_id for index in user.purchased_I.tolist())
         expression = filters.expression(rules.filters, sorted(excluded))
-        try:
-            hits = await parts.ask(
-                "search",
-                settings.search_timeout_s,
-                deadline,
-                lambda timeout_s: serving.index.search_items(embedding_V, limit, expression, timeout_s),
-            )
-        except FAILURES:
-            before = parts.users.found(serving.release_id, query.user_id) if query.user_id else None
-            return (NOTHING, Tier.POPULAR) if before is None else (before, Tier.CACHED_LIST)
-        found = items.indexes(hits.item_ids)
+        if filters.is_searchable(rules.filters, expression):
+            try:
+                hits = await parts.ask(
+                    "search",
+                    settings.search_timeout_s,
+                    deadline,
+                    lambda timeout_s: serving.index.search_items(embedding_V, limit, expression, timeout_s),
+                )
+            except RefusedError as error:  # the request's doing, and no sign that Milvus is away
+                log.warning("searching here what milvus refuses error=%s", error)
+            except FAILURES:
+                before = parts.users.found(serving.release_id, query.user_id) if query.user_id else None
+                return (NOTHING, Tier.POPULAR) if before is None else (before, Tier.CACHED_LIST)
+            else:
+                found = items.indexes(hits.item_ids)
+    if found is None:
+        asked_I = np.flatnonzero(items.allowed(rules.filters)) if few_I is None else few_I
+        left_I = asked_I[allowed(serving, asked_I, rules, user.purchased_I)]
+        found, _ = await nearest(items.item_vectors, left_I, embedding_V, limit)
     if query.user_id:
         parts.users.remember_found(serving.release_id, query.user_id, found)
     return found, Tier.FULL

@@ -117,7 +117,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
     def _choices(self, request: pb.RecommendRequest) -> Choices:
         """What experiments choose for whom the list is for."""
         experiments = self._features.experiments
-        if not experiments.are_there:
+        if not experiments.are_there or not validation.has_few_attributes(request):  # the latter is refused in a moment
             return NOTHING
         is_known = request.WhichOneof("subject") == "user_id"
         own_id = request.user_id if is_known else request.anonymous.anonymous_id

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
+from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -18,6 +20,8 @@ from server.experiments import NOTHING, Choices
 from server.page_token import PageToken, query_hash
 from server.queries import Cap, GenerateQuery, RecommendQuery, Rules, SimilarQuery
 
+T = TypeVar("T")
+ACTIONS = frozenset(Action)
 MAX_ID = 256
 MAX_REQUEST_ID = 128
 MAX_PAGE, DEFAULT_PAGE = 200, 20
@@ -25,17 +29,19 @@ MAX_K, DEFAULT_K = 50, 10
 MAX_USERS = 256
 MAX_EXCLUDED = MAX_CANDIDATES = 5_000
 MAX_RECENT = 200
-MAX_VALUES = 1_000
+MAX_FILTERS, MAX_VALUES = 50, 1_000  # conditions of a request, values of one of them
+MAX_VIOLATIONS = 20  # that are named
 MAX_CAPS = 4
 MAX_ATTRIBUTES = 32
 MAX_SECONDS = 253_402_214_400  # 9999-12-31: a day less than what a date can be, for time zones
 
 
 class InvalidRequestError(InvalidInputError):
-    """All that is wrong with a request: (field, what is wrong) pairs."""
+    """What is wrong with a request: (field, what is wrong) pairs, and how many more there are."""
 
-    def __init__(self, violations: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{field} {problem}" for field, problem in violations), violations[0][0])
+    def __init__(self, violations: Sequence[tuple[str, str]], more: int = 0) -> None:
+        named = "; ".join(f"{field} {problem}" for field, problem in violations)
+        super().__init__(named + (f"; and {more} more" if more else ""), violations[0][0])
         self.violations = violations
 
 
@@ -44,14 +50,21 @@ class StalePageError(BaguniError):
 
 
 class _Checks:
-    """Collects violations."""
+    """Collects violations: the first MAX_VIOLATIONS by name, the others by number."""
 
     def __init__(self) -> None:
         self.violations: list[tuple[str, str]] = []
+        self._more = 0
 
     def require(self, holds: bool, field: str, problem: str) -> None:
         if not holds:
+            self.add(field, problem)
+
+    def add(self, field: str, problem: str) -> None:
+        if len(self.violations) < MAX_VIOLATIONS:
             self.violations.append((field, problem))
+        else:
+            self._more += 1
 
     def length(self, value: str, field: str, low: int, high: int) -> None:
         size = len(value)
@@ -60,15 +73,19 @@ class _Checks:
     def number(self, value: int, field: str, high: int) -> None:
         self.require(0 <= value <= high, field, f"is {value}, expected 1 to {high}, or 0 for the default")
 
+    def some(self, values: Sequence[T], field: str, high: int) -> Iterator[T]:
+        """At most `high` of the entries: nothing that is longer than allowed is looked at whole."""
+        self.require(len(values) <= high, field, _too_many(values, high))
+        return islice(values, high)
+
     def ids(self, values: Sequence[str], field: str, high: int) -> None:
-        self.require(len(values) <= high, field, f"has {len(values)} entries, expected at most {high}")
-        for position, value in enumerate(values):
+        for position, value in enumerate(self.some(values, field, high)):
             if not 0 < len(value) <= MAX_ID:
                 self.length(value, f"{field}[{position}]", 1, MAX_ID)
 
     def raise_if_any(self) -> None:
         if self.violations:
-            raise InvalidRequestError(self.violations)
+            raise InvalidRequestError(self.violations, self._more)
 
 
 def recommend_query(
@@ -95,9 +112,8 @@ def recommend_query(
     caps = _caps(request, attribute_types, checks)
     in_range = 0 <= request.diversity <= 1  # false for NaN too
     checks.require(in_range, "diversity", f"is {request.diversity}, expected 0 to 1")
-    count = len(request.attributes)
-    checks.require(count <= MAX_ATTRIBUTES, "attributes", f"has {count} entries, expected at most {MAX_ATTRIBUTES}")
-    digest = _query_digest(request)
+    checks.require(has_few_attributes(request), "attributes", _too_many(request.attributes, MAX_ATTRIBUTES))
+    digest = "" if checks.violations else _query_digest(request)  # a request of any size is not copied
     token = _page_token(request.page_token, digest, release_id, signer, checks) if request.page_token else None
     checks.raise_if_any()
     return (
@@ -149,6 +165,15 @@ def similar_query(request: pb.SimilarItemsRequest, attribute_types: Mapping[str,
     return SimilarQuery(request.item_id, collaborative, request.page_size or DEFAULT_PAGE, rules)
 
 
+def has_few_attributes(request: pb.RecommendRequest) -> bool:
+    """Whether a request has no more attributes than allowed: only then may experiments look at them."""
+    return len(request.attributes) <= MAX_ATTRIBUTES
+
+
+def _too_many(values: Sized, high: int) -> str:
+    return f"has {len(values)} entries, expected at most {high}"
+
+
 def is_user_id(user_id: str) -> bool:
     """Whether it can name a user."""
     return 0 < len(user_id) <= MAX_ID
@@ -160,12 +185,14 @@ def _rules(
     checks: _Checks,
 ) -> Rules:
     checks.ids(request.exclude_item_ids, "exclude_item_ids", MAX_EXCLUDED)
-    conditions = tuple(_filter(f, f"filters[{position}]", checks) for position, f in enumerate(request.filters))
+    given = checks.some(request.filters, "filters", MAX_FILTERS)
+    conditions = tuple(_filter(f, f"filters[{position}]", checks) for position, f in enumerate(given))
     if not checks.violations:
         try:
             filters.check(conditions, attribute_types)
         except InvalidInputError as error:
-            checks.violations.append((error.field, str(error).removeprefix(error.field).strip()))
+            checks.add(error.field, str(error).removeprefix(error.field).strip())
+    conditions = tuple(dict.fromkeys(conditions))  # one that is there twice says nothing more
     purchased = not isinstance(request, pb.SimilarItemsRequest) and request.exclude_purchased
     return Rules(conditions, frozenset(request.exclude_item_ids), purchased)
 
@@ -177,7 +204,7 @@ def _filter(message: pb.Filter, where: str, checks: _Checks) -> Filter:
     if kind == "any_of":
         size = len(message.any_of.values)
         checks.require(0 < size <= MAX_VALUES, f"{where}.any_of", f"has {size} values, expected 1 to {MAX_VALUES}")
-        return Filter(message.attribute, any_of=tuple(message.any_of.values))
+        return Filter(message.attribute, any_of=tuple(islice(message.any_of.values, MAX_VALUES)))
     if kind == "range":
         low = message.range.min if message.range.HasField("min") else None
         high = message.range.max if message.range.HasField("max") else None
@@ -190,28 +217,25 @@ def _filter(message: pb.Filter, where: str, checks: _Checks) -> Filter:
 def _caps(request: pb.RecommendRequest, attribute_types: Mapping[str, str], checks: _Checks) -> tuple[Cap, ...]:
     kinds = {"category": "string", **attribute_types}
     names = sorted(name for name, kind in kinds.items() if kind == "string")
-    count = len(request.caps)
-    checks.require(count <= MAX_CAPS, "caps", f"has {count} entries, expected at most {MAX_CAPS}")
-    for position, cap in enumerate(request.caps):
+    given = tuple(checks.some(request.caps, "caps", MAX_CAPS))
+    for position, cap in enumerate(given):
         where = f"caps[{position}]"
         known = cap.attribute in names
         checks.require(known, f"{where}.attribute", f"is {cap.attribute!r}, expected one of {', '.join(names)}")
         fits = 0 < cap.max_items <= MAX_PAGE
         checks.require(fits, f"{where}.max_items", f"is {cap.max_items}, expected 1 to {MAX_PAGE}")
-    return tuple(Cap(cap.attribute, cap.max_items) for cap in request.caps)
+    return tuple(Cap(cap.attribute, cap.max_items) for cap in given)
 
 
 def _recent_events(anonymous: pb.AnonymousUser, checks: _Checks) -> tuple[HistoryEvent, ...]:
     where = "anonymous.recent_events"
     checks.length(anonymous.anonymous_id, "anonymous.anonymous_id", 0, MAX_ID)
-    count = len(anonymous.recent_events)
-    checks.require(count <= MAX_RECENT, where, f"has {count} entries, expected at most {MAX_RECENT}")
     events = []
-    for position, event in enumerate(anonymous.recent_events):
+    for position, event in enumerate(checks.some(anonymous.recent_events, where, MAX_RECENT)):
         place = f"{where}[{position}]"
         checks.length(event.item_id, f"{place}.item_id", 1, MAX_ID)
         action = int(event.action)
-        known = action in set(Action)
+        known = action in ACTIONS
         checks.require(known, f"{place}.action", "is not set, expected ACTION_ORDERED, _CLICKED or _CARTED")
         milliseconds = _milliseconds(event.event_time, f"{place}.event_time", checks)
         if known and milliseconds is not None:
@@ -231,7 +255,7 @@ def _milliseconds(time: Timestamp, field: str, checks: _Checks) -> int | None:
     if 0 < time.seconds < MAX_SECONDS and 0 <= time.nanos < 1_000_000_000:
         return int(time.seconds * 1000 + time.nanos // 1_000_000)
     value = f"{time.seconds} s and {time.nanos} ns"
-    checks.violations.append((field, f"is {value}, expected a time after 1970 and before 9999-12-31, nanos below 1e9"))
+    checks.add(field, f"is {value}, expected a time after 1970 and before 9999-12-31, nanos below 1e9")
     return None
 
 
@@ -248,10 +272,12 @@ def _page_token(text: str, digest: str, release_id: str, signer: TokenSigner, ch
     try:
         token = PageToken.decode(text, signer)
     except InvalidInputError as error:
-        checks.violations.append(("page_token", str(error).removeprefix("page_token ")))
+        checks.add("page_token", str(error).removeprefix("page_token "))
         return None
     checks.require(
-        token.query == digest, "page_token", "belongs to another request, expected the same fields on every page"
+        not digest or token.query == digest,
+        "page_token",
+        "belongs to another request, expected the same fields on every page",
     )
     if token.release_id != release_id:
         raise StalePageError(

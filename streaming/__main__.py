@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from baguni.errors import BaguniError, UnavailableError
 from baguni.events import ITEM_TOPIC, USER_TOPICS, Event
@@ -20,9 +18,10 @@ from baguni.inference import SyncInferenceClient
 from baguni.item_index import ItemIndex
 from baguni.live_items import LiveItemWriter
 from baguni.placements import PlacementWriter
+from baguni.redis_client import connect
 from baguni.release import ReleaseStore
 from streaming.consumer import ConsumerParts, EventConsumer, stop_on_signals
-from streaming.dead_letters import DeadLetters
+from streaming.dead_letters import DeadLetters, Quarantine
 from streaming.item_updates import ItemServers, ItemUpdates, Rejections
 from streaming.metrics import Metrics
 from streaming.settings import StreamingSettings
@@ -31,7 +30,6 @@ from streaming.user_updates import UserUpdates
 log = logging.getLogger("streaming")
 POINTER_CHECK_S = 2.0
 BROKER_RETRY_S = 1.0
-REDIS_TIMEOUT_S = 2.0
 USER_GROUP = "baguni-users"
 GC_THRESHOLD, SWITCH_INTERVAL_S = 100_000, 0.0005
 
@@ -41,9 +39,9 @@ class Consumers:
 
     def __init__(self, settings: StreamingSettings, stopping: threading.Event) -> None:
         self._settings, self._stopping = settings, stopping
-        # One more try, at once, for a connection that went stale; longer patience is the consumer's.
-        client = redis.Redis.from_url(settings.redis_url, socket_timeout=REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1))
-        self._parts = ConsumerParts(client, DeadLetters(settings.kafka_bootstrap), Metrics())
+        client = connect(settings.redis_url)
+        dead_letters = DeadLetters(settings.kafka_bootstrap, Quarantine(client))
+        self._parts = ConsumerParts(client, dead_letters, Metrics())
         self._parts.metrics.serve(settings.metrics_address)
 
     def consume_user_events(self) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, T
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 
-from baguni.errors import SchemaBreakError, UnavailableError
-from baguni.events import Event, MalformedEvent, parse
-from baguni.topics import Record, record_of
-from streaming.dead_letters import DeadLetters
+from baguni.errors import BaguniError, RefusedError, SchemaBreakError, UnavailableError
+from baguni.events import Event, MalformedEvent, latest_time_ms, read
+from baguni.topics import Record, UnreadableError, poll, record_of
+from streaming.dead_letters import MAX_ERROR_LENGTH, DeadLetters, Quarantined
 from streaming.metrics import Metrics
 from streaming.positions import Place, Positions
 from streaming.settings import StreamingSettings
@@ -48,6 +48,7 @@ Apply = Callable[[Iterator[Event]], Sequence[tuple[int, MalformedEvent]]]
 UnavailableError to be called again."""
 
 Polled = Mapping[TopicPartition, Sequence[Any]]
+Letter = tuple[Record, MalformedEvent]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ class EventConsumer:
     ) -> None:
         self._apply, self._forget, self._metrics, self._dead_letters = apply, forget, parts.metrics, parts.dead_letters
         self._positions = Positions(parts.redis, group_id + settings.group_suffix)
-        self._dead_rate = DeadRate(settings.max_dead_share)
+        self._dead_rate, self._max_future_s = DeadRate(settings.max_dead_share), settings.max_future_s
         self._retry_s, self._next_check = FIRST_RETRY_S, 0.0
+        self._unreadable: dict[TopicPartition, int] = {}  # the offset that failed once, or follows what was skipped
         self._next: dict[TopicPartition, int] = {}  # the offset after the last that was applied, of placed partitions
         self._topic_ids: dict[str, str] = {}  # of the topics of these partitions, as they were when they were placed
         self._members = _Membership(settings.ready_file)
@@ -106,7 +108,11 @@ class EventConsumer:
         Raises SchemaBreakError when most records are malformed; none of the last batch is committed then."""
         try:
             while not should_stop():
-                polled = self._consumer.poll(timeout_ms=POLL_MS)
+                try:
+                    polled = self._poll()
+                except UnavailableError as error:
+                    self._wait_for(error, {}, should_stop)
+                    continue
                 if polled or self._members.changed or time.monotonic() >= self._next_check:
                     self._step(polled, should_stop)
         finally:
@@ -121,11 +127,7 @@ class EventConsumer:
             num_dead = self._apply_all(records) if records else 0
             lost = self._advance(polled)
         except UnavailableError as error:
-            log.warning("waiting retry_s=%.1f error=%s", self._retry_s, error)
-            self._metrics.waits.labels(error.part).inc()
-            self._return(polled)
-            self._pause(should_stop)
-            self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
+            self._wait_for(error, polled, should_stop)
             return
         self._retry_s = FIRST_RETRY_S
         if lost:
@@ -134,6 +136,44 @@ class EventConsumer:
             self._commit({partition: raws for partition, raws in polled.items() if partition not in lost})
             took_ms = (time.monotonic() - started) * 1000
             log.info("applied records=%d dead=%d took_ms=%.1f", len(records), num_dead, took_ms)
+
+    def _wait_for(self, error: UnavailableError, polled: Polled, should_stop: Callable[[], bool]) -> None:
+        """Take back what was polled, and wait longer each time."""
+        log.warning("waiting retry_s=%.1f error=%s", self._retry_s, error)
+        self._metrics.waits.labels(error.part).inc()
+        self._return(polled)
+        self._pause(should_stop)
+        self._retry_s = min(self._retry_s * 2, LONGEST_RETRY_S)
+
+    def _poll(self) -> Polled:
+        """Poll; quarantine a record that cannot be read, and go on after it. Raises UnavailableError."""
+        try:
+            return poll(self._consumer, POLL_MS)
+        except UnreadableError as error:
+            if error.partition in self._place():
+                return {}  # it begins elsewhere
+            self._skip_if_again(error)
+            return {}
+
+    def _skip_if_again(self, error: UnreadableError) -> None:
+        """At the second try, since a first may have been damaged on its way; or at once after a record that was skipped, which
+        it may share a batch with."""
+        partition, offset = error.partition, error.offset
+        if self._unreadable.get(partition) != offset:
+            log.warning("reading again error=%s", error)
+            self._unreadable[partition] = offset
+            self._consumer.seek(partition, offset)
+            return
+        entry = Quarantined(
+            partition.topic, partition.partition, offset, "unreadable", str(error)[:MAX_ERROR_LENGTH], time.time()
+        )
+        self._dead_letters.quarantine.add([entry])
+        self._positions.advance({self._placed(partition): (self._next.get(partition, offset), offset + 1)})
+        self._next[partition] = self._unreadable[partition] = offset + 1
+        self._consumer.seek(partition, offset + 1)
+        self._metrics.quarantined.inc()
+        self._metrics.dead_letters.labels(entry.reason).inc()
+        log.error("quarantined error=%s", error)
 
     def _place(self) -> Collection[TopicPartition]:
         """Begin partitions that were assigned at the lower of Kafka's and Redis' offset, at the beginning where one of them
@@ -185,27 +225,57 @@ class EventConsumer:
         return Place(partition, self._topic_ids[partition.topic])
 
     def _apply_all(self, raws: Sequence[Any]) -> int:
-        """Apply what parses, then set aside what does not: in that order, a retry repeats no dead letter."""
+        """Apply what parses, then set aside what does not: in that order, a retry repeats no dead letter. Returns how many
+        records were set aside."""
+        try:
+            dead = self._apply_some(raws)
+        except Exception as error:
+            if isinstance(error, BaguniError) and not isinstance(error, RefusedError):
+                raise
+            log.warning("a batch failed records=%d: applying one at a time", len(raws), exc_info=error)
+            dead = [letter for raw in raws for letter in self._apply_one(raw)]
+        self._dead_rate.check(len(raws), [error for _, error in dead])
+        self._metrics.quarantined.inc(self._dead_letters.send(dead))
+        for _, malformed in dead:
+            self._metrics.dead_letters.labels(malformed.reason).inc()
+        return len(dead)
+
+    def _apply_some(self, raws: Sequence[Any]) -> list[Letter]:
+        """Apply a batch; return what cannot be applied."""
         sources: list[Any] = []
-        dead: list[tuple[Record, MalformedEvent]] = []
+        dead: list[Letter] = []
+        latest_ms = latest_time_ms(self._max_future_s)
 
         def events() -> Iterator[Event]:
             for raw in raws:
                 try:
-                    event = parse(dict(raw.headers), raw.key, raw.value)
+                    event = read(raw, latest_ms)
                 except MalformedEvent as error:
                     dead.append((record_of(raw), error))
+                except Exception as error:  # a parser of what others send: nothing that it raises may end the loop
+                    log.exception("parsing failed unforeseen record=%s/%d@%d", raw.topic, raw.partition, raw.offset)
+                    dead.append((record_of(raw), _unforeseen(error)))
                 else:
-                    sources.append(raw)
-                    yield event
+                    if event is None:
+                        self._metrics.tombstones.labels(raw.topic).inc()
+                    else:
+                        sources.append(raw)
+                        yield event
 
         rejected = self._apply(events())
-        dead += [(record_of(sources[position]), rejection) for position, rejection in rejected]
-        self._dead_rate.check(len(raws), [error for _, error in dead])
-        self._dead_letters.send(dead)
-        for _, malformed in dead:
-            self._metrics.dead_letters.labels(malformed.reason).inc()
-        return len(dead)
+        return [*dead, *((record_of(sources[position]), rejection) for position, rejection in rejected)]
+
+    def _apply_one(self, raw: Any) -> list[Letter]:
+        """The same for one record; what fails unforeseen is set aside, so that it stops nothing but itself."""
+        try:
+            return self._apply_some([raw])
+        except RefusedError as error:
+            return [(record_of(raw), MalformedEvent("refused", str(error)))]
+        except BaguniError:
+            raise
+        except Exception as error:
+            log.exception("applying failed unforeseen record=%s/%d@%d", raw.topic, raw.partition, raw.offset)
+            return [(record_of(raw), _unforeseen(error))]
 
     def _advance(self, polled: Polled) -> Collection[TopicPartition]:
         """Tell Redis how far everything is applied. Returns the partitions of which it has lost something before that, those of
@@ -245,7 +315,8 @@ class EventConsumer:
         while time.monotonic() < until and not should_stop():
             self._consumer.pause(*self._consumer.assignment())
             remaining_ms = max(int((until - time.monotonic()) * 1000), 0)
-            self._return(self._consumer.poll(timeout_ms=min(remaining_ms, POLL_MS)))  # of partitions just assigned
+            with suppress(UnreadableError, UnavailableError):  # met again once the partitions are resumed
+                self._return(poll(self._consumer, min(remaining_ms, POLL_MS)))  # of partitions just assigned
         self._consumer.resume(*self._consumer.paused())
 
     def _commit(self, polled: Polled) -> None:
@@ -323,6 +394,10 @@ class DeadRate:
                 f"{dead} of the last {records} records are malformed, expected at most {self._max_share:.0%}: has a "
                 f"producer's schema changed? The last: {errors[-1] if errors else 'in the batches before'}"
             )
+
+
+def _unforeseen(error: Exception) -> MalformedEvent:
+    return MalformedEvent("unforeseen", f"{type(error).__name__}: {error}")
 
 
 @contextmanager

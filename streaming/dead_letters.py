@@ -1,16 +1,24 @@
-"""The dead-letter topic: records that will never parse, kept whole, with the reason and where they came from."""
+"""Records that will never be applied, kept whole in the dead-letter topic with the reason and their source. A record that not
+even that topic takes is quarantined: Redis keeps its coordinates, and the record stays in its own topic until that forgets it.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
+import redis
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import InvalidRecordError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from baguni.errors import UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
+from baguni.redis_client import redis_errors
 from baguni.topics import Record
 
 log = logging.getLogger(__name__)
@@ -18,6 +26,11 @@ SEND_TIMEOUT_S = 5.0
 MAX_ERROR_LENGTH = 1_000
 MAX_REQUEST_BYTES = 10 << 20  # a record as big as the broker takes, and what is added to it
 ADDED = "dead_letter_"  # begins the names of the headers that are added
+REFUSALS = (MessageSizeTooLargeError, InvalidRecordError, RecordListTooLargeError)
+"""What a broker, or the client in its place, says of a record that it will never take."""
+
+QUARANTINE_KEY = "baguni:quarantine"
+MAX_QUARANTINED = 10_000  # entries; the oldest leave
 
 
 def original(letter: Record) -> Record:
@@ -29,45 +42,104 @@ def original(letter: Record) -> Record:
     except (KeyError, ValueError) as error:
         raise MalformedEvent("no_source", f"a dead letter that does not say where it came from: {error}") from error
     headers = tuple((name, value) for name, value in letter.headers if not name.startswith(ADDED))
-    return Record(topic, partition, offset, letter.key, letter.value, headers)
+    return Record(topic, partition, offset, letter.key, letter.value, headers, letter.timestamp)
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """Where a record lies that could be neither applied nor kept as a dead letter. `time_s`: when it was found, since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    error: str
+    time_s: float
+
+
+class Quarantine:
+    """Coordinates of such records, in Redis. Every call raises UnavailableError if Redis does not answer."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+
+    def add(self, entries: Sequence[Quarantined]) -> None:
+        """Keep entries; the newest MAX_QUARANTINED stay."""
+        with redis_errors():
+            pipeline = self._client.pipeline(transaction=True)
+            pipeline.rpush(QUARANTINE_KEY, *[json.dumps(asdict(entry)) for entry in entries])
+            pipeline.ltrim(QUARANTINE_KEY, -MAX_QUARANTINED, -1)
+            pipeline.execute()
+
+    def entries(self) -> list[Quarantined]:
+        """Return all entries, oldest first."""
+        with redis_errors():
+            stored = cast("list[bytes]", self._client.lrange(QUARANTINE_KEY, 0, -1))
+        return [Quarantined(**json.loads(entry)) for entry in stored]
 
 
 class DeadLetters:
     """Sends records to the dead-letter topic. Connects at the first."""
 
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, bootstrap: str, quarantine: Quarantine) -> None:
+        self._bootstrap, self.quarantine = bootstrap, quarantine
         self._producer: KafkaProducer | None = None
 
-    def send(self, dead: Sequence[tuple[Record, MalformedEvent]]) -> None:
-        """Keep records aside; returns only when the broker has them. Their own headers stay; those that begin with ADDED say
-        what happened. Raises UnavailableError."""
+    def send(self, dead: Sequence[tuple[Record, MalformedEvent]]) -> int:
+        """Keep records aside; returns only when the broker has them, or Redis the coordinates of those that no broker takes:
+        how many of these there are. Their own headers stay; those that begin with ADDED say what happened. Raises
+        UnavailableError."""
         if not dead:
-            return
-        try:
-            if self._producer is None:
-                self._producer = self._connect()
-            sent = [
-                self._producer.send(
-                    DEAD_LETTER_TOPIC, key=record.key, value=record.value, headers=_headers(record, error)
-                )
-                for record, error in dead
-            ]
-            self._producer.flush(timeout=SEND_TIMEOUT_S)
-            for future in sent:
-                future.get(timeout=SEND_TIMEOUT_S)
-        except KafkaError as failure:
-            raise UnavailableError("kafka", f"dead letters not stored: {failure}") from failure
+            return 0
+        refused = self._refused(dead)
+        if refused:
+            self.quarantine.add(refused)
+            first = refused[0]
+            where = f"{first.topic}/{first.partition}@{first.offset}"
+            log.error("quarantined count=%d first=%s error=%s", len(refused), where, first.error)
         counts = Counter(error.reason for _, error in dead)
         for record, error in dead:  # a line for each reason: a producer gone wrong would fill the log
             if count := counts.pop(error.reason, 0):
                 where = f"{record.topic}/{record.partition}@{record.offset}"
                 log.warning("dead letters reason=%s count=%d first=%s error=%s", error.reason, count, where, error)
+        return len(refused)
 
     def close(self) -> None:
         """Flush and close."""
         if self._producer is not None:
             self._producer.close(timeout=SEND_TIMEOUT_S)
+
+    def _refused(self, dead: Sequence[tuple[Record, MalformedEvent]]) -> list[Quarantined]:
+        """Send everything; return what is refused for good."""
+        sent: list[tuple[Record, MalformedEvent, Any]] = []
+        refused = []
+        try:
+            if self._producer is None:
+                self._producer = self._connect()
+            for record, error in dead:
+                try:
+                    value = b"" if record.key is None and record.value is None else record.value  # the client wants one
+                    future = self._producer.send(
+                        DEAD_LETTER_TOPIC, key=record.key, value=value, headers=_headers(record, error)
+                    )
+                except (
+                    *REFUSALS,
+                    AssertionError,
+                    TypeError,
+                    ValueError,
+                ) as refusal:  # the client does not even send it
+                    refused.append(_quarantined(record, error, refusal))
+                else:
+                    sent.append((record, error, future))
+            self._producer.flush(timeout=SEND_TIMEOUT_S)
+            for record, error, future in sent:
+                try:
+                    future.get(timeout=SEND_TIMEOUT_S)
+                except REFUSALS as refusal:
+                    refused.append(_quarantined(record, error, refusal))
+        except KafkaError as failure:
+            raise UnavailableError("kafka", f"dead letters not stored: {failure}") from failure
+        return refused
 
     def _connect(self) -> KafkaProducer:
         milliseconds = int(SEND_TIMEOUT_S * 1000)
@@ -79,6 +151,13 @@ class DeadLetters:
             max_block_ms=milliseconds,
             max_request_size=MAX_REQUEST_BYTES,
         )
+
+
+def _quarantined(record: Record, error: MalformedEvent, refusal: Exception) -> Quarantined:
+    told = f"{error}; as a dead letter: {type(refusal).__name__} {refusal}"
+    return Quarantined(
+        record.topic, record.partition, record.offset, error.reason, told[:MAX_ERROR_LENGTH], time.time()
+    )
 
 
 def _headers(record: Record, error: MalformedEvent) -> list[tuple[str, bytes]]:

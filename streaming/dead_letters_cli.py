@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 
 import click
 from kafka import KafkaProducer
@@ -13,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from baguni.errors import NotFoundError, UnavailableError
-from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent, parse
+from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent, latest_time_ms, read
+from baguni.redis_client import connect
 from baguni.topics import Record, TopicReader
-from streaming.dead_letters import ADDED, original
+from streaming.dead_letters import ADDED, Quarantine, original
 from streaming.settings import StreamingSettings
 
 SHOWN_BYTES = 4_000
@@ -41,7 +43,8 @@ def dlq() -> None:
 @TOPIC
 @click.option("--limit", default=50, show_default=True, help="How many of them to list, the last.")
 def list_letters(reason: str | None, topic: str | None, limit: int) -> None:
-    """Dead letters, partition by partition, and how many there are of each reason."""
+    """Dead letters, partition by partition, and how many there are of each reason; then quarantined records, which nobody can
+    read or the dead-letter topic refused: they lie where they were, until their topic forgets them."""
     letters = list(_chosen(reason, topic))
     table = Table("where", "reason", "from", "type", "error", title=f"{len(letters):,} dead letters")
     for letter in letters[-limit:] if limit > 0 else []:
@@ -57,6 +60,23 @@ def list_letters(reason: str | None, topic: str | None, limit: int) -> None:
     Console().print(table)
     for name, count in Counter(_headers(letter).get("dead_letter_reason", "") for letter in letters).most_common():
         click.echo(f"{count:>8,}  {name}")
+    _list_quarantined(reason, topic, limit)
+
+
+def _list_quarantined(reason: str | None, topic: str | None, limit: int) -> None:
+    with closing(connect(StreamingSettings().redis_url)) as client:
+        entries = [
+            entry
+            for entry in Quarantine(client).entries()
+            if reason in (None, entry.reason) and topic in (None, entry.topic)
+        ]
+    if not entries:
+        return
+    table = Table("where", "reason", "since", "error", title=f"{len(entries):,} quarantined records")
+    for entry in entries[-limit:] if limit > 0 else []:
+        since = datetime.fromtimestamp(entry.time_s, UTC).isoformat(" ", "seconds")
+        table.add_row(f"{entry.topic}/{entry.partition}@{entry.offset}", entry.reason, since, ascii(entry.error[:120]))
+    Console().print(table)
 
 
 @dlq.command()
@@ -98,7 +118,7 @@ def replay(
     for letter in chosen:
         try:
             record = original(letter)
-            parse(dict(record.headers), record.key, record.value)
+            read(record, latest_time_ms(StreamingSettings().max_future_s))
         except MalformedEvent as error:
             still_malformed[error.reason] += 1
             if not (force and any(name == "dead_letter_topic" for name, _ in letter.headers)):

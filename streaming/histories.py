@@ -20,7 +20,15 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from baguni.errors import InvalidInputError
-from baguni.events import MAX_ID_LENGTH, USER_TOPICS, MalformedEvent, UserEvents, parse
+from baguni.events import (
+    EARLIEST_TIME_MS,
+    MAX_ID_LENGTH,
+    USER_TOPICS,
+    MalformedEvent,
+    UserEvents,
+    latest_time_ms,
+    read,
+)
 from baguni.history import MAX_EVENTS, Action, Change, HistoryEvent, build
 from baguni.history_store import HistoryWriter
 from baguni.topics import Offsets, TopicReader
@@ -43,8 +51,9 @@ def read_file(path: Path, timezone: str | None = None) -> Iterator[UserChanges]:
         while some := list(islice(batches, SORTED_AT_ONCE)):
             table = pa.Table.from_batches(some)
             ordered = _checked(table, path, first_row, timezone)
+            latest_ms = _times_of_orders(ordered)
             for start in range(0, len(ordered), ROWS):
-                yield from _by_user(ordered.slice(start, ROWS))
+                yield from _by_user(ordered.slice(start, ROWS), latest_ms)
             first_row += len(table)
 
 
@@ -81,9 +90,10 @@ def _named(batches: Iterator[pa.RecordBatch], path: Path) -> Iterator[pa.RecordB
 
 def read_events(reader: TopicReader) -> Iterator[UserChanges]:
     """What the user topics say; malformed records, which have their dead letters, are skipped."""
+    latest_ms = latest_time_ms()
     for record in reader:
         try:
-            event = parse(dict(record.headers), record.key, record.value)
+            event = read(record, latest_ms)
         except MalformedEvent:
             continue
         if isinstance(event, UserEvents):
@@ -181,14 +191,29 @@ def _checked(table: pa.Table, path: Path, first_row: int, timezone: str | None) 
         _require(fits, texts[name], name, f"text of 1 to {MAX_ID_LENGTH} characters", path, first_row)
     known = pc.is_in(texts["action"], value_set=pa.array(list(ACTIONS)))
     _require(known, texts["action"], "action", f"one of {', '.join(ACTIONS)}", path, first_row)
-    _require(pc.greater(pc.fill_null(time_ms, 0), 0), table["time"], "time", "a time after 1970", path, first_row)
+    filled = pc.fill_null(time_ms, 0)
+    is_possible = pc.and_(pc.greater_equal(filled, EARLIEST_TIME_MS), pc.less_equal(filled, latest_time_ms()))
+    _require(is_possible, table["time"], "time", "a time after 1990 and not in the future", path, first_row)
     keys = [("user_id", "ascending"), ("time_ms", "ascending"), ("order_id", "ascending")]
     return pa.table({**texts, "time_ms": time_ms}).sort_by(keys)
 
 
-def _by_user(rows: pa.Table) -> Iterator[UserChanges]:
+def _times_of_orders(ordered: pa.Table) -> dict[tuple[str, str], int]:
+    """(user, order) → the latest time of its lines, where they have several: an order has one, and a later one would replace
+    the lines of before."""
+    orders = ordered.filter(pc.not_equal(ordered["order_id"], "")).group_by(["user_id", "order_id"])
+    times = orders.aggregate([("time_ms", "min"), ("time_ms", "max")])
+    several = times.filter(pc.not_equal(times["time_ms_min"], times["time_ms_max"]))
+    keys = zip(several["user_id"].to_pylist(), several["order_id"].to_pylist(), strict=True)
+    return dict(zip(keys, several["time_ms_max"].to_pylist(), strict=True))
+
+
+def _by_user(rows: pa.Table, latest_ms: Mapping[tuple[str, str], int]) -> Iterator[UserChanges]:
     columns = (rows[name].to_pylist() for name in ("user_id", "item_id", "action", "order_id", "time_ms"))
     user_ids, item_ids, actions, order_ids, times_ms = columns
+    if latest_ms:
+        orders = zip(user_ids, order_ids, times_ms, strict=True)
+        times_ms = [latest_ms.get((user_id, order_id), time_ms) for user_id, order_id, time_ms in orders]
     events = map(HistoryEvent, item_ids, map(ACTIONS.__getitem__, actions), times_ms, order_ids)
     for user_id, theirs in groupby(zip(user_ids, events, strict=True), key=itemgetter(0)):
         yield user_id, [event for _, event in theirs]

@@ -39,6 +39,20 @@ class Metrics:
         self.dead_letters = Counter(
             "baguni_dead_letters", "Records that will never parse, by reason.", ["reason"], registry=registry
         )
+        self.quarantined = Counter(
+            "baguni_quarantined",
+            "Records of which only the coordinates are kept: nobody can read them, or the dead-letter topic refuses them.",
+            registry=registry,
+        )
+        self.tombstones = Counter(
+            "baguni_tombstones", "Records without a value, as compaction leaves them.", ["topic"], registry=registry
+        )
+        self.cut_orders = Counter(
+            "baguni_cut_orders", "Orders with more lines than a history keeps.", registry=registry
+        )
+        self.damaged_histories = Counter(
+            "baguni_damaged_histories", "Stored histories that could not be read and were set aside.", registry=registry
+        )
         self.visible_lag_s = Histogram(
             "baguni_event_visible_lag_seconds",
             "From an event's own time to when Recommend sees it, by what happened; of each batch the longest.",

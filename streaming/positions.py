@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import redis
 from kafka import TopicPartition
 
-from baguni.errors import UnavailableError
+from baguni.redis_client import redis_errors
 
 # KEYS: positions. ARGV: partition, its topic's id, where the batch began, where it ended, for each. Returns the partitions of
 # which something before the batch is missing; these stay as they are. A position never goes back here: that would be a
@@ -51,38 +51,30 @@ class Positions:
         """The next offset of each partition, None where Redis knows of none."""
         if not places:
             return {}
-        try:
+        with redis_errors():
             fields = [_field(place.partition) for place in places]
             stored = cast("list[bytes | None]", self._client.hmget(self._key, fields))
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
         return {place.partition: _offset(value, place) for place, value in zip(places, stored, strict=True)}
 
     def place(self, offsets: Mapping[Place, int]) -> None:
         """Begin at these offsets, whatever was known."""
         values = {_field(place.partition): f"{at} {place.topic_id}" for place, at in offsets.items()}
-        try:
+        with redis_errors():
             if values:
                 self._client.hset(self._key, mapping=cast("dict[Any, Any]", values))
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
 
     def advance(self, steps: Mapping[Place, tuple[int, int]]) -> list[TopicPartition]:
         """Note that what lies between two offsets of each partition is applied. Returns the partitions of which Redis has lost
         something before that."""
         arguments = [part for place, step in steps.items() for part in (_field(place.partition), place.topic_id, *step)]
-        try:
+        with redis_errors():
             missing = {bytes(field).decode() for field in self._advance(keys=[self._key], args=arguments)}
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
         return [place.partition for place in steps if _field(place.partition) in missing]
 
     def total(self) -> int:
         """The sum of all positions: how many records of topics that were never cut short are applied."""
-        try:
+        with redis_errors():
             return sum(int(value.split()[0]) for value in cast("list[bytes]", self._client.hvals(self._key)))
-        except redis.RedisError as error:
-            raise UnavailableError("redis", str(error)) from error
 
 
 def _field(partition: TopicPartition) -> str:

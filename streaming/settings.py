@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from baguni.events import MAX_FUTURE_S
 from baguni.history import MAX_EVENTS
 from baguni.settings import Endpoints
 
@@ -24,6 +25,7 @@ class StreamingSettings(Endpoints):
     max_dead_share: float = Field(
         default=0.5, ge=0, le=1
     )  # of the last records; beyond it the consumer stops. 1: never
+    max_future_s: float = Field(default=MAX_FUTURE_S, ge=0)  # how far a producer's clock may be ahead of ours
     metrics_address: str = ""  # HOST:PORT where Prometheus reads; empty: nowhere
     ready_file: Path | None = None
     group_suffix: str = ""

@@ -34,6 +34,7 @@ class UserUpdates:
         self, writer: HistoryWriter, placements: PlacementWriter, metrics: Metrics, signer: TokenSigner
     ) -> None:
         self._writer, self._placements, self._attribution = writer, placements, Attribution(metrics, signer)
+        self._metrics = metrics
         self._lag_s = {kind: metrics.visible_lag_s.labels(name) for kind, name in KINDS.items()}
         self._outcomes = {outcome: metrics.changes.labels(outcome.name.lower()) for outcome in Outcome}
         self._observe_bytes = metrics.history_bytes.observe
@@ -46,9 +47,18 @@ class UserUpdates:
         batches: deque[_Batch] = deque()
         for applied in self._writer.apply_each(_batches(events, batches, rejected)):
             batch = batches.popleft()
+            self._note(batch, applied)
             self._count([event for event, position in batch.counted if _is_new(event, applied, position)])
             self._measure(batch.events, applied)
         return rejected
+
+    def _note(self, batch: _Batch, applied: Mapping[str, Applied]) -> None:
+        """Count what was not taken as it came."""
+        most = self._writer.max_events
+        if cut := sum(len(event.changes) > most for event in batch.events):
+            self._metrics.cut_orders.inc(cut)
+        if damaged := sum(theirs.was_damaged for theirs in applied.values()):
+            self._metrics.damaged_histories.inc(damaged)
 
     def _count(self, events: Sequence[UserEvents]) -> None:
         """Count for placements and pages what is new in histories."""

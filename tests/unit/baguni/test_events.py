@@ -21,10 +21,13 @@ from baguni.events import (
     UserEvents,
     cloud_event_headers,
     parse,
+    read,
 )
 from baguni.history import Action, HistoryEvent
+from baguni.topics import Record
 from baguni.v1 import events_pb2 as pb
 
+Headers = tuple[tuple[str, bytes | None], ...]
 TIME_MS = 1_700_000_000_123
 TIME = Timestamp(seconds=1_700_000_000, nanos=123_999_999)
 
@@ -123,7 +126,11 @@ MALFORMED: list[tuple[Message, bytes | None, str, str]] = [
     (order(user_id=LONG), LONG.encode(), "invalid_field", "user_id has 257 characters"),
     (order(event_time=None), b"u1", "invalid_field", "event_time is missing"),
     (order(event_time=Timestamp(seconds=-1)), b"u1", "invalid_field", "event_time is -1000 ms"),
-    (order(event_time=Timestamp(seconds=2**62)), b"u1", "invalid_field", "expected a time from 1970 to 9999"),
+    (order(event_time=Timestamp(seconds=2**62)), b"u1", "invalid_field", "expected a time from 1990 to 9999"),
+    (order(event_time=Timestamp(seconds=631_151_999)), b"u1", "invalid_field", "expected a time from 1990 to 9999"),
+    (order(lines=[pb.OrderLine(item_id="rye", quantity=-2)]), b"u1", "invalid_field", r"lines\[0\].quantity is -2, expected"),
+    (order(lines=[pb.OrderLine(item_id="rye", unit_price=float("inf"))]), b"u1", "invalid_field", r"lines\[0\].unit_price"),
+    (pb.CartAdded(user_id="u1", item_id="rye", event_time=TIME, quantity=-1), b"u1", "invalid_field", "quantity is -1"),
     (item(title="  "), b"rye", "invalid_field", "title is empty"),
     (item(title="x" * 10_001), b"rye", "invalid_field", "title has 10001 characters, expected at most 10000"),
     (item(description="x" * 10_001), b"rye", "invalid_field", "description has 10001 characters"),
@@ -156,6 +163,7 @@ BODY = order().SerializeToString()
         ({**HEADERS, "ce_type": b"baguni.v1.OrderLost"}, BODY, "unknown_type", "baguni.v1.OrderLost"),
         ({**HEADERS, "ce_type": b"OrderPlaced"}, BODY, "unknown_type", "header ce_type is 'OrderPlaced'"),
         ({**HEADERS, "ce_type": b"\xff"}, BODY, "unknown_type", "ce_type"),
+        ({**HEADERS, "ce_type": None}, BODY, "unknown_type", "header ce_type is ''"),
         ({**HEADERS, "content-type": b"text/csv"}, BODY, "content_type", "content-type is 'text/csv'"),
         (HEADERS, b"\xff\xff", "undecodable", "no OrderPlaced"),
         ({**HEADERS, "content-type": b"application/json"}, BODY, "undecodable", "no OrderPlaced"),
@@ -165,11 +173,57 @@ BODY = order().SerializeToString()
     ],
 )
 def test_a_record_that_is_no_event_says_why(
-    headers: dict[str, bytes], value: bytes | None, reason: str, words: str
+    headers: dict[str, bytes | None], value: bytes | None, reason: str, words: str
 ) -> None:
     with pytest.raises(MalformedEvent, match=words) as caught:
         parse(headers, b"u1", value)
     assert caught.value.reason == reason
+
+
+def record(
+    topic: str, key: bytes | None, value: bytes | None, headers: Headers = (), timestamp: int = TIME_MS
+) -> Record:
+    return Record(topic, 0, 7, key, value, headers, timestamp)  # type: ignore[arg-type]
+
+
+def test_a_null_content_type_is_none_at_all() -> None:
+    headers = (*((name, value) for name, value in HEADERS.items() if name != "content-type"), ("content-type", None))
+    assert read(record("baguni.orders", b"u1", BODY, headers)) == parsed(order())
+
+
+@pytest.mark.parametrize("topic", ["baguni.orders", "baguni.clicks", "baguni.users"])
+def test_a_tombstone_of_a_user_topic_means_nothing(topic: str) -> None:
+    assert read(record(topic, b"u1", None)) is None
+
+
+def test_a_tombstone_of_an_item_removes_it_when_it_was_written() -> None:
+    assert read(record("baguni.items", b"rye", None)) == ItemRemoval("rye", TIME_MS)
+    with pytest.raises(MalformedEvent, match="key has 257 characters"):
+        read(record("baguni.items", LONG.encode(), None))
+    with pytest.raises(MalformedEvent, match="event_time is -1 ms"):
+        read(record("baguni.items", b"rye", None, timestamp=-1))
+
+
+def test_a_record_with_neither_key_nor_value_is_malformed() -> None:
+    with pytest.raises(MalformedEvent, match="no value"):
+        read(record("baguni.items", None, None))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        order(),
+        pb.UserDeleted(user_id="u1", event_time=TIME),
+        pb.OrderCancelled(user_id="u1", order_id="o", event_time=TIME),
+    ],
+)
+def test_a_time_that_this_clock_does_not_allow_is_set_aside(message: Message) -> None:
+    headers = tuple(cloud_event_headers(message, "1", "test"))
+    late = record("baguni.orders", b"u1", message.SerializeToString(), headers)
+    assert isinstance(read(late, TIME_MS), UserEvents)
+    with pytest.raises(MalformedEvent, match=r"expected at most 1699999990000: it is 10 s beyond") as caught:
+        read(late, TIME_MS - 10_123)
+    assert caught.value.reason == "future_time"
 
 
 JSON_VALUES = st.recursive(

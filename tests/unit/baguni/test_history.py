@@ -26,7 +26,29 @@ def test_any_order_with_any_repetition_builds_the_newest_of_the_set(
 ) -> None:
     delivered = [*events, *shuffle.choices(events, k=len(events))] if events else []
     shuffle.shuffle(delivered)
-    assert build(delivered, max_events) == tuple(sorted(set(events), key=lambda event: event.sort_key))[-max_events:]
+    newest = sorted(set(events), key=lambda event: event.sort_key)[-max_events:]
+    assert build(delivered, max_events) == tuple(
+        event
+        for event in newest
+        if event.action is not Action.ORDERED
+        or event.time_ms == max(o.time_ms for o in newest if o.order_id == event.order_id)
+    )
+
+
+def test_an_order_that_is_sent_again_later_replaces_the_one_before() -> None:
+    """A correction: less was sold, or something else."""
+    before = [RYE, RYE._replace(item_id="milk")]
+    corrected = RYE._replace(item_id="salt", time_ms=RYE.time_ms + 60_000)
+    for changes in ([*before, corrected], [corrected, *before]):
+        assert build(changes) == (corrected,)
+    assert build([*before, corrected, JAM]) == (JAM, corrected)
+    assert build([*before, corrected, Cancellation("o1", corrected.time_ms)]) == ()
+
+
+def test_cancellations_are_bounded_like_events() -> None:
+    cancellations = [Cancellation(f"o{number}", RYE.time_ms + number) for number in range(1, 4)]
+    assert build([RYE, *cancellations], max_events=3) == ()
+    assert build([RYE, *cancellations], max_events=2) == (RYE,)
 
 
 @pytest.mark.parametrize(

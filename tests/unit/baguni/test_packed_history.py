@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import contextlib
 
-from baguni.history import Action, Cancellation, Deletion, History, HistoryEvent
-from baguni.packed_history import pack_changes, unpack_history, unpack_version
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baguni.history import Action, Cancellation, Deletion, History, HistoryEvent, build
+from baguni.packed_history import DamagedHistoryError, pack_changes, unpack_history, unpack_version
 
 
 def test_adjacent_lines_of_an_order_are_one_entry_and_numbers_are_stored_as_such() -> None:
@@ -17,7 +21,8 @@ def test_adjacent_lines_of_an_order_are_one_entry_and_numbers_are_stored_as_such
             HistoryEvent("07", Action.CLICKED, 7),
             Cancellation("12", 8),
             Deletion(4),
-        ]
+        ],
+        max_events=9,
     )
     expected = [5, 1, ["o1", 7, "rye"], 6, 1, ["o1", 7], 7, 2, "07", 8, 4, 12, 4, 5, 0]
     assert packed.flat == expected
@@ -26,9 +31,31 @@ def test_adjacent_lines_of_an_order_are_one_entry_and_numbers_are_stored_as_such
 
 @pytest.mark.parametrize("item_id", ["0", "9" * 15, "9" * 16, "00", "-1", "1.0", "٣", "²", " 1", "우유", "a|b"])
 def test_every_id_comes_back_as_it_was(item_id: str) -> None:
-    (_, _, stored) = pack_changes([HistoryEvent(item_id, Action.CLICKED, 1)]).flat
+    (_, _, stored) = pack_changes([HistoryEvent(item_id, Action.CLICKED, 1)], max_events=9).flat
     assert str(stored) == item_id
     assert isinstance(stored, int) == (item_id in ("0", "9" * 15))
+
+
+def test_of_an_order_longer_than_a_history_the_lines_that_it_would_keep_are_left() -> None:
+    lines = [HistoryEvent(str(number), Action.ORDERED, 5, "o1") for number in range(30)]
+    packed = pack_changes([*lines, lines[0]], max_events=4)
+    assert packed.flat == [5, 1, ["o1", 6, 7, 8, 9]]  # by their text, as in `build`
+    assert tuple(str(item) for item in packed.flat[2][1:]) == tuple(e.item_id for e in build(lines, 4))
+
+
+def test_changes_are_split_by_lines() -> None:
+    order = [HistoryEvent(str(number), Action.ORDERED, 5, "o1") for number in range(3)]
+    clicks = [HistoryEvent("7", Action.CLICKED, time_ms) for time_ms in range(6, 9)]
+    packed = pack_changes([*order, *clicks], max_events=9)
+    assert [lines for _, lines in packed.pieces(4)] == [4, 2]
+    assert [lines for _, lines in packed.pieces(2)] == [3, 2, 1]
+    assert [part for flat, _ in packed.pieces(2) for part in flat] == packed.flat
+
+
+@given(st.binary(max_size=60), st.booleans())
+def test_whatever_is_stored_is_a_history_or_damaged(value: bytes, has_head: bool) -> None:
+    with contextlib.suppress(DamagedHistoryError):
+        assert isinstance(unpack_history(bytes(28) + value if has_head else value), History)
 
 
 def test_what_is_not_there_is_an_empty_history_of_version_0() -> None:
