@@ -222,6 +222,11 @@ local function change(key, changes)
   for _, i in ipairs(in_time_order(changes)) do
     if changes[i + 1] ~= DELETED then letters[(i + 2) / 3] = insert(changes[i], changes[i + 1], changes[i + 2]) end
   end
+  local so_far = 0 -- what came after something later of the same call is late, too
+  for i = 1, #changes, 3 do
+    if letters[(i + 2) / 3] == 'n' and changes[i] < so_far then letters[(i + 2) / 3] = 'l' end
+    so_far = math.max(so_far, changes[i])
+  end
   copy_until(math.huge)
 
   -- What is older than the cap-th newest event cannot be among the newest any more; the same for cancellations.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -39,7 +39,7 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]  # a null value is empty here
-    timestamp: int = -1  # ms, by the producer or the broker
+    timestamp: int = field(default=-1, compare=False)  # ms, by the producer or the broker
 
 
 class TopicReader:

@@ -3,8 +3,10 @@
 python milvus_server.py DATA_DIR PORT METRICS_PORT
 """
 
+import contextlib
 import fcntl
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -75,12 +77,14 @@ def write_etcd_config(data: Path, client_port: int, peer_port: int) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 on which nothing listens, all different."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    """Ports of 127.0.0.1 on which nothing listens, all different, below those that the kernel gives to outgoing connections:
+    one of these can be taken before Milvus listens on it."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = 10_000 + secrets.randbelow(10_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.add(port)
+    return list(found)
 
 
 if __name__ == "__main__":

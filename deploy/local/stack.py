@@ -30,6 +30,7 @@ from deploy.local.settings import StackSettings
 
 MARK = "BAGUNI_STACK_ROOT"  # in the environment of every process of a stack: how `stop` finds the last of them
 LOG_LINES_SHOWN = 15
+MAX_EXITS = 3  # of a process while it starts
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,15 @@ class LocalStack:
             if self._state(program.name) not in ("RUNNING", "STARTING"):
                 self._call("startProcess", program.name, False)
         waiting = list(programs)
+        exits: dict[str, set[int]] = {program.name: set() for program in programs}  # when they happened
         deadline = time.monotonic() + self.settings.start_timeout_s
         while waiting:
             for program in list(waiting):
-                state = self._state(program.name)
-                if state in ("FATAL", "EXITED") or time.monotonic() > deadline:
+                info = self._call("getProcessInfo", program.name)
+                state = str(info["statename"])
+                if state == "EXITED":  # it is started again: its port may have been taken in the very moment
+                    exits[program.name].add(int(info["stop"]))
+                if state == "FATAL" or len(exits[program.name]) >= MAX_EXITS or time.monotonic() > deadline:
                     raise BaguniError(self._failure(program, state))
                 if state == "RUNNING" and program.is_ready():
                     waiting.remove(program)

@@ -12,9 +12,11 @@ from click.testing import CliRunner, Result
 
 from baguni.errors import NotFoundError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
+from baguni.redis_client import connect
 from baguni.settings import Endpoints
 from baguni.topics import Record, TopicReader
-from streaming.dead_letters import DeadLetters, original
+from streaming import dead_letters
+from streaming.dead_letters import DeadLetters, Quarantine, original
 from streaming.dead_letters_cli import dlq
 from tests.integration.streams import ConsumerProcess, read_history
 from tests.waiting import eventually
@@ -32,9 +34,10 @@ def endpoints(stack: Endpoints, monkeypatch: pytest.MonkeyPatch) -> Endpoints:
 
 @pytest.fixture
 def letters(endpoints: Endpoints) -> Iterator[DeadLetters]:
-    sending = DeadLetters(endpoints.kafka_bootstrap)
-    yield sending
-    sending.close()
+    with connect(endpoints.redis_url) as client:
+        sending = DeadLetters(endpoints.kafka_bootstrap, Quarantine(client))
+        yield sending
+        sending.close()
 
 
 def run(*arguments: str) -> Result:
@@ -73,6 +76,21 @@ def test_a_letter_is_listed_shown_and_replayed_once_it_parses(
         assert "sent 1 of 2" in replayed
         assert "1  still undecodable" in replayed
         eventually(lambda: len(read_history(endpoints, user_id)) == 1)
+
+
+def test_a_record_that_no_dead_letter_can_hold_is_quarantined_and_listed(
+    endpoints: Endpoints, letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "MAX_REQUEST_BYTES", 5_000)
+    offset = uuid.uuid4().int % 10**9
+    large, small = (Record("baguni.orders", 3, offset + n, b"k", b"x" * size, ()) for n, size in ((0, 6_000), (1, 10)))
+    reason = f"reason-{uuid.uuid4().hex[:8]}"
+    assert letters.send([(record, MalformedEvent(reason, "it is\nnone")) for record in (large, small)]) == 1
+    listed = run("list", "--reason", reason).output
+    assert "1 dead letters" in listed
+    assert "1 quarantined records" in listed
+    assert f"baguni.orders/3@{offset}" in listed
+    assert "MessageSizeTooLargeError" in listed
 
 
 def test_replaying_without_saying_which_is_refused(endpoints: Endpoints) -> None:

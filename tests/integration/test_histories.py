@@ -105,7 +105,7 @@ def test_a_file_is_loaded_once_however_often_and_beside_what_streams_in(
         ({"item_id": ["rye", "milk", "jam", None]}, "UTC", "row 4: item_id is None"),
         ({"order_id": [None, "o1", None, None]}, "UTC", "row 1: order_id is None"),
         ({"time": [1, 2, 3, 4]}, "UTC", "column time is int64, expected timestamps"),
-        ({"time": [None, *[datetime(2023, 1, 1)] * 3]}, "UTC", "row 1: time is None, expected a time after 1970"),
+        ({"time": [None, *[datetime(2023, 1, 1)] * 3]}, "UTC", "row 1: time is None, expected a time after 1990"),
     ],
 )
 def test_a_bad_file_is_refused_by_row_and_column(tmp_path: Path, columns, timezone: str | None, message: str) -> None:

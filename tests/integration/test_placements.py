@@ -47,10 +47,23 @@ def test_a_click_is_worth_half_after_a_week(stack: Endpoints) -> None:
 
 
 def test_everybody_sees_the_same_within_a_window_whatever_is_clicked_meanwhile(stack: Endpoints) -> None:
-    assert read(stack, "window", NOW_MS) == {}
-    count(stack, "window", ("late", NOW_MS))
-    assert read(stack, "window", NOW_MS + WINDOW_MS - 1) == {}
-    assert read(stack, "window", NOW_MS + WINDOW_MS) == pytest.approx({"late": 1.0}, rel=1e-2)
+    now_ms = int(time.time() * 1000) // WINDOW_MS * WINDOW_MS
+    count(stack, "window", ("early", now_ms))
+    assert read(stack, "window", now_ms) == pytest.approx({"early": 1.0})
+    count(stack, "window", ("late", now_ms))
+    assert read(stack, "window", now_ms + WINDOW_MS - 1) == pytest.approx({"early": 1.0}, rel=1e-2)
+    assert read(stack, "window", now_ms + WINDOW_MS) == pytest.approx({"early": 1.0, "late": 1.0}, rel=1e-2)
+
+
+def test_reading_stores_nothing_for_moments_and_placements_that_a_caller_makes_up(stack: Endpoints) -> None:
+    """g5."""
+    count(stack, "clicked", ("rye", NOW_MS))
+    with redis.Redis.from_url(stack.redis_url) as client:
+        before = client.dbsize()
+        for number in range(50):
+            assert read(stack, "clicked", NOW_MS + number * WINDOW_MS)
+            assert read(stack, f"made-up-{number}", int(time.time() * 1000)) == {}
+        assert client.dbsize() <= before
 
 
 def test_times_far_from_ours_are_no_error(stack: Endpoints) -> None:
