@@ -63,8 +63,10 @@ def test_every_order_changes_what_is_recommended(stub, send) -> None:
         eventually(lambda before=before: version() > before, f"order {number} is in the history", version)
 
 
-def test_a_new_item_is_found_and_recommended_and_gone_when_removed(stub, send, local_stack) -> None:
-    item_id = f"new-{uuid.uuid4().hex[:8]}"
+@pytest.mark.parametrize("name", ["new-", "men's-tee-", "x'] or item_id not in ['"])
+def test_a_new_item_is_found_and_recommended_and_gone_when_removed(stub, send, local_stack, name: str) -> None:
+    """e1: whatever its id is, and no other item goes with it."""
+    item_id = f"{name}{uuid.uuid4().hex[:8]}"
     item = events_pb2.ItemUpserted(
         item_id=item_id,
         title="fresh light milk",
@@ -100,6 +102,8 @@ def test_a_new_item_is_found_and_recommended_and_gone_when_removed(stub, send, l
     send(events_pb2.ItemRemoved(item_id=item_id, event_time=Timestamp(seconds=int(time.time()) + 1)), item_id)
     eventually(lambda: not has_neighbours(), "the removed item has no neighbours")
     eventually(lambda: not is_recommended(), "the removed item is not recommended")
+    similar = recommendation_pb2.SimilarItemsRequest(item_id="milk-fresh", space=recommendation_pb2.SPACE_CONTENT)
+    assert len(stub.SimilarItems(similar).items) == 20
 
 
 def test_a_malformed_message_is_set_aside_with_its_reason_and_the_next_is_applied(running, stub, send) -> None:

@@ -6,6 +6,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import grpc
 import numpy as np
@@ -24,9 +25,12 @@ from baguni.release import Release
 from baguni.sequences import event_batch, model_inputs
 from baguni.settings import Endpoints
 from baguni.signature import EVERYTHING, NUM_CANDIDATES, triton_model_name
+from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+from server.page_token import KIND, PageToken
 from tests.gateway_process import gateway_process
+from tests.signing import sign
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
@@ -255,6 +259,63 @@ def test_a_filter_is_answered_the_same_with_and_without_the_vector_index(
     assert exact.degradation_tier == searched.degradation_tier == pb.DEGRADATION_TIER_FULL
 
 
+def test_filters_that_milvus_cannot_evaluate_cost_their_caller_nothing_and_nobody_else(
+    stub, shopper, running, tmp_path
+) -> None:
+    """g1: it refuses deep expressions, and a refusal is no outage: no breaker opens."""
+    own = pb.Filter(attribute="brand", any_of=pb.StringSet(values=["own"]))
+    distinct = [pb.Filter(attribute="brand", any_of=pb.StringSet(values=["own", str(n)])) for n in range(50)]
+    with (
+        gateway_process(running, tmp_path, exact_items=0) as searching,
+        grpc.insecure_channel(searching.address) as channel,
+    ):
+        asked = pb_grpc.RecommendationServiceStub(channel)
+
+        def page_of(*filters: pb.Filter) -> pb.RecommendResponse:
+            return asked.Recommend(
+                pb.RecommendRequest(user_id=shopper, page_size=20, now=now(), filters=filters), timeout=30
+            )
+
+        expected = page_of(own)
+        for filters in ([own] * 50, distinct, [own, *distinct[:20]]):
+            for _ in range(8):
+                answer = page_of(*filters)
+                assert (ids(answer.items), answer.degradation_tier) == (ids(expected.items), pb.DEGRADATION_TIER_FULL)
+            similar = asked.SimilarItems(
+                pb.SimilarItemsRequest(item_id="bread-aged", space=pb.SPACE_CONTENT, filters=filters), timeout=30
+            )
+            assert len(similar.items) > 5
+        with pytest.raises(grpc.RpcError, match="filters has 51 entries, expected at most 50") as failure:
+            page_of(*distinct, own)
+        assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert page_of().degradation_tier == pb.DEGRADATION_TIER_FULL
+
+
+LARGE = {
+    "events": lambda: {"anonymous": pb.AnonymousUser(recent_events=[pb.HistoryEvent()] * 500_000)},
+    "filters": lambda: {"filters": [pb.Filter()] * 500_000},
+    "values": lambda: {"filters": [pb.Filter(attribute="brand", any_of=pb.StringSet(values=[""] * 400_000))]},
+    "candidates": lambda: {"candidate_item_ids": [""] * 500_000},
+    "excluded": lambda: {"exclude_item_ids": [""] * 500_000},
+    "caps": lambda: {"caps": [pb.Cap()] * 500_000},
+    "attributes": lambda: {"attributes": {str(n): events_pb2.AttributeValue() for n in range(60_000)}},
+    "token": lambda: {"page_token": "x" * 1_000_000},
+    "user": lambda: {"user_id": "u" * 1_000_000},
+}
+
+
+@pytest.mark.parametrize("fields", LARGE)
+def test_a_request_of_a_megabyte_is_counted_before_it_is_read(stub, fields: str) -> None:
+    """g4: at most 20 violations are named, then how many more there are."""
+    with pytest.raises(grpc.RpcError) as failure:
+        stub.Recommend(pb.RecommendRequest(**{"user_id": "u", **LARGE[fields]()}), timeout=30)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    bad_request = BadRequest()
+    for detail in rpc_status.from_call(failure.value).details:
+        detail.Unpack(bad_request)
+    assert 0 < len(bad_request.field_violations) <= 20
+
+
 def test_an_unknown_user_gets_popular_items_not_an_error(stub, active_release) -> None:
     response = stub.Recommend(pb.RecommendRequest(user_id="nobody-ever", page_size=5))
     best = np.argsort(-active_release.popularity, kind="stable")[:5]
@@ -378,6 +439,21 @@ def test_a_malformed_request_is_refused_by_the_field_that_is_wrong(stub, field, 
     bad_request = BadRequest()
     assert next(detail for detail in details if detail.Unpack(bad_request))
     assert field in [violation.field for violation in bad_request.field_violations]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"offset": -3}, {"offset": [1]}, {"offset": 10**600}, {"release_id": 7}, {"rescored": None}, {"now_ms": -1}],
+    ids=str,
+)
+def test_a_page_token_with_foreign_fields_is_the_callers_mistake(stub, shopper, running, fields) -> None:
+    """g2 and g3: signed with the right key, as an insider could."""
+    signer = running.token_signer()
+    token = stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=5, now=now())).next_page_token
+    forged = sign(KIND, {**asdict(PageToken.decode(token, signer)), **fields}, signer)
+    with pytest.raises(grpc.RpcError, match="page_token") as failure:
+        stub.Recommend(pb.RecommendRequest(user_id=shopper, page_size=5, page_token=forged))
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_page_token_of_another_request_is_refused(stub, shopper) -> None:

@@ -16,7 +16,7 @@ from pymilvus import MilvusClient
 
 from baguni import filters
 from baguni.catalog import Catalog, Item
-from baguni.errors import ReleaseMismatchError, UnavailableError
+from baguni.errors import RefusedError, ReleaseMismatchError, UnavailableError
 from baguni.filters import Filter
 from baguni.item_index import FLAT_ITEMS, MAX_ID_BYTES, RELEASE, IndexedItem, ItemIndex, lengthened
 from baguni.item_search import AsyncItemIndex, Hits
@@ -396,6 +396,23 @@ def test_milvus_away_is_reported(stack: Endpoints) -> None:
         await searching.close()
 
     asyncio.run(search_nobody())
+
+
+@pytest.mark.parametrize(
+    "item",
+    [Item("x" * 1_025, "title"), Item("a", "title", attributes={"in": "x" * 66_000})],
+    ids=["id", "attribute"],
+)
+def test_what_milvus_refuses_is_the_items_fault(index: ItemIndex, item: Item) -> None:
+    vectors = np.ones(VECTOR_DIM, np.float32), np.ones(CONTENT_DIM, np.float32)
+    with pytest.raises(RefusedError, match=r"milvus refuses it: .*max"):
+        index.upsert([IndexedItem(item, *vectors)])
+
+
+def test_an_expression_that_milvus_refuses_is_no_outage(search: Search) -> None:
+    for expression in ("item_id in ['men's']", "brand == ", "(" * 20):
+        with pytest.raises(RefusedError, match="milvus refuses it"):
+            search(np.ones(VECTOR_DIM), expression=expression)
 
 
 def test_an_unknown_collection_is_unavailable_not_a_traceback(
