@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from baguni.catalog import Item
 from baguni.redis_client import redis_errors
+
+log = logging.getLogger(__name__)
 
 # KEYS: items, changes, sequence. ARGV: item_id and payload of each item.
 _WRITE = """
@@ -139,7 +142,13 @@ class _Keys:
 
 def _changed(reply: Sequence[bytes], last_sequence: int) -> tuple[int, list[LiveItem]]:
     sequences, payloads = reply[::2], reply[1::2]
-    return int(sequences[-1]) if sequences else last_sequence, [_decode(payload) for payload in payloads]
+    changed = []
+    for sequence, payload in zip(sequences, payloads, strict=True):
+        try:
+            changed.append(_decode(payload))
+        except Exception as error:  # nothing that stands in Redis may stop the items after it
+            log.error("an item's entry cannot be read: left out sequence=%r error=%r", sequence, error)
+    return int(sequences[-1]) if sequences else last_sequence, changed
 
 
 def _encode(live: LiveItem) -> str:
@@ -156,7 +165,9 @@ def _encode(live: LiveItem) -> str:
     )
 
 
-def _decode(payload: bytes) -> LiveItem:
+def _decode(payload: bytes | None) -> LiveItem:
+    if not payload:
+        raise ValueError("the entry has no payload")
     fields = json.loads(payload)
     item = fields["item"]
     return LiveItem(

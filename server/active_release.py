@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import redis.asyncio
 
@@ -23,6 +25,7 @@ from server.items import ItemTable
 from server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0  # before a refused release is tried again
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,13 @@ class Serving:
         await self.index.close()
 
 
+class _Wait(NamedTuple):
+    """How long a refused release is left alone, and until when by the monotonic clock."""
+
+    seconds: float
+    until: float
+
+
 class ActiveRelease:
     """Follows the store's pointer, and keeps the releases open that experiments want beside it."""
 
@@ -60,6 +70,7 @@ class ActiveRelease:
         self._serving: Serving | None = None
         self._beside: dict[str, Serving] = {}
         self._refused: dict[str, str] = {}
+        self._waits: dict[str, _Wait] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._requests: Counter[Serving] = Counter()
 
@@ -77,21 +88,24 @@ class ActiveRelease:
             self._requests[serving] -= 1
             self._close_if_idle(serving)
 
-    async def follow(self, on_change: Callable[[str], None]) -> None:
+    async def follow(self, on_change: Callable[[str], Awaitable[None]]) -> None:
         """Switch whenever the pointer moves, for ever; a release that cannot be served leaves the present one."""
         while True:
-            with self._refusals("the active one"):
+            wanted: str | None = None
+            with self._refusals("the pointer"):
                 wanted = self._store.active_id()
-                if wanted is not None and wanted != (self._serving.release_id if self._serving else None):
+            served = self._serving.release_id if self._serving else None
+            if wanted is not None and wanted != served and self._is_due(wanted):
+                with self._refusals(wanted):
                     await self._switch(wanted)
-                    on_change(wanted)
+                    await on_change(wanted)
             await self._follow_beside()
             await asyncio.sleep(self._settings.pointer_check_s)
 
     async def _follow_beside(self) -> None:
         """Open the releases that experiments want, close those that they do not want any more."""
         wanted = set(self._wanted_beside())
-        for release_id in wanted - self._beside.keys():
+        for release_id in filter(self._is_due, wanted - self._beside.keys()):
             with self._refusals(release_id):
                 self._beside[release_id] = await open_serving(self._settings, self._store, self._redis, release_id)
                 log.info("serving beside release=%s", release_id)
@@ -100,14 +114,21 @@ class ActiveRelease:
 
     @contextmanager
     def _refusals(self, what: str) -> Iterator[None]:
-        """Log why a release cannot be served, once."""
+        """Log why a release cannot be served, once; try it again later each time, since looking at it means to hash it."""
         try:
             yield
             self._refused.pop(what, None)
-        except (BaguniError, OSError) as error:
+            self._waits.pop(what, None)
+        except Exception as error:  # a release is made elsewhere, perhaps by a newer version: the present one stays
             if self._refused.get(what) != str(error):
-                log.error("release refused: %s: %s", what, error)
+                foreseen = isinstance(error, BaguniError | OSError)
+                log.error("release refused: %s: %r", what, error, exc_info=None if foreseen else error)
             self._refused[what] = str(error)
+            wait_s = min(2 * self._waits[what].seconds, LONGEST_WAIT_S) if what in self._waits else FIRST_WAIT_S
+            self._waits[what] = _Wait(wait_s, time.monotonic() + wait_s)
+
+    def _is_due(self, release_id: str) -> bool:
+        return release_id not in self._waits or time.monotonic() >= self._waits[release_id].until
 
     async def follow_items(self) -> None:
         """Take over changed items, for ever."""

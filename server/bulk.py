@@ -10,17 +10,19 @@ from typing import Any
 
 import grpc
 
+from baguni.channels import KEEPALIVE
 from baguni.errors import UnavailableError
 from server.gate import BULK_METHOD
 
-OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
+OPTIONS = [("grpc.use_local_subchannel_pool", 1), *KEEPALIVE.items()]
 PASSED_ON = ("request-id", "traceparent", "tracestate")
 
 
 class BulkForwarder(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Sends bulk requests to Unix sockets, one after the other in turn."""
 
-    def __init__(self, service: str, sockets: Sequence[str]) -> None:
+    def __init__(self, service: str, sockets: Sequence[str], default_deadline_s: float) -> None:
+        self._default_deadline_s = default_deadline_s
         self._path = f"/{service}/{BULK_METHOD}"
         self._channels = [grpc.aio.insecure_channel(socket, options=OPTIONS) for socket in sockets]
         self._calls = [channel.unary_unary(self._path, None, None) for channel in self._channels]
@@ -46,7 +48,9 @@ class BulkForwarder(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         call = self._calls[self._next % len(self._calls)]
         metadata = [(key, value) for key, value in context.invocation_metadata() if key in PASSED_ON]
         try:
-            return bytes(await call(raw, timeout=context.time_remaining(), metadata=metadata))
+            remaining_s = context.time_remaining()
+            timeout_s = self._default_deadline_s if remaining_s is None else remaining_s
+            return bytes(await call(raw, timeout=timeout_s, metadata=metadata))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
                 raise UnavailableError("bulk", error.details() or "no answer") from error  # it is not there at all

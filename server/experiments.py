@@ -17,6 +17,7 @@ with the list, where it is used.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +27,9 @@ from growthbook.core import eval_feature
 
 from baguni.errors import InvalidInputError
 
+log = logging.getLogger(__name__)
 PREFIX = "baguni."
+TRIED = 16  # made-up shoppers for whom a new set of features is evaluated before it is taken over
 MODEL, POPULAR = "model", "popular"
 MAX_RETRIEVED, MAX_LISTED, MAX_EXPLORED = 15_000, 5_000, 200
 
@@ -150,6 +153,23 @@ class Experiments:
         saved_groups = payload.get("savedGroups") or {}
         self._context = GlobalContext(Options(enabled=True), built, saved_groups)
         self._release_values = _releases(features)
+        self.on_error: Callable[[], None] = lambda: None  # called when a feature cannot be evaluated for somebody
+        self._failed: set[str] = set()
+        self._try(where)
+
+    def _try(self, where: str) -> None:
+        """Evaluate everything for some made-up shoppers: what fails here would fail for real ones."""
+        for number in range(TRIED):
+            who = {"id": f"tried-{number}", "user_id": f"tried-{number}", "is_anonymous": False, "placement": "home"}
+            user = UserContext(attributes=who)
+            for name in self._knobs:
+                try:
+                    eval_feature(name, EvaluationContext(user, self._context, StackContext()))
+                except Exception as error:  # GrowthBook's evaluation raises anything for rules of another shape
+                    raise InvalidInputError(
+                        f"{where}: {name} cannot be evaluated, expected GrowthBook's SDK payload: "
+                        f"{type(error).__name__} {error}"
+                    ) from error
 
     @property
     def release_ids(self) -> frozenset[str]:
@@ -169,8 +189,8 @@ class Experiments:
         chosen: dict[str, Any] = {}
         assignments: dict[str, Assignment] = {}
         for name, knob in self._knobs.items():
-            found = eval_feature(name, EvaluationContext(user, self._context, StackContext()))
-            if not knob.is_valid(found.value):
+            found = self._evaluated(name, user)
+            if found is None or not knob.is_valid(found.value):
                 continue  # a prerequisite that is not met, or a cycle of them: as without the feature
             chosen[knob.field] = knob.kept(found.value)
             if (
@@ -186,18 +206,34 @@ class Experiments:
         chosen["assigned_id"] = str(attributes["id"])
         return replace(NOTHING, **chosen)
 
+    def _evaluated(self, name: str, user: UserContext) -> Any:
+        """The feature's result, None if evaluating it fails: the list is made as without the feature."""
+        try:
+            return eval_feature(name, EvaluationContext(user, self._context, StackContext()))
+        except Exception:
+            self.on_error()
+            if name not in self._failed:  # once: it may fail for everybody
+                self._failed.add(name)
+                log.exception("a feature cannot be evaluated: lists are made without it feature=%r", name)
+            return None
+
 
 def parse(text: str, where: str) -> Experiments:
-    """Experiments of a JSON payload. Raises InvalidInputError."""
+    """Experiments of a JSON payload. Raises InvalidInputError, and nothing else."""
     try:
         payload = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{where} is no JSON: {error}") from error
     if not isinstance(payload, dict):
         raise InvalidInputError(f"{where} holds {type(payload).__name__}, expected GrowthBook's SDK payload")
     if payload.get("encryptedFeatures"):
         raise InvalidInputError(f"{where}: the features are encrypted, expected an SDK connection without encryption")
-    return Experiments(payload, where)
+    try:
+        return Experiments(payload, where)
+    except InvalidInputError:
+        raise
+    except Exception as error:  # a payload of any other shape
+        raise InvalidInputError(f"{where}: not GrowthBook's SDK payload: {type(error).__name__} {error}") from error
 
 
 def _knob(name: str, where: str) -> Knob:

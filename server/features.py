@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from server.experiments import NO_EXPERIMENTS, Experiments, parse
 log = logging.getLogger(__name__)
 FILE_CHECK_S = 1.0
 SSE_RETRY_S = 5.0
+MAX_PAYLOAD = 10 << 20  # bytes of an answer
 TIMEOUT = aiohttp.ClientTimeout(total=10)
 PATH = "/api/features/"
 
@@ -33,23 +34,32 @@ class FeatureSource(Protocol):
     async def wait(self) -> None:
         """Until there may be something new."""
 
+    async def listen(self) -> None:
+        """Hear of changes for a while, if the source announces any."""
+
     async def close(self) -> None:
         """Close connections."""
 
 
 class Features:
-    """The experiments of now. `source`: a path, GrowthBook's https://HOST/api/features/CLIENT_KEY, or empty for none."""
+    """The experiments of now. `source`: a path, GrowthBook's https://HOST/api/features/CLIENT_KEY, or empty for none.
+    `on_error` is called when a feature cannot be evaluated."""
 
-    def __init__(self, source: str, refresh_s: float) -> None:
+    def __init__(self, source: str, refresh_s: float, on_error: Callable[[], None] = lambda: None) -> None:
         self.experiments = NO_EXPERIMENTS
-        self._source = _source(source, refresh_s)
+        self._source, self._on_error = _source(source, refresh_s), on_error
+
+    @property
+    def are_followed(self) -> bool:
+        """Whether there is a source."""
+        return self._source is not None
 
     async def start(self) -> None:
         """The first reading. Raises InvalidInputError; a server that is away is waited for while serving."""
         if self._source is None:
             return
         try:
-            self.experiments = await self._source.read() or self.experiments
+            self._take(await self._source.read())
         except UnavailableError as error:
             log.warning("no experiments yet error=%s", error)
 
@@ -66,9 +76,18 @@ class Features:
                     log.error("experiments stay as they were error=%s", error)
                 said = str(error)
                 continue
-            if found is not None:
-                self.experiments = found
-                log.info("experiments read")
+            self._take(found)
+
+    def _take(self, found: Experiments | None) -> None:
+        if found is not None:
+            found.on_error = self._on_error
+            self.experiments = found
+            log.info("experiments read")
+
+    async def follow_events(self) -> None:
+        """Listen to what the source announces, for ever."""
+        while self._source is not None:
+            await self._source.listen()
 
     async def close(self) -> None:
         """Close connections."""
@@ -94,6 +113,9 @@ class _File:
     async def wait(self) -> None:
         await asyncio.sleep(FILE_CHECK_S)
 
+    async def listen(self) -> None:
+        await asyncio.sleep(SSE_RETRY_S)  # a file announces nothing
+
     async def close(self) -> None:
         """Nothing is open."""
 
@@ -106,7 +128,7 @@ class _Endpoint:
         self._events_url = url.replace(PATH, "/sub/", 1)
         self._etag, self._changed = "", asyncio.Event()
         self._session: aiohttp.ClientSession | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._announces = asyncio.Event()
 
     async def read(self) -> Experiments | None:
         session = self._opened()
@@ -115,12 +137,18 @@ class _Endpoint:
             async with session.get(self._url, headers=headers, timeout=TIMEOUT) as answer:
                 if answer.status == 304:
                     return None
-                text = await answer.text()
+                raw = bytearray()
+                async for chunk in answer.content.iter_any():
+                    raw += chunk
+                    if len(raw) > MAX_PAYLOAD:
+                        raise InvalidInputError(f"{self._url} answers more than {MAX_PAYLOAD} bytes")
+                text = raw.decode(errors="replace")
                 if answer.status != 200:
                     raise UnavailableError("growthbook", f"{self._url} answered {answer.status}: {text[:200]}")
                 found = parse(text, self._url)
                 self._etag = answer.headers.get("ETag", "")
-                self._listen(answer.headers.get("x-sse-support") == "enabled")
+                if answer.headers.get("x-sse-support") == "enabled":
+                    self._announces.set()
                 return found
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UnavailableError("growthbook", f"{self._url}: {error or 'no answer in time'}") from error
@@ -132,8 +160,6 @@ class _Endpoint:
         self._changed.clear()
 
     async def close(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
         if self._session is not None:
             await self._session.close()
 
@@ -142,16 +168,12 @@ class _Endpoint:
             self._session = aiohttp.ClientSession()
         return self._session
 
-    def _listen(self, is_offered: bool) -> None:
-        if is_offered and self._listening is None:
-            self._listening = asyncio.create_task(self._follow_events())
-
-    async def _follow_events(self) -> None:
-        while True:
-            with suppress(aiohttp.ClientError, TimeoutError):
-                async for _ in self._events():
-                    self._changed.set()
-            await asyncio.sleep(SSE_RETRY_S)
+    async def listen(self) -> None:
+        await self._announces.wait()
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async for _ in self._events():
+                self._changed.set()
+        await asyncio.sleep(SSE_RETRY_S)
 
     async def _events(self) -> AsyncIterator[str]:
         """The names of the server's events."""

@@ -55,6 +55,15 @@ class Metrics:
         self.captured = Counter(
             "baguni_captured", "Requests written down for replay, or dropped.", ["outcome"], registry=registry
         )
+        self.restarts = Counter(
+            "baguni_background_restarts",
+            "Times that a task beside the requests failed or ended and was started again.",
+            ["task"],
+            registry=registry,
+        )
+        self.feature_errors = Counter(
+            "baguni_feature_errors", "Evaluations of an experiment's feature that failed.", registry=registry
+        )
         self.in_flight = Gauge(
             "baguni_requests_in_flight", "Requests being answered.", registry=registry, multiprocess_mode="livesum"
         )

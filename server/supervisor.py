@@ -17,7 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -31,7 +33,10 @@ from server.listening import split_address
 from server.settings import ServerSettings
 
 log = logging.getLogger("server.supervisor")
-CHECK_S = 0.2
+CHECK_S, HEARTBEAT_S = 0.2, 1.0
+UNREACHABLE = "UNREACHABLE"
+MAX_PROBES = 64  # connections to the port for metrics and probes at a time
+PROBE_TIMEOUT_S = 10.0  # a connection that sends nothing is closed after that long
 HEALTH_TIMEOUT_S = 1.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # before a process is started again; each end doubles it
 SOUND_S = 30.0  # one that ran that long begins with the first wait again
@@ -41,13 +46,14 @@ KILL_AFTER_S = 5.0  # beyond the drain
 
 @dataclass
 class Process:
-    """One process; `due`: when to start it, if it does not run."""
+    """One process; `due`: when to start it, if it does not run. Times are those of the monotonic clock."""
 
     name: str
     running: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     wait_s: float = FIRST_WAIT_S
     due: float = 0.0
+    seen: float = 0.0  # when it last answered; 0 until it first has
 
 
 class Supervisor:
@@ -64,6 +70,8 @@ class Supervisor:
         taken."""
         self._prepare()
         exporter = self._export()
+        for process in self._processes:
+            threading.Thread(target=self._listen, args=(process, stopping), name=process.name, daemon=True).start()
         try:
             while not stopping.is_set():
                 for process in self._processes:
@@ -74,6 +82,15 @@ class Supervisor:
             exporter.shutdown()
             exporter.server_close()
             log.info("stopped")
+
+    def _listen(self, process: Process, stopping: threading.Event) -> None:
+        """Ask a process for its health again and again: one that hangs does not answer."""
+        while not stopping.wait(HEARTBEAT_S):
+            running = process.running
+            if running is None or _health(self._settings.socket_of(process.name)) == UNREACHABLE:
+                continue
+            if running is process.running:  # not of one that was replaced meanwhile
+                process.seen = time.monotonic()
 
     def states(self) -> dict[str, str]:
         """Process name → SERVING, NOT_SERVING or UNREACHABLE."""
@@ -100,7 +117,12 @@ class Supervisor:
             return
         code = process.running.poll()
         if code is None:
-            return
+            silent_s = now - process.seen if process.seen else 0.0
+            if silent_s <= self._settings.hang_s:
+                return
+            log.error("killed process=%s: it has not answered for %.1f s", process.name, silent_s)
+            process.running.kill()
+            code = process.running.wait()
         multiprocess.mark_process_dead(process.running.pid, str(self._counters))  # type: ignore[no-untyped-call]
         process.wait_s = FIRST_WAIT_S if now - process.started > SOUND_S else min(2 * process.wait_s, LONGEST_WAIT_S)
         process.running, process.due = None, now + process.wait_s
@@ -114,7 +136,7 @@ class Supervisor:
         }
         command = [sys.executable, "-m", "server.worker", process.name]
         process.running = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-        process.started = time.monotonic()
+        process.started, process.seen = time.monotonic(), 0.0
         log.info("started process=%s pid=%d", process.name, process.running.pid)
 
     def _stop(self) -> None:
@@ -133,7 +155,7 @@ class Supervisor:
     def _export(self) -> WSGIServer:
         host, port = split_address(self._settings.metrics_address)
         try:
-            server = make_server(host, port, self._application(), WSGIServer, _Quiet)
+            server = make_server(host, port, self._application(), _Server, _Quiet)
         except OSError as error:
             raise UnavailableError("gateway", f"cannot serve metrics on {host}:{port}: {error}") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
@@ -180,12 +202,38 @@ def _health(socket: str) -> str:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
         except grpc.RpcError:
-            return "UNREACHABLE"
+            return UNREACHABLE
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Answers connections beside each other: one that sends nothing delays no probe. Beyond MAX_PROBES, the next one waits."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._room = threading.BoundedSemaphore(MAX_PROBES)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Wait for room, then answer in a thread."""
+        self._room.acquire(timeout=PROBE_TIMEOUT_S)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and make room."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with suppress(ValueError):
+                self._room.release()
 
 
 class _Quiet(WSGIRequestHandler):
     """Without a line for each scrape."""
+
+    timeout = PROBE_TIMEOUT_S
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""

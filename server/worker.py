@@ -11,7 +11,6 @@ import logging
 import math
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from baguni.release import ReleaseStore
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.active_release import ActiveRelease
+from server.background import Background
 from server.bulk import BulkForwarder
 from server.callers import Callers
 from server.capture import Capture
@@ -52,11 +52,13 @@ class Worker:
     def __init__(self, settings: ServerSettings, name: str) -> None:
         self._settings, self._name, self._is_online = settings, name, name in settings.online_names
         self._redis = redis_of(settings)
-        self._features = Features(settings.experiments if self._is_online else "", settings.experiments_refresh_s)
+        experiments = settings.experiments if self._is_online else ""
+        self._features = Features(experiments, settings.experiments_refresh_s, self._count_feature_error)
         self._active = ActiveRelease(
             settings, ReleaseStore(settings.releases), self._redis, lambda: self._features.experiments.release_ids
         )
         self._metrics, self._telemetry = Metrics(), Telemetry.from_environment()
+        self._background, self._is_serving = Background(self._metrics.restarts, self._tell_health), False
         self._parts = Parts.of(settings, self._redis, self._metrics, self._telemetry)
         topic = settings.exposure_topic if self._is_online else ""
         self._exposures = Exposures(settings.kafka_bootstrap, topic, self._metrics)
@@ -76,7 +78,8 @@ class Worker:
         )
         self._forwarder: BulkForwarder | None = None
         if self._is_online and settings.bulk_processes:
-            self._forwarder = BulkForwarder(SERVICE, [settings.socket_of(bulk) for bulk in settings.bulk_names])
+            sockets = [settings.socket_of(bulk) for bulk in settings.bulk_names]
+            self._forwarder = BulkForwarder(SERVICE, sockets, settings.default_bulk_deadline_s)
         self._health = grpc_health.aio.HealthServicer()  # type: ignore[attr-defined]
 
     async def serve(self, stopping: asyncio.Event) -> None:
@@ -85,27 +88,18 @@ class Worker:
         server = self._server()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
-        served = asyncio.Event()
-
-        def on_release(release_id: str) -> None:
-            self._metrics.serves(release_id)
-            served.set()
-
-        followers = [
-            asyncio.create_task(self._active.follow(on_release)),
-            asyncio.create_task(self._active.follow_items()),
-            asyncio.create_task(self._gate.watch_the_loop()),
-            asyncio.create_task(self._follow_callers()),
-            asyncio.create_task(self._features.follow()),
-            asyncio.create_task(self._healthy_when(served)),
-        ]
+        background = self._background
+        background.start("releases", lambda: self._active.follow(self._on_release), is_necessary=True)
+        background.start("items", self._active.follow_items, is_necessary=True)
+        background.start("loop", self._gate.watch_the_loop, is_necessary=True)
+        background.start("callers", self._follow_callers)
+        if self._features.are_followed:
+            background.start("features", self._features.follow)
+            background.start("feature events", self._features.follow_events)
         await stopping.wait()
         await self._health.enter_graceful_shutdown()
         await server.stop(self._settings.drain_s)
-        for task in followers:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await background.stop()
         await self._close()
 
     def _server(self) -> grpc.aio.Server:
@@ -136,13 +130,22 @@ class Worker:
             raise UnavailableError("gateway", f"cannot listen on {self._settings.gateway_address} or {own}")
         return server
 
+    def _count_feature_error(self) -> None:
+        self._metrics.feature_errors.inc()
+
     async def _set_health(self, status: Any) -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
-    async def _healthy_when(self, served: asyncio.Event) -> None:
-        await served.wait()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+    async def _on_release(self, release_id: str) -> None:
+        self._metrics.serves(release_id)
+        self._is_serving = True
+        await self._tell_health()
+
+    async def _tell_health(self) -> None:
+        is_healthy = self._is_serving and self._background.is_sound
+        status = health_pb2.HealthCheckResponse
+        await self._set_health(status.SERVING if is_healthy else status.NOT_SERVING)
 
     async def _follow_callers(self) -> None:
         while True:

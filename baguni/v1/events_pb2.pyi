@@ -54,7 +54,7 @@ Global___Action: _TypeAlias = Action  # noqa: Y015
 
 @_typing.final
 class OrderPlaced(_message.Message):
-    """A user placed an order. Sending it again changes nothing."""
+    """A user placed an order. Sending it again changes nothing; sent again with a later event_time, it replaces what was sent before."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -106,7 +106,7 @@ class OrderLine(_message.Message):
     item_id: _builtins.str
     """What was ordered. Required."""
     quantity: _builtins.int
-    """How many; 0 means 1."""
+    """How many; 0 means 1. A negative number is refused: for a return, send the order again with the lines that are left."""
     unit_price: _builtins.float
     """The price of one, in units of the shop's currency; for experiments and reports, not a model input."""
     def __init__(

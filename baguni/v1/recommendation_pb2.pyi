@@ -222,7 +222,7 @@ class RecommendRequest(_message.Message):
 
     @_builtins.property
     def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
-        """Every filter must hold for an item to be returned."""
+        """Every filter must hold for an item to be returned. At most 50."""
 
     @_builtins.property
     def candidate_item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

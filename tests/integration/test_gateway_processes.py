@@ -115,6 +115,25 @@ def test_a_process_that_is_killed_comes_back_and_new_calls_do_not_miss_it(gatewa
     assert counted(gateway, "baguni_release_info") == 3
 
 
+def test_a_process_that_hangs_is_killed_and_replaced_and_the_other_answers(gateway, stub) -> None:
+    hung = gateway.workers()["online-0"]
+    hung.send_signal(signal.SIGSTOP)
+    eventually(lambda: gateway.workers().get("online-0", hung).pid != hung.pid, "online-0 is another process")
+    gateway.wait_until_ready()
+    assert [ask(gateway) for _ in range(20)] == ["OK"] * 20
+
+
+def test_connections_that_send_nothing_delay_no_probe(gateway) -> None:
+    host, _, port = gateway.metrics_address.rpartition(":")
+    silent = [socket.create_connection((host, int(port))) for _ in range(40)]
+    try:
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert gateway.get(path)[0] == 200
+    finally:
+        for connection in silent:
+            connection.close()
+
+
 def test_told_to_stop_under_load_it_ends_what_it_has_begun(stack, active_release, tmp_path) -> None:
     outcomes: list[str] = []
     stopped = threading.Event()

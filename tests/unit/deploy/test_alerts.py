@@ -111,6 +111,8 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'baguni_dead_letters_total{reason="type"}': rising(2)},
         {'baguni_dead_letters_total{reason="type"}': rising(1)},
     ),
+    "Quarantined": ({"baguni_quarantined_total": rising(1)}, {"baguni_quarantined_total": steady(2)}),
+    "HistoriesDamaged": ({"baguni_damaged_histories_total": rising(1)}, {"baguni_damaged_histories_total": steady(2)}),
     "Rewound": ({"baguni_rewinds_total": rising(1)}, {"baguni_rewinds_total": steady(3)}),
     "ModelsFail": (at_pace(FAILURE, SUCCESS, 0.05), at_pace(FAILURE, SUCCESS, 0.001)),
     "ModelsQueue": (

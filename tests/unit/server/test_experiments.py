@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from growthbook.core import chooseVariation, gbhash, getBucketRanges
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baguni.errors import InvalidInputError
-from server.experiments import MODEL, Assignment, Experiments, parse
+from server import experiments
+from server.experiments import KNOBS, MODEL, Assignment, Experiments, parse
 
 
 def features(**named: Any) -> Experiments:
@@ -183,6 +186,81 @@ def test_what_is_wrong_with_a_payload(payload: str, named: str) -> None:
         parse(payload, "features.json")
     assert named in str(refused.value)
     assert "features.json" in str(refused.value)
+
+
+FOREIGN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.just("baguni.list"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["id", "$in", "$gt", "$regex", "$not", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+RULES = st.dictionaries(
+    st.sampled_from(
+        [
+            "key",
+            "variations",
+            "force",
+            "coverage",
+            "weights",
+            "ranges",
+            "hashAttribute",
+            "hashVersion",
+            "condition",
+            "namespace",
+            "seed",
+            "parentConditions",
+            "minBucketVersion",
+            "filters",
+            "meta",
+            "tracks",
+            "disableStickyBucketing",
+            "fallbackAttribute",
+        ]
+    ),
+    FOREIGN | st.just(["popular"]) | st.just([True, False]) | st.just("r1"),
+    max_size=6,
+)
+FEATURES = st.fixed_dictionaries(
+    {}, optional={"defaultValue": FOREIGN | st.none(), "rules": FOREIGN | st.lists(RULES, max_size=3)}
+)
+
+
+@settings(max_examples=500)
+@given(
+    st.dictionaries(st.sampled_from([f"baguni.{name}" for name in KNOBS] + ["other"]), FEATURES | FOREIGN, max_size=3),
+    FOREIGN,
+)
+def test_a_payload_of_any_shape_is_refused_or_chooses(named: dict[str, Any], groups: Any) -> None:
+    """What is taken over never fails for a shopper, whoever it is."""
+    try:
+        found = parse(json.dumps({"features": named, "savedGroups": groups}), "x")
+    except InvalidInputError:
+        return
+    for who in ({"id": "u"}, {"id": "7", "country": "KR", "x": 3}, {"id": "\u2028", "x": None}):
+        found.choose(who)
+
+
+def test_a_feature_that_fails_for_somebody_costs_its_choice_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = features(list={"defaultValue": "popular"}, rescored={"defaultValue": False})
+    told: list[str] = []
+    found.on_error = lambda: told.append("failed")
+    evaluate = experiments.eval_feature
+
+    def fails_for_a_list(name: str, context: Any) -> Any:
+        if name == "baguni.list":
+            raise TypeError("'<' not supported between instances of 'str' and 'int'")
+        return evaluate(name, context)
+
+    monkeypatch.setattr(experiments, "eval_feature", fails_for_a_list)
+    choices = found.choose({"id": "u"})
+    assert (choices.listed, choices.rescored, told) == (MODEL, False, ["failed"])
 
 
 def test_assignment_is_quick_and_remembers_nobody() -> None:
