@@ -14,7 +14,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
-import redis
 from numpy.typing import NDArray
 
 from baguni.channels import replicas
@@ -22,11 +21,11 @@ from baguni.errors import EngineError, ReleaseMismatchError
 from baguni.inference import SyncInferenceClient
 from baguni.item_index import IndexedItem, ItemIndex
 from baguni.live_items import LiveItemWriter
+from baguni.redis_client import connect
 from baguni.release import Release, ReleaseStore, link_or_copy
 from baguni.settings import Endpoints
 from baguni.signature import GOLDEN_OUTPUTS, model_specs
 
-REDIS_TIMEOUT_S = 5.0
 GOLDEN_TIMEOUT_S = 30.0
 MAX_GOLDEN_DISTANCE = 0.05  # of the length of the expected vector: int8 stays within 0.02, fp16 within 0.001
 NO_ITEM = -1e8  # log-likelihoods of places without an item are below
@@ -170,7 +169,7 @@ def golden_distance(served: NDArray[np.float32], expected: NDArray[np.float32]) 
 
 def restore_live_items(index: ItemIndex, release: Release, redis_url: str) -> None:
     """Bring a collection that was built from the release up to the items' changes since then, if there were any."""
-    client = redis.Redis.from_url(redis_url, socket_timeout=REDIS_TIMEOUT_S)
+    client = connect(redis_url)
     try:
         changed = LiveItemWriter(client, release.release_id).changes()
     finally:

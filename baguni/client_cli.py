@@ -144,11 +144,10 @@ def _release(release_id: str | None) -> Release:
 
 
 async def _history(user_id: str) -> History:
-    import redis.asyncio
-
     from baguni.history_store import HistoryReader
+    from baguni.redis_client import connect_async
 
-    client = redis.asyncio.Redis.from_url(Endpoints().redis_url)
+    client = connect_async(Endpoints().redis_url)
     try:
         return (await HistoryReader(client).read([user_id]))[0]
     finally:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, start_http_server
 
 from baguni.errors import UnavailableError
 
 OTHER = "other"
+FREQUENT, COUNTED = 20, 1_000  # times that a name comes before it is frequent; names that are counted at a time
 
 
 def expose(registry: CollectorRegistry, address: str) -> None:
@@ -21,15 +25,31 @@ def expose(registry: CollectorRegistry, address: str) -> None:
 
 
 class BoundedNames:
-    """Names that have no end otherwise, as the values of a label: the first so many as they are, OTHER beyond."""
+    """Names from outside as the values of a label: at most `most` of them as they are, OTHER beyond.
 
-    def __init__(self, most: int) -> None:
-        self._most, self._seen = most, {OTHER}
+    Configured names always count. Half of the places are for the first names, the others for names that are frequent: made-up
+    ones that come once each displace nobody. How often names come is estimated in bounded memory (Misra & Gries 1982).
+    """
+
+    def __init__(self, most: int, configured: Iterable[str] = ()) -> None:
+        self._most, self._seen = most, {OTHER, *configured}
+        self._counts: Counter[str] = Counter()
 
     def __call__(self, name: str) -> str:
         """The label's value."""
-        if name not in self._seen:
-            if len(self._seen) > self._most:
-                return OTHER
+        if name in self._seen:
+            return name
+        room = self._most + 1 - len(self._seen)  # OTHER is no name
+        if room > self._most // 2 or (room > 0 and self._is_frequent(name)):
             self._seen.add(name)
-        return name
+            return name
+        return OTHER
+
+    def _is_frequent(self, name: str) -> bool:
+        self._counts[name] += 1
+        if self._counts[name] >= FREQUENT:
+            del self._counts[name]
+            return True
+        if len(self._counts) > COUNTED:
+            self._counts = Counter({each: count - 1 for each, count in self._counts.items() if count > 1})
+        return False

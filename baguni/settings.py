@@ -34,6 +34,9 @@ class Endpoints(BaseSettings):
     releases_url: str = ""  # where releases are pushed to and pulled from: s3://BUCKET/PREFIX, or a folder
     triton_repository: Path = Path(".baguni/triton")  # the folder that Triton loads models from
     token_keys: SecretStr = SecretStr("")  # sign exposure and page tokens: keys with commas, the newest first
+    placements: str = (
+        ""  # where lists are shown, with commas: these are always labels of metrics, others if there is room
+    )
     compute_capability: str = ""  # of the GPU that Triton has, if it is not on this machine: "8.9"
 
     def environment(self) -> dict[str, str]:
@@ -43,6 +46,11 @@ class Endpoints(BaseSettings):
             for name, value in self.model_dump().items()
         }
         return {f"BAGUNI_{name.upper()}": value for name, value in plain.items()}
+
+    @property
+    def placement_names(self) -> list[str]:
+        """The configured placements."""
+        return [name.strip() for name in self.placements.split(",") if name.strip()]
 
     def token_signer(self) -> TokenSigner:
         """Return what signs and verifies tokens. Without configured keys it has a random key, which no other process knows."""

@@ -14,7 +14,6 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field
 
-import redis.asyncio
 from aiohttp import web
 
 from baguni.client import GatewayClient
@@ -22,6 +21,7 @@ from baguni.errors import BaguniError, InvalidInputError
 from baguni.exposition import expose
 from baguni.history import History
 from baguni.history_store import HistoryReader
+from baguni.redis_client import connect_async
 from baguni.v1 import recommendation_pb2 as pb
 from crm.metrics import Metrics
 from crm.settings import CrmSettings
@@ -108,7 +108,7 @@ def application(settings: CrmSettings, state: CampaignState) -> web.Application:
     expose(metrics.registry, settings.metrics_address)
 
     async def running(app: web.Application):  # type: ignore[no-untyped-def]
-        client = redis.asyncio.Redis.from_url(settings.redis_url)
+        client = connect_async(settings.redis_url)
         with closing(settings.gateway()) as gateway:
             token = settings.crm_content_token.get_secret_value()
             content = Content(state, HistoryReader(client), gateway, token, metrics)

@@ -13,13 +13,12 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-import redis
-
 from baguni.catalog import Catalog
 from baguni.client import GatewayClient
 from baguni.errors import InvalidInputError, NotFoundError, UnavailableError
 from baguni.history import Action, History
 from baguni.history_store import HistoryWriter
+from baguni.redis_client import connect
 from baguni.release import ReleaseStore
 from baguni.v1 import recommendation_pb2 as pb
 from crm.audience import DAY_MS, users_of
@@ -334,7 +333,7 @@ def run_campaign(
 @contextmanager
 def open_parts(settings: CrmSettings, state: CampaignState) -> Iterator[Parts]:
     """Connections for a job."""
-    with closing(settings.gateway()) as gateway, redis.Redis.from_url(settings.redis_url) as client:
+    with closing(settings.gateway()) as gateway, connect(settings.redis_url) as client:
         yield Parts(settings, state, gateway, HistoryWriter(client))
 
 

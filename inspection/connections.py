@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import redis
-import redis.asyncio
 from nicegui import run
 from numpy.typing import NDArray
 
@@ -17,6 +15,7 @@ from baguni.client import ClientSettings
 from baguni.errors import NotFoundError, UnavailableError
 from baguni.history import History
 from baguni.history_store import HistoryReader, HistoryWriter
+from baguni.redis_client import connect, connect_async
 from baguni.release import Release, ReleaseStore
 from inspection.models import ReleaseModels
 from inspection.neighbours import space_vectors
@@ -24,7 +23,6 @@ from inspection.placed_orders import OrderLog
 from inspection.projection import Plane, project
 from inspection.retrieval import Encoded
 
-REDIS_TIMEOUTS: dict[str, Any] = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
 REMEMBERED_RELEASES = 4
 ENCODED_AT_ONCE = 64
 REMEMBERED_USERS = 20_000
@@ -81,7 +79,7 @@ class Connections:
 
     def some_users(self, count: int) -> list[str]:
         """Users with a history, at most `count`, in the order of their ids."""
-        with redis.Redis.from_url(self._redis_url, **REDIS_TIMEOUTS) as client:
+        with connect(self._redis_url) as client:
             store = HistoryWriter(client)
             found = list(itertools.islice(store.user_ids(), count))
             known = (
@@ -104,7 +102,7 @@ class Connections:
         return found
 
     def _encoded_as_stored(self, models: ReleaseModels, user_ids: Sequence[str]) -> list[Encoded | None]:
-        with redis.Redis.from_url(self._redis_url, **REDIS_TIMEOUTS) as client:
+        with connect(self._redis_url) as client:
             histories = HistoryWriter(client).read(user_ids)
         keys = [
             (models.release.release_id, user_id, history.version)
@@ -123,7 +121,7 @@ class Connections:
     def _reader(self) -> HistoryReader:
         """Made in the event loop that uses it."""
         if self._histories is None:
-            self._histories = HistoryReader(redis.asyncio.Redis.from_url(self._redis_url, **REDIS_TIMEOUTS))
+            self._histories = HistoryReader(connect_async(self._redis_url))
         return self._histories
 
 

@@ -61,7 +61,11 @@ class Exposures:
 
     def _run(self) -> None:
         while not self._stopping.wait(EVERY_S):
-            self._send_all()
+            try:
+                self._send_all()
+            except Exception:  # a thread that ends would drop every exposure from then on
+                self._metrics.exposures.labels("dropped").inc()
+                log.exception("an exposure failed unforeseen")
         self._send_all()
         if self._producer is not None:
             self._producer.close(timeout=FLUSH_S)

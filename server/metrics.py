@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -17,7 +18,7 @@ REMEMBERED = 256  # series
 class Metrics:
     """All of them, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, placements: Iterable[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
         self.request_s = Histogram(
             "baguni_request_duration_seconds",
@@ -48,7 +49,7 @@ class Metrics:
         self._page_items = Counter(
             "baguni_page_items", "Items on these pages.", ["placement", "release"], registry=registry
         )
-        self._placement = BoundedNames(MAX_PLACEMENTS)
+        self._placement = BoundedNames(MAX_PLACEMENTS, placements)
         self._page_of = lru_cache(maxsize=REMEMBERED)(
             lambda *labels: (self._pages.labels(*labels), self._page_items.labels(*labels))
         )

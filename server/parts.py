@@ -12,8 +12,6 @@ import numpy as np
 import redis.asyncio
 from cachetools import LRUCache
 from numpy.typing import NDArray
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from baguni.errors import UnavailableError
 from baguni.history_store import HistoryReader
@@ -82,13 +80,6 @@ class Parts:
             self.metrics.stage_s.labels(stage).observe(took_s)
             if (taken := stage_ms.get()) is not None:
                 taken[stage] = round(1e3 * took_s, 3)
-
-
-def redis_of(settings: ServerSettings) -> redis.asyncio.Redis:
-    """A pool of connections. One that went stale while Redis was away is replaced at once; without that, redis-py waits before
-    it tries again, longer than a page can."""
-    retry = Retry(NoBackoff(), 1)
-    return redis.asyncio.Redis.from_url(settings.redis_url, socket_timeout=2.0, socket_connect_timeout=1.0, retry=retry)
 
 
 async def in_time(reading: Awaitable[T], timeout_s: float) -> T:

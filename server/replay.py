@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from baguni.errors import BaguniError
+from baguni.redis_client import connect_async
 from baguni.release import ReleaseStore
 from baguni.signed_tokens import TokenSigner, new_key
 from baguni.v1 import recommendation_pb2 as pb
@@ -24,7 +25,7 @@ from server.active_release import Serving, open_serving
 from server.capture import Recorded
 from server.deadline import Deadline
 from server.metrics import Metrics
-from server.parts import Parts, redis_of
+from server.parts import Parts
 from server.queries import Ranking
 from server.recommend import recommend
 from server.settings import ServerSettings
@@ -109,7 +110,7 @@ async def replay(
     store = ReleaseStore(settings.releases)
     found = Comparison(Side(active_id), Side(candidate_id))
     async with AsyncExitStack() as opened:
-        client = await opened.enter_async_context(redis_of(settings))
+        client = await opened.enter_async_context(connect_async(settings.redis_url))
         sides = []
         for side in (found.active, found.candidate):
             serving = await open_serving(settings, store, client, side.release_id)

@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from baguni.errors import BaguniError, UnavailableError
+from baguni.redis_client import connect_async
 from baguni.release import ReleaseStore
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
@@ -33,7 +34,7 @@ from server.exposures import Exposures
 from server.features import Features
 from server.gate import Gate, Room
 from server.metrics import Metrics
-from server.parts import Parts, redis_of
+from server.parts import Parts
 from server.service import RecommendationService
 from server.settings import ServerSettings
 from server.telemetry import Telemetry, log_to_stderr
@@ -51,13 +52,13 @@ class Worker:
 
     def __init__(self, settings: ServerSettings, name: str) -> None:
         self._settings, self._name, self._is_online = settings, name, name in settings.online_names
-        self._redis = redis_of(settings)
+        self._redis = connect_async(settings.redis_url)
         experiments = settings.experiments if self._is_online else ""
         self._features = Features(experiments, settings.experiments_refresh_s, self._count_feature_error)
         self._active = ActiveRelease(
             settings, ReleaseStore(settings.releases), self._redis, lambda: self._features.experiments.release_ids
         )
-        self._metrics, self._telemetry = Metrics(), Telemetry.from_environment()
+        self._metrics, self._telemetry = Metrics(settings.placement_names), Telemetry.from_environment()
         self._background, self._is_serving = Background(self._metrics.restarts, self._tell_health), False
         self._parts = Parts.of(settings, self._redis, self._metrics, self._telemetry)
         topic = settings.exposure_topic if self._is_online else ""

@@ -20,6 +20,7 @@ from baguni.live_items import LiveItemWriter
 from baguni.placements import PlacementWriter
 from baguni.redis_client import connect
 from baguni.release import ReleaseStore
+from streaming.attribution import Attribution
 from streaming.consumer import ConsumerParts, EventConsumer, stop_on_signals
 from streaming.dead_letters import DeadLetters, Quarantine
 from streaming.item_updates import ItemServers, ItemUpdates, Rejections
@@ -48,7 +49,8 @@ class Consumers:
         """Orders, clicks and carts → histories."""
         client, metrics = self._parts.redis, self._parts.metrics
         writer, placements = HistoryWriter(client, self._settings.max_events), PlacementWriter(client)
-        updates = UserUpdates(writer, placements, metrics, self._settings.token_signer())
+        attribution = Attribution(metrics, self._settings.token_signer(), self._settings.placement_names)
+        updates = UserUpdates(writer, placements, metrics, attribution)
         batch_records = self._settings.batch_records
         while not self._stopping.is_set():
             self._consume(

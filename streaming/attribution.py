@@ -4,6 +4,8 @@ experiments conclude is made of the events themselves (`baguni experiment`), not
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from baguni.errors import InvalidInputError
 from baguni.events import LOOKED_AT, UserEvents
 from baguni.exposition import BoundedNames
@@ -12,15 +14,15 @@ from baguni.history import HistoryEvent
 from baguni.signed_tokens import TokenSigner
 from streaming.metrics import Metrics
 
-MAX_PLACEMENTS, MAX_RELEASES = 50, 200  # that are told apart: anybody can make a token
+MAX_PLACEMENTS, MAX_RELEASES = 50, 200  # that are told apart
 
 
 class Attribution:
     """Counts events by the placement and the release of the page that their token names."""
 
-    def __init__(self, metrics: Metrics, signer: TokenSigner) -> None:
+    def __init__(self, metrics: Metrics, signer: TokenSigner, placements: Iterable[str] = ()) -> None:
         self._metrics, self._signer = metrics, signer
-        self._placement, self._release = BoundedNames(MAX_PLACEMENTS), BoundedNames(MAX_RELEASES)
+        self._placement, self._release = BoundedNames(MAX_PLACEMENTS, placements), BoundedNames(MAX_RELEASES)
 
     def count(self, event: UserEvents) -> None:
         """An event that is new, and has a token: a click, a cart or an order, whatever number of lines it has."""

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import redis
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from baguni.events import USER_TOPICS
 from baguni.history_store import HistoryWriter
+from baguni.redis_client import connect
 from baguni.topics import TopicReader
 from streaming.histories import Difference, UserChanges, load, read_events, read_file, verify
 from streaming.settings import StreamingSettings
@@ -78,7 +78,7 @@ def verify_stored(context: click.Context, files: tuple[Path, ...], timezone: str
 @contextmanager
 def _writer() -> Iterator[tuple[HistoryWriter, StreamingSettings]]:
     settings = StreamingSettings()
-    with redis.Redis.from_url(settings.redis_url, socket_timeout=10.0) as client:
+    with connect(settings.redis_url, timeout_s=10.0) as client:
         yield HistoryWriter(client, settings.max_events), settings
 
 

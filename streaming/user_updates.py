@@ -14,7 +14,6 @@ from baguni.events import Event, MalformedEvent, UserEvents
 from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
 from baguni.history_store import Applied, HistoryWriter, Outcome
 from baguni.placements import PlacementWriter
-from baguni.signed_tokens import TokenSigner
 from streaming.attribution import Attribution
 from streaming.metrics import Metrics
 
@@ -31,9 +30,9 @@ class UserUpdates:
     """Applies batches of user events to the history store."""
 
     def __init__(
-        self, writer: HistoryWriter, placements: PlacementWriter, metrics: Metrics, signer: TokenSigner
+        self, writer: HistoryWriter, placements: PlacementWriter, metrics: Metrics, attribution: Attribution
     ) -> None:
-        self._writer, self._placements, self._attribution = writer, placements, Attribution(metrics, signer)
+        self._writer, self._placements, self._attribution = writer, placements, attribution
         self._metrics = metrics
         self._lag_s = {kind: metrics.visible_lag_s.labels(name) for kind, name in KINDS.items()}
         self._outcomes = {outcome: metrics.changes.labels(outcome.name.lower()) for outcome in Outcome}

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import redis
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaProducer
@@ -32,6 +31,7 @@ from baguni.errors import BaguniError, NotFoundError
 from baguni.events import producible
 from baguni.history_store import HistoryWriter
 from baguni.metrics_tables import metrics_tables
+from baguni.redis_client import connect
 from baguni.release import Release, ReleaseStore
 from baguni.v1 import events_pb2, recommendation_pb2
 from benchmarks.result import Row, write_result
@@ -203,7 +203,7 @@ def _next_orders(dataset: Dataset) -> list[NextOrder]:
 def _load_histories(dataset: Dataset, redis_url: str) -> None:
     """Every household's events before December, replacing what an earlier demo left."""
     past = dataset.before(last_month_start_ms(dataset))
-    with redis.Redis.from_url(redis_url) as client:
+    with connect(redis_url) as client:
         writer = HistoryWriter(client)
         users = range(len(past.user_ids))
         for first in track(users[::50], "histories", console=console):

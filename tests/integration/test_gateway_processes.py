@@ -21,6 +21,7 @@ from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from tests.gateway_process import GatewayProcess, environment, gateway_process
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]

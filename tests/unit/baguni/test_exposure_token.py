@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baguni.errors import InvalidInputError
-from baguni.exposition import OTHER, BoundedNames
 from baguni.exposure_token import KIND, LATEST_TIME_MS, MAX_TOKEN, Exposure
 from baguni.signed_tokens import TokenSigner
 from tests.signing import JSON, SIGNER, sign
@@ -99,8 +98,3 @@ def test_a_key_is_replaced_without_losing_tokens() -> None:
 def test_a_key_that_can_be_guessed_is_refused(keys: list[str]) -> None:
     with pytest.raises(InvalidInputError, match=r"token_keys .* expected keys of at least 16 characters"):
         TokenSigner(keys)
-
-
-def test_names_beyond_the_most_are_others() -> None:
-    name = BoundedNames(2)
-    assert [name(each) for each in ("a", "b", "c", "a", "d", "b", OTHER)] == ["a", "b", OTHER, "a", OTHER, "b", OTHER]
