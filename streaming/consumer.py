@@ -11,6 +11,7 @@ whatever partitions come and go meanwhile.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -39,6 +40,7 @@ POLL_MS = 200  # also how long a stop waits at most while nothing arrives
 BOOTSTRAP_MS = 5_000
 COMMIT_MS = 5_000
 MAX_FETCH_BYTES = 8 << 20  # of a fetch, and so of what waits in memory; a record that is larger comes alone
+STUCK_S = 30.0  # without progress, before a consumer is not ready any more
 CHECK_S = 2.0  # how often it is looked whether Redis has lost something, and whether topics are what they were
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 5.0
 WINDOW, LEAST_DEAD = 1_000, 100  # records that the share of malformed ones is of; fewer malformed ones are an accident
@@ -81,7 +83,8 @@ class EventConsumer:
         self._unreadable: dict[TopicPartition, int] = {}  # the offset that failed once, or follows what was skipped
         self._next: dict[TopicPartition, int] = {}  # the offset after the last that was applied, of placed partitions
         self._topic_ids: dict[str, str] = {}  # of the topics of these partitions, as they were when they were placed
-        self._members = _Membership(settings.ready_file)
+        self._members = _Membership()
+        self._ready = _ReadyFile(settings.ready_file)
         try:
             self._consumer = KafkaConsumer(
                 bootstrap_servers=settings.kafka_bootstrap,
@@ -115,6 +118,8 @@ class EventConsumer:
                     continue
                 if polled or self._members.changed or time.monotonic() >= self._next_check:
                     self._step(polled, should_stop)
+                if self._members.has_joined:
+                    self._ready.show()
         finally:
             self._consumer.close()
 
@@ -133,13 +138,15 @@ class EventConsumer:
         if lost:
             self._rewind(lost)
         if records:
-            self._commit({partition: raws for partition, raws in polled.items() if partition not in lost})
+            applied = {partition: raws[-1].offset + 1 for partition, raws in self._still_ours(polled)}
+            self._commit({partition: offset for partition, offset in applied.items() if partition not in lost})
             took_ms = (time.monotonic() - started) * 1000
             log.info("applied records=%d dead=%d took_ms=%.1f", len(records), num_dead, took_ms)
 
     def _wait_for(self, error: UnavailableError, polled: Polled, should_stop: Callable[[], bool]) -> None:
         """Take back what was polled, and wait longer each time."""
         log.warning("waiting retry_s=%.1f error=%s", self._retry_s, error)
+        self._ready.withdraw_if_old()
         self._metrics.waits.labels(error.part).inc()
         self._return(polled)
         self._pause(should_stop)
@@ -171,6 +178,7 @@ class EventConsumer:
         self._positions.advance({self._placed(partition): (self._next.get(partition, offset), offset + 1)})
         self._next[partition] = self._unreadable[partition] = offset + 1
         self._consumer.seek(partition, offset + 1)
+        self._commit({partition: offset + 1})
         self._metrics.quarantined.inc()
         self._metrics.dead_letters.labels(entry.reason).inc()
         log.error("quarantined error=%s", error)
@@ -319,14 +327,13 @@ class EventConsumer:
                 self._return(poll(self._consumer, min(remaining_ms, POLL_MS)))  # of partitions just assigned
         self._consumer.resume(*self._consumer.paused())
 
-    def _commit(self, polled: Polled) -> None:
-        """Commit exactly what was applied. A commit that fails costs a redelivery, which changes nothing."""
-        offsets = {
-            partition: OffsetAndMetadata(raws[-1].offset + 1, "", -1) for partition, raws in self._still_ours(polled)
-        }
+    def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit exactly what was applied: where the next record is read. A commit that fails costs a redelivery, which changes
+        nothing."""
         try:
             if offsets:
-                self._consumer.commit(offsets, timeout_ms=COMMIT_MS)
+                committed = {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+                self._consumer.commit(committed, timeout_ms=COMMIT_MS)
         except KafkaError as error:
             log.warning("commit failed error=%s", error)
 
@@ -338,10 +345,10 @@ class EventConsumer:
 class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
     """Which partitions came and went since it was last asked; kafka-python tells it on a thread of its own. Nothing is to be
     flushed when partitions are revoked: groups are joined inside a poll, when all that was polled before is either committed
-    or returned. Touches the ready file when partitions are assigned."""
+    or returned."""
 
-    def __init__(self, ready_file: Path | None) -> None:
-        self._ready_file, self._lock = ready_file, threading.Lock()
+    def __init__(self) -> None:
+        self._lock, self.has_joined = threading.Lock(), False
         self._gone: set[TopicPartition] = set()
         self._new: set[TopicPartition] = set()
 
@@ -372,8 +379,26 @@ class _Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         log.info("assigned partitions=%d", len(assigned))
         with self._lock:
             self._new |= set(assigned)
-        if self._ready_file is not None:
-            self._ready_file.touch()
+        self.has_joined = True  # also as a spare member, without partitions
+
+
+class _ReadyFile:
+    """Tells whoever supervises the process that it makes progress: a file that is touched every few seconds, and removed when a
+    server has been waited for longer than STUCK_S."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._shown = path, -math.inf
+
+    def show(self) -> None:
+        """There is progress."""
+        if self._path is not None and time.monotonic() - self._shown >= CHECK_S:
+            self._path.touch()
+            self._shown = time.monotonic()
+
+    def withdraw_if_old(self) -> None:
+        """There is none now; perhaps there has not been any for long."""
+        if self._path is not None and time.monotonic() - self._shown > STUCK_S:
+            self._path.unlink(missing_ok=True)
 
 
 class DeadRate:

@@ -12,7 +12,7 @@ from baguni.settings import Endpoints
 
 
 class StreamingSettings(Endpoints):
-    """Addresses and limits. `ready_file` is touched once partitions are assigned, for whoever supervises the process."""
+    """Addresses and limits. `ready_file` is touched every few seconds while there is progress, for whoever supervises."""
 
     max_events: int = Field(default=MAX_EVENTS, ge=1)
     batch_records: int = Field(default=2_000, ge=1)  # one round trip to Redis, one commit

@@ -9,7 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from streaming import consumer
 from tests.waiting import WAIT_S, eventually
+
+
+def test_readiness_is_withdrawn_only_after_a_while_without_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(consumer.time, "monotonic", lambda: now[0])
+    file = tmp_path / "ready"
+    ready = consumer._ReadyFile(file)
+    ready.show()
+    assert file.exists()
+    now[0] += consumer.STUCK_S - 1
+    ready.withdraw_if_old()
+    assert file.exists()
+    now[0] += 2
+    ready.withdraw_if_old()
+    assert not file.exists()
+    ready.show()
+    assert file.exists()
 
 
 @pytest.mark.slow
@@ -19,10 +39,10 @@ def test_the_ready_file_of_the_process_before_is_removed(tmp_path: Path) -> None
     # Nothing listens there: the consumer waits for a broker, and is never ready.
     nowhere = {"BAGUNI_KAFKA_BOOTSTRAP": "127.0.0.1:1", "BAGUNI_REDIS_URL": "redis://127.0.0.1:1/0"}
     environment = {**os.environ, **nowhere, "BAGUNI_READY_FILE": str(ready)}
-    consumer = subprocess.Popen([sys.executable, "-m", "streaming", "user"], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "streaming", "user"], env=environment, stderr=subprocess.DEVNULL)
     try:
-        eventually(lambda: not ready.exists() or consumer.poll() is not None, "the ready file is removed")
-        assert consumer.poll() is None
+        eventually(lambda: not ready.exists() or process.poll() is not None, "the ready file is removed")
+        assert process.poll() is None
     finally:
-        consumer.terminate()
-        consumer.wait(timeout=WAIT_S)
+        process.terminate()
+        process.wait(timeout=WAIT_S)
