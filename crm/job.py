@@ -24,7 +24,7 @@ from baguni.v1 import recommendation_pb2 as pb
 from crm.audience import DAY_MS, users_of
 from crm.campaign import MAX_ITEMS, Campaign, SinkChoice
 from crm.settings import CrmSettings
-from crm.sinks import Sink, UncertainError
+from crm.sinks import BadBatchError, Sink, UncertainError
 from crm.sinks.braze import Braze
 from crm.sinks.file import ListFile
 from crm.sinks.kafka import PushTopic
@@ -254,7 +254,8 @@ class Job:
     # Delivering
 
     def _send(self, run: Run, sink: Sink, pushes: Sequence[Push]) -> bool:
-        """Send a batch. Returns whether its outcome is settled."""
+        """Send a batch, and note what became of each of its users before the next call. A batch that is bad is halved until the
+        bad user is alone. Returns whether its outcome is settled."""
         pushes, deleted = self._with_and_without(run, pushes)
         self._state.erase(run.run_id, deleted, DELETED)
         if not pushes:
@@ -265,6 +266,12 @@ class Job:
             sent = sink.send(run, pushes)
         except UncertainError as error:
             return self._settle(run, sink, pushes, str(error))
+        except BadBatchError as error:
+            log.info("%s: halving a batch users=%d error=%s", sink.name, len(pushes), error)
+            self._state.not_sent(run.run_id, sink.name, user_ids)
+            middle = len(pushes) // 2
+            is_first_settled = self._send(run, sink, pushes[:middle])
+            return self._send(run, sink, pushes[middle:]) and is_first_settled
         except Exception:
             self._state.not_sent(run.run_id, sink.name, user_ids)
             raise

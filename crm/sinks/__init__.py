@@ -13,6 +13,10 @@ class UncertainError(Exception):
     """The sink may have taken a batch, or not: it died, or the connection did, before it said so."""
 
 
+class BadBatchError(Exception):
+    """The sink took nothing of a batch, since something of it is bad, and does not say what."""
+
+
 @dataclass(frozen=True)
 class Sent:
     """What became of a batch: who was refused and why; what the sink knows of the others now, by name."""
@@ -33,7 +37,8 @@ class Sink(Protocol):
         UnavailableError."""
 
     def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
-        """Send a batch. Raises UncertainError; any other error means that nothing of it was taken."""
+        """Send a batch in one call. Raises UncertainError, and BadBatchError for a batch of several users; any other error means
+        that nothing of it was taken."""
 
     def arrived(self, run: Run, pushes: Sequence[Push]) -> set[str] | None:
         """Of pushes that were being sent when something died, the users whose arrived; None if nobody can tell."""

@@ -21,7 +21,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from baguni.errors import BaguniError, InvalidInputError, UnavailableError
 from crm.campaign import BrazeSink
-from crm.sinks import Sent, UncertainError
+from crm.sinks import BadBatchError, Sent, UncertainError
 from crm.state import Push, Run
 
 log = logging.getLogger(__name__)
@@ -62,9 +62,16 @@ class Braze:
             raise BaguniError(f"braze answered {status} to an empty request: {body.get('message', body)}")
 
     def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
-        """Send what is new in a batch; a batch that Braze finds bad is halved until the bad user is alone."""
+        """Send what is new in a batch."""
         told = self._told(self.name, [push.user_id for push in pushes])
-        failed = self._send(run, pushes, told)
+        body, owners = self._body(run, pushes, told)
+        failed: Mapping[str, str] = {}
+        if body:
+            status, answer = self._ask(body)
+            problem = f"braze answered {status}: {answer.get('message', answer)}"
+            if status == 400 and len(pushes) > 1:
+                raise BadBatchError(problem)
+            failed = {pushes[0].user_id: problem} if status == 400 else _refused(answer, owners)
         return Sent(
             failed,
             {push.user_id: self._wanted(push, told[push.user_id]) for push in pushes if push.user_id not in failed},
@@ -80,21 +87,6 @@ class Braze:
     def close(self) -> None:
         """Close the connections."""
         self._http.clear()
-
-    def _send(
-        self, run: Run, pushes: Sequence[Push], told: Mapping[str, Mapping[str, str | None]]
-    ) -> Mapping[str, str]:
-        body, owners = self._body(run, pushes, told)
-        if not body:
-            return {}
-        status, answer = self._ask(body)
-        if status != 400:
-            return _refused(answer, owners)
-        if len(pushes) == 1:
-            return {pushes[0].user_id: f"braze answered 400: {answer.get('message', answer)}"}
-        middle = len(pushes) // 2
-        first = self._send(run, pushes[:middle], told)
-        return {**first, **self._send(run, pushes[middle:], told)}
 
     def _body(
         self, run: Run, pushes: Sequence[Push], told: Mapping[str, Mapping[str, str | None]]

@@ -231,6 +231,20 @@ def test_one_bad_user_fails_alone(shop: Shop, braze: BrazeProcess, shoppers: lis
     assert "braze answered 400" in output
 
 
+def test_what_was_taken_of_a_halved_batch_is_not_sent_again(
+    shop: Shop, braze: BrazeProcess, shoppers: list[str]
+) -> None:
+    """c4: Braze finds a batch bad, takes its first half, then fails: the next run sends the second half alone."""
+    sinks = [{"braze": {"url": braze.url, "attributes": None, "event": "halved", "batch": USERS}}]
+    path = str(shop.campaign(name="half-taken", sinks=sinks))
+    braze.break_next({"status": 400}, {}, *[{"status": 500}] * 8)
+    output = shop.crm("run", path, "--run-id", "monday", status=1)
+    assert "braze is unavailable" in output
+    assert sorted(events(braze, shoppers, "halved").values()) == [1] * (USERS // 2)
+    shop.crm("run", path, "--run-id", "monday")
+    assert events(braze, shoppers, "halved") == Counter(dict.fromkeys(shoppers, 1))
+
+
 def test_an_event_that_may_have_arrived_is_not_sent_again_unless_asked_to(
     shop: Shop, braze: BrazeProcess, shoppers: list[str]
 ) -> None:
@@ -423,5 +437,7 @@ def attributes(braze: BrazeProcess, user_id: str, prefix: str) -> dict[str, str]
     return {k: v for k, v in braze.user(user_id)["attributes"].items() if k.startswith(f"{prefix}_")}
 
 
-def events(braze: BrazeProcess, user_ids: list[str]) -> Counter[str]:
-    return Counter({user: sum(event["name"] == "pushed" for event in braze.user(user)["events"]) for user in user_ids})
+def events(braze: BrazeProcess, user_ids: list[str], name: str = "pushed") -> Counter[str]:
+    """How often each user has the event; those who have none are left out."""
+    counts = {user: sum(event["name"] == name for event in braze.user(user).get("events", ())) for user in user_ids}
+    return Counter({user: count for user, count in counts.items() if count})
