@@ -5,7 +5,7 @@ VENV := .venv
 SERVERS := .venv-stack
 TOOLS := .venv-tools
 BIN := $(VENV)/bin
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder  # each has servers of its own, and one thread for arithmetic
+WORKERS := -n 3 --dist loadfile --no-loadscope-reorder  # each has servers of its own, and one thread for arithmetic
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from baguni.activation import activate
 from baguni.release import Release, ReleaseStore, load_release
 from baguni.settings import Endpoints
-from deploy.local.settings import StackSettings
+from deploy.local.settings import PORTS, PORTS_VARIABLE, StackSettings
 from deploy.local.stack import LocalStack
 
 
@@ -84,6 +84,16 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+WORKER_PORTS = 2_000  # for each worker its own: a port is chosen long before something listens there
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker a part of the ports."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    first = PORTS.start + int(worker) * WORKER_PORTS % len(PORTS)
+    os.environ[PORTS_VARIABLE] = f"{first}-{first + WORKER_PORTS - 1}"
+
+
 SLOW_FIXTURES = {"tiny_release", "complete_journey", "december"}
 
 
@@ -95,7 +105,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)  # after the tests were put into a random order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with slow modules: two workers then end at about the same time."""
+    """Begin with slow modules: workers then end at about the same time."""
     slow_modules = {item.path for item in items if _is_slow_module(item)}
     items.sort(key=lambda item: item.path not in slow_modules)
 

@@ -9,7 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,13 @@ class GatewayProcess:
 
     def workers(self) -> dict[str, psutil.Process]:
         """Name → process."""
-        return {child.cmdline()[-1]: child for child in self.process.children() if child.status() != "zombie"}
+        found: dict[str, psutil.Process] = {}
+        for child in self.process.children():
+            with suppress(psutil.Error):  # it has ended meanwhile
+                words = child.cmdline()
+                if words and child.status() != psutil.STATUS_ZOMBIE:  # one that has just begun has none
+                    found[words[-1]] = child
+        return found
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of the supervisor's HTTP port."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 from pathlib import Path
@@ -15,13 +16,21 @@ from baguni.settings import Endpoints
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
+PORTS = range(20_000, 32_000)  # below those that the kernel gives to outgoing connections
+PORTS_VARIABLE = "BAGUNI_STACK_PORTS"  # FIRST-LAST: a part of them, for processes that start stacks beside each other
+_given: set[int] = set()  # what listens there may not yet do so
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens, below those that the kernel gives to outgoing connections: one of
-    these can be taken before the server is there. Milvus then listens somewhere else without a word."""
+    """A port of 127.0.0.1 on which nothing listens, and that this process has not given before. One that the kernel gives to
+    outgoing connections could be taken before the server is there; Milvus then listens somewhere else without a word."""
+    first, last = map(int, os.environ.get(PORTS_VARIABLE, f"{PORTS.start}-{PORTS.stop - 1}").split("-"))
     while True:
-        port = 20_000 + secrets.randbelow(12_000)  # a seeded choice would be the same in two processes
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+        port = first + secrets.randbelow(last - first + 1)  # a seeded choice would be the same in two processes
+        if port not in _given:
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                _given.add(port)
+                return port
 
 
 class StackSettings(BaseSettings):
