@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,10 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni.catalog import Catalog
-from baguni.errors import InvalidInputError, NotFoundError, ReleaseMismatchError
+from baguni.errors import BaguniError, InvalidInputError, NotFoundError, ReleaseMismatchError
 from baguni.semantic_ids import SemanticIdTable
 from baguni.signature import ModelSignature
 
+log = logging.getLogger(__name__)
+RELEASE_ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 MANIFEST = "manifest.json"
 POINTER = "ACTIVE.json"
 
@@ -115,7 +119,11 @@ def load_release(path: Path, verify: bool = True) -> Release:
     """Open a release directory. Raises ReleaseMismatchError naming each part that does not match its manifest."""
     if not (path / MANIFEST).is_file():
         raise NotFoundError(f"{path} is not a release: it has no {MANIFEST}")
-    manifest = _read_object(path / MANIFEST, {"release_id": str, "parts": dict})
+    manifest = _read_object(path / MANIFEST, {"release_id": str, "created_at": str, "parts": dict})
+    if not RELEASE_ID.fullmatch(manifest["release_id"]):  # it becomes a part of paths, collections and models
+        raise ReleaseMismatchError(
+            f"{path / MANIFEST}: release_id is {manifest['release_id'][:80]!r}, expected {RELEASE_ID.pattern}"
+        )
     if verify:
         problems = _problems(path, manifest["parts"])
         if problems:
@@ -130,10 +138,13 @@ class ReleaseStore:
         self.root = root
 
     def ids(self) -> list[str]:
-        """All releases, oldest first."""
-        if not self.root.is_dir():
-            return []
-        found = [load_release(path.parent, verify=False) for path in self.root.glob(f"*/{MANIFEST}")]
+        """All releases, oldest first. One whose manifest cannot be read is logged and left out."""
+        found = []
+        for path in self.root.glob(f"*/{MANIFEST}"):
+            try:
+                found.append(load_release(path.parent, verify=False))
+            except (BaguniError, OSError) as error:
+                log.warning("left out: %s", error)
         return [r.release_id for r in sorted(found, key=lambda r: (r.manifest["created_at"], r.release_id))]
 
     def get(self, release_id: str, verify: bool = True) -> Release:
@@ -213,7 +224,7 @@ def parse_object(content: bytes, where: str, fields: Mapping[str, type]) -> dict
     """A JSON object with these fields. Raises ReleaseMismatchError for anything else."""
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReleaseMismatchError(f"{where} is no JSON: {error}") from error
     for name, kind in fields.items():
         if not isinstance(found, dict) or not isinstance(found.get(name), kind):

@@ -129,8 +129,9 @@ class EventConsumer:
             placed = self._place()
             polled = {partition: raws for partition, raws in polled.items() if partition not in placed}
             records = [raw for partition in polled.values() for raw in partition]
+            written_to = self._positions.run_id() if records else ""
             num_dead = self._apply_all(records) if records else 0
-            lost = self._advance(polled)
+            lost = self._advance(polled, written_to)
         except UnavailableError as error:
             self._wait_for(error, polled, should_stop)
             return
@@ -285,7 +286,7 @@ class EventConsumer:
             log.exception("applying failed unforeseen record=%s/%d@%d", raw.topic, raw.partition, raw.offset)
             return [(record_of(raw), _unforeseen(error))]
 
-    def _advance(self, polled: Polled) -> Collection[TopicPartition]:
+    def _advance(self, polled: Polled, written_to: str) -> Collection[TopicPartition]:
         """Tell Redis how far everything is applied. Returns the partitions of which it has lost something before that, those of
         which nothing new came included."""
         self._next_check = time.monotonic() + CHECK_S
@@ -297,7 +298,7 @@ class EventConsumer:
         for partition, raws in self._still_ours(polled):
             begin = self._next.get(partition, raws[0].offset)
             steps[self._placed(partition)] = (begin, raws[-1].offset + 1)
-        lost = self._positions.advance(steps) if steps else ()
+        lost = self._positions.advance(steps, written_to) if steps else ()
         for partition, raws in self._still_ours(polled):
             self._next[partition] = end = raws[-1].offset + 1
             self._metrics.records.labels(partition.topic).inc(len(raws))

@@ -15,15 +15,17 @@ from kafka import TopicPartition
 
 from baguni.redis_client import redis_errors
 
-# KEYS: positions. ARGV: partition, its topic's id, where the batch began, where it ended, for each. Returns the partitions of
-# which something before the batch is missing; these stay as they are. A position never goes back here: that would be a
-# member that was away.
+# KEYS: positions. ARGV: the run id of the Redis that was written to, or nothing; then partition, its topic's id, where the
+# batch began, where it ended, for each. Returns the partitions of which something before the batch is missing; these stay as
+# they are. They are all of them, if this is another Redis than the one that was written to. A position never goes back here:
+# that would be a member that was away.
 _ADVANCE = """
 local missing = {}
-for i = 1, #ARGV, 4 do
+local is_another = ARGV[1] ~= '' and string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') ~= ARGV[1]
+for i = 2, #ARGV, 4 do
   local at, id = string.match(redis.call('HGET', KEYS[1], ARGV[i]) or '', '^(%d+) (.*)$')
   local stored = id == ARGV[i + 1] and tonumber(at) or -1
-  if stored < tonumber(ARGV[i + 2]) then
+  if is_another or stored < tonumber(ARGV[i + 2]) then
     missing[#missing + 1] = ARGV[i]
   elseif stored < tonumber(ARGV[i + 3]) then
     redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 3] .. ' ' .. id)
@@ -63,12 +65,19 @@ class Positions:
             if values:
                 self._client.hset(self._key, mapping=cast("dict[Any, Any]", values))
 
-    def advance(self, steps: Mapping[Place, tuple[int, int]]) -> list[TopicPartition]:
-        """Note that what lies between two offsets of each partition is applied. Returns the partitions of which Redis has lost
-        something before that."""
+    def run_id(self) -> str:
+        """Return the id of the Redis that answers now: a failover, or a restart, makes it another one."""
+        with redis_errors():
+            return str(self._client.info("server")["run_id"])
+
+    def advance(self, steps: Mapping[Place, tuple[int, int]], written_to: str = "") -> list[TopicPartition]:
+        """Note that what lies between two offsets of each partition is applied, to the Redis with the run id `written_to`.
+        Returns the partitions of which Redis has lost something: of all of them, if it is another one by now."""
         arguments = [part for place, step in steps.items() for part in (_field(place.partition), place.topic_id, *step)]
         with redis_errors():
-            missing = {bytes(field).decode() for field in self._advance(keys=[self._key], args=arguments)}
+            missing = {
+                bytes(field).decode() for field in self._advance(keys=[self._key], args=[written_to, *arguments])
+            }
         return [place.partition for place in steps if _field(place.partition) in missing]
 
     def total(self) -> int:

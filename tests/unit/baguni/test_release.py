@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from baguni.errors import InvalidInputError, NotFoundError, ReleaseMismatchError
 from baguni.release import MANIFEST, POINTER, Release, ReleaseStore, load_release, write_manifest
+from tests.signing import JSON
 
 
 def release_at(path: Path, content: str = "a", created_at: str = "2026-01-01T00:00:00+00:00") -> Release:
@@ -41,6 +45,40 @@ def test_a_written_release_loads(tmp_path: Path) -> None:
     written = release_at(tmp_path / "r")
     assert load_release(tmp_path / "r").manifest == written.manifest
     assert sorted(written.manifest["parts"]) == ["signature.json", "triton/model/1/model.onnx"]
+
+
+@pytest.mark.parametrize("field", ["release_id", "created_at", "parts"])
+def test_a_manifest_without_a_field_is_named_and_the_others_stay_usable(store: ReleaseStore, field: str) -> None:
+    sound, damaged = add(store, "a"), add(store, "b")
+    manifest = store.root / damaged / MANIFEST
+    manifest.write_text(
+        json.dumps({name: value for name, value in json.loads(manifest.read_text()).items() if name != field})
+    )
+    with pytest.raises(ReleaseMismatchError, match=f"has no '{field}'"):
+        store.get(damaged)
+    assert store.ids() == [sound]
+    assert store.get(sound).release_id == sound
+
+
+@pytest.mark.parametrize("release_id", ["", "../r", "r 1", "r'1", "r\n", "x" * 65, "릴리스"])
+def test_an_id_that_is_no_name_for_a_collection_or_a_model_is_refused(tmp_path: Path, release_id: str) -> None:
+    path = release_at(tmp_path / "r").path / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "release_id": release_id}))
+    with pytest.raises(ReleaseMismatchError, match="release_id is"):
+        load_release(tmp_path / "r")
+
+
+@given(
+    st.dictionaries(st.sampled_from(["release_id", "created_at", "parts", "metrics"]), JSON, max_size=4)
+    | JSON
+    | st.binary(max_size=30)
+)
+def test_a_manifest_of_any_shape_is_refused_or_loads(tmp_path_factory: pytest.TempPathFactory, content: object) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any-shape"
+    folder.mkdir(exist_ok=True)
+    (folder / MANIFEST).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with contextlib.suppress(ReleaseMismatchError):
+        load_release(folder)
 
 
 def test_a_manifest_that_was_cut_short_is_refused(tmp_path: Path) -> None:
