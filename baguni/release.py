@@ -33,6 +33,7 @@ from baguni.semantic_ids import SemanticIdTable
 from baguni.signature import ModelSignature
 
 log = logging.getLogger(__name__)
+PART_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")  # of each level
 RELEASE_ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 MANIFEST = "manifest.json"
 POINTER = "ACTIVE.json"
@@ -119,16 +120,33 @@ def load_release(path: Path, verify: bool = True) -> Release:
     """Open a release directory. Raises ReleaseMismatchError naming each part that does not match its manifest."""
     if not (path / MANIFEST).is_file():
         raise NotFoundError(f"{path} is not a release: it has no {MANIFEST}")
-    manifest = _read_object(path / MANIFEST, {"release_id": str, "created_at": str, "parts": dict})
-    if not RELEASE_ID.fullmatch(manifest["release_id"]):  # it becomes a part of paths, collections and models
-        raise ReleaseMismatchError(
-            f"{path / MANIFEST}: release_id is {manifest['release_id'][:80]!r}, expected {RELEASE_ID.pattern}"
-        )
+    manifest = parse_manifest((path / MANIFEST).read_bytes(), str(path / MANIFEST))
     if verify:
         problems = _problems(path, manifest["parts"])
         if problems:
             raise ReleaseMismatchError(f"release {manifest['release_id']} is damaged: {'; '.join(problems)}")
     return Release(path, manifest)
+
+
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """Return the fields of a manifest. Raises ReleaseMismatchError for one that lacks a field, whose id is no name for paths,
+    collections and models, or whose parts are no relative paths."""
+    manifest = parse_object(content, where, {"release_id": str, "created_at": str, "parts": dict})
+    if not RELEASE_ID.fullmatch(manifest["release_id"]):
+        raise ReleaseMismatchError(
+            f"{where}: release_id is {manifest['release_id'][:80]!a}, expected {RELEASE_ID.pattern}"
+        )
+    for name, digest in manifest["parts"].items():
+        if not _is_part_name(name) or not isinstance(digest, str):
+            raise ReleaseMismatchError(
+                f"{where}: parts has {name[:80]!a}: {str(digest)[:80]!a}, expected relative paths and their sha256"
+            )
+    return manifest
+
+
+def _is_part_name(name: str) -> bool:
+    """Whether every level is a plain name, as every file system takes it."""
+    return all(PART_NAME.fullmatch(each) and each not in (".", "..") for each in name.split("/"))
 
 
 class ReleaseStore:

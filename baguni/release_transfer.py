@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,7 +26,18 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from baguni.errors import InvalidInputError, NotFoundError, ReleaseMismatchError, UnavailableError
-from baguni.release import MANIFEST, POINTER, Release, ReleaseStore, load_release, parse_object, sha256_of
+from baguni.release import (
+    MANIFEST,
+    POINTER,
+    Release,
+    ReleaseStore,
+    load_release,
+    parse_manifest,
+    parse_object,
+    sha256_of,
+)
+
+log = logging.getLogger(__name__)
 
 CHUNK = 8 << 20  # bytes that are read at once; S3's parts have at least five million
 CONNECT_S, REQUEST_S, ATTEMPTS = 3.0, 30.0, 3
@@ -97,7 +109,11 @@ class RemoteReleases:
             raise InvalidInputError(f"{release_id!r} of {self.url} is no release id; {expected}", "release_id")
         with _alone(store.root, release_id):
             if (store.root / release_id / MANIFEST).is_file():
-                return store.get(release_id)
+                try:
+                    return store.get(release_id)
+                except ReleaseMismatchError as error:
+                    log.warning("bringing what is damaged again: %s", error)
+                    _take_back(store.root, release_id)
             with self._reached():
                 return self._pull(release_id, store, progress)
 
@@ -107,20 +123,21 @@ class RemoteReleases:
             raise NotFoundError(self._unknown(release_id))
         content = self._files.cat_file(path)
         where = f"{self.url}/{release_id}/{MANIFEST}"
-        manifest = parse_object(content, where, {"release_id": str, "parts": dict})
+        manifest = parse_manifest(content, where)
         if manifest["release_id"] != release_id:
             raise ReleaseMismatchError(f"{where} says it is release {manifest['release_id']}, expected {release_id}")
         folder = _staging(store.root, release_id)
         problems = []
         for position, (name, digest) in enumerate(manifest["parts"].items(), start=1):
             target = folder / name
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise ReleaseMismatchError(f"{where} names the part {name!r}, which is outside of the release")
             progress(f"{name} ({position} of {len(manifest['parts'])})")
             problem = self._fetch(f"{release_id}/{name}", target, digest)
             problems += [f"{name} {problem}"] if problem else []
         if problems:
             raise ReleaseMismatchError(f"release {release_id} in {self.url} is damaged: {'; '.join(problems)}")
+        for surplus in [file for file in folder.rglob("*") if file.is_file()]:  # of a release that was damaged
+            if surplus.relative_to(folder).as_posix() not in manifest["parts"]:
+                surplus.unlink()
         (folder / MANIFEST).write_bytes(content)
         load_release(folder)  # nothing that the manifest does not name
         folder.rename(store.root / release_id)
@@ -212,6 +229,13 @@ def _file_system(url: str) -> tuple[Any, str]:
         **more,
     )
     return ArrowFSWrapper(files, use_listings_cache=False, skip_instance_cache=True), url.removeprefix("s3://")
+
+
+def _take_back(root: Path, release_id: str) -> None:
+    """Make a damaged release one whose pull was interrupted: the parts that are right need not travel again."""
+    (root / release_id / MANIFEST).unlink()  # from here on it is none
+    shutil.rmtree(_staging(root, release_id), ignore_errors=True)
+    (root / release_id).rename(_staging(root, release_id))
 
 
 def _staging(root: Path, release_id: str) -> Path:

@@ -210,6 +210,29 @@ def test_damaged_and_missing_parts_are_named_and_can_be_mended(
     assert contents(remote.releases.pull(release.release_id, there)) == contents(release)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / PART).write_bytes(b"other weights"),
+        lambda path: (path / PART).unlink(),
+        lambda path: (path / "surplus").write_text("x"),
+        lambda path: (path / PART).write_bytes(b""),
+    ],
+    ids=["changed", "missing", "surplus", "cut"],
+)
+def test_a_release_that_was_damaged_here_is_mended_by_the_next_pull(
+    remote: Remote, here: ReleaseStore, there: ReleaseStore, damage: Callable[[Path], object]
+) -> None:
+    release = make(here)
+    remote.releases.push(release)
+    pulled = remote.releases.pull(release.release_id, there)
+    damage(pulled.path)
+    with pytest.raises(ReleaseMismatchError):
+        there.get(release.release_id)
+    assert contents(remote.releases.pull(release.release_id, there)) == contents(release)
+    assert [path.name for path in there.root.iterdir()] == [release.release_id]
+
+
 def test_a_part_that_was_cut_short_is_sent_again(remote: Remote, here: ReleaseStore) -> None:
     release = make(here, one=1000)
     remote.write(f"{release.release_id}/one", b"x" * 10)
@@ -229,9 +252,12 @@ def test_a_damaged_release_is_not_pushed(remote: Remote, here: ReleaseStore) -> 
     ("content", "says"),
     [
         (b"{", "no JSON"),
-        (b'{"release_id": "r1"}', "no 'parts'"),
-        (b'{"release_id": "r2", "parts": {}}', "release r2, expected r1"),
-        (json.dumps({"release_id": "r1", "parts": {"../../../stolen": "0"}}).encode(), "outside"),
+        (b'{"release_id": "r1", "created_at": ""}', "no 'parts'"),
+        (b'{"release_id": "r1", "parts": {}}', "no 'created_at'"),
+        (b'{"release_id": "r2", "created_at": "", "parts": {}}', "release r2, expected r1"),
+        (b'{"release_id": "r1", "created_at": "", "parts": {"../../../stolen": "0"}}', "expected relative paths"),
+        (b'{"release_id": "r1", "created_at": "", "parts": {"/etc/passwd": "0"}}', "expected relative paths"),
+        (b'{"release_id": "r1", "created_at": "", "parts": {"a": 7}}', "expected relative paths and their sha256"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(remote: Remote, there: ReleaseStore, content: bytes, says: str) -> None:

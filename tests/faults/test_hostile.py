@@ -1,0 +1,391 @@
+"""Hostile input by the hundred thousand, built past checksums and parsers: tokens, requests, records, features, manifests.
+Nothing crashes, nothing is INTERNAL, nothing blocks. `make test-hostile` writes benchmarks/results/faults-hostile.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import confluent_kafka
+import grpc
+import pytest
+import redis
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from baguni.errors import InvalidInputError, ReleaseMismatchError
+from baguni.events import USER_TOPICS, cloud_event_headers
+from baguni.exposure_token import KIND as EXPOSURE
+from baguni.exposure_token import Exposure
+from baguni.history import Action, HistoryEvent
+from baguni.history_store import HistoryWriter
+from baguni.release import MANIFEST, load_release
+from baguni.v1 import events_pb2
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+from benchmarks.result import Row
+from deploy.local.settings import free_port
+from server.experiments import KNOBS, parse
+from server.page_token import KIND as PAGE
+from server.page_token import PageToken
+from tests.faults.fuzz import HOSTILE, Fuzzer
+from tests.faults.proxy import Proxy
+from tests.faults.streams import Consumers, Own, compare, expected, own_servers, sender, shop_events, shuffled, wait
+from tests.gateway_process import gateway_process
+from tests.integration.streams import click, timestamp
+from tests.integration.test_gateway import LARGE
+from tests.signing import SIGNER, sign
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(1_800)]
+TIME_MS = 1_700_000_000_000
+TOKENS, REQUESTS, RECORDS, PAYLOADS, MANIFESTS = 100_000, 100_000, 200_000, 5_000, 5_000
+BATCH = 500
+FAILOVERS, FAILOVER_EVENTS = 8, 100_000
+
+
+class Shapes:
+    """Values of any shape, as JSON has them."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def value(self, depth: int = 3) -> Any:
+        """One of them."""
+        chance = self._random
+        kind = chance.randrange(9 if depth else 7)
+        if kind == 7:
+            return [self.value(depth - 1) for _ in range(chance.randrange(4))]
+        if kind == 8:
+            return {chance.choice(HOSTILE): self.value(depth - 1) for _ in range(chance.randrange(4))}
+        numbers = (0, 1, -3, 2**31, 2**63, 10**300, 0.5, float("inf"), float("nan"))
+        simple = (None, True, False, chance.choice(numbers), chance.choice(HOSTILE), "\ud800", "x" * 70)
+        return simple[kind]
+
+    def changed(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields with some of another shape, some missing and some more."""
+        found = dict(fields)
+        for name in self._random.sample(sorted(fields), self._random.randrange(1, len(fields) + 1)):
+            found[name] = self.value()
+            if self._random.random() < 0.1:
+                del found[name]
+        if self._random.random() < 0.1:
+            found[self._random.choice(HOSTILE)] = self.value()
+        return found
+
+
+def test_tokens(record: Callable[[Row], None]) -> None:
+    """All signed with the right key."""
+    shapes, other, read = Shapes(1), 0, 0
+    page = {"release_id": "r1", "now_ms": TIME_MS, "offset": 20, "rescored": True, "query": "0" * 16}
+    exposure = {"request_id": "q", "release_id": "r1", "placement": "home", "time_ms": TIME_MS}
+    for number in range(TOKENS):
+        kind, fields, decode = ((EXPOSURE, exposure, Exposure.decode), (PAGE, page, PageToken.decode))[number % 2]
+        try:
+            decode(sign(kind, shapes.changed(fields)), SIGNER)
+            read += 1
+        except InvalidInputError:
+            pass
+        except Exception:
+            other += 1
+    assert 0 < read < TOKENS
+    record(
+        Row(
+            f"{TOKENS:,} signed tokens whose fields have any shape: errors other than our own",
+            other,
+            "",
+            "0",
+            other == 0,
+        )
+    )
+
+
+def test_features(record: Callable[[Row], None]) -> None:
+    shapes, other, taken = Shapes(2), 0, 0
+    rule = {"key": "e", "variations": ["model", "popular"], "hashAttribute": "id", "coverage": 1, "weights": [0.5, 0.5]}
+    rule |= {"condition": {"country": "KR"}, "force": "popular", "ranges": [[0, 0.5], [0.5, 1]]}
+    for number in range(PAYLOADS):
+        feature = shapes.changed({"defaultValue": "model", "rules": [shapes.changed(rule), shapes.value()]})
+        if number % 3:
+            feature["rules"] = [shapes.changed(rule)]
+        payload = {"features": {f"baguni.{random.Random(number).choice(sorted(KNOBS))}": feature}}
+        payload |= {"savedGroups": shapes.value()} if number % 5 == 0 else {}
+        try:
+            found = parse(json.dumps(payload), "x")
+            taken += 1
+            for who in ({"id": "u"}, {"id": "\u2028", "country": "KR"}, {"id": "7", "country": 3}):
+                found.choose(who)
+        except InvalidInputError:
+            pass
+        except Exception:
+            other += 1
+    assert taken
+    what = f"{PAYLOADS:,} feature payloads of any shape, {taken:,} of them taken over: errors other than our own"
+    record(Row(what, other, "", "0", other == 0))
+
+
+def test_manifests(record: Callable[[Row], None], tmp_path: Path) -> None:
+    shapes, other = Shapes(3), 0
+    manifest = {"release_id": "r1", "created_at": "2026-01-01", "parts": {"a": "0" * 64}, "metrics": {}, "dataset": "d"}
+    for _ in range(MANIFESTS):
+        (tmp_path / MANIFEST).write_text(json.dumps(shapes.changed(manifest)))
+        try:
+            load_release(tmp_path, verify=False)
+            load_release(tmp_path)
+        except ReleaseMismatchError:
+            pass
+        except Exception:
+            other += 1
+    record(Row(f"{MANIFESTS:,} manifests of any shape: errors other than our own", other, "", "0", other == 0))
+
+
+def test_requests(record: Callable[[Row], None], stack: Any, active_release: Any, tmp_path: Path) -> None:
+    """Well-formed protobuf with hostile values, many at a time; then requests of a megabyte, one at a time."""
+    fuzzer = Fuzzer(5, [item.item_id for item in active_release.catalog.items])
+    codes: Counter[str] = Counter()
+    with (
+        gateway_process(stack, tmp_path, max_in_flight=64, max_lag_s=10) as gateway,
+        grpc.insecure_channel(gateway.address) as channel,
+    ):
+        calls = {"Recommend": fuzzer._recommend, "SimilarItems": fuzzer._similaritems}
+        stub = pb_grpc.RecommendationServiceStub(channel)
+        done = 0
+        while done < REQUESTS:
+            futures = []
+            for number in range(48):
+                method = "SimilarItems" if number % 6 == 0 else "Recommend"
+                futures.append(getattr(stub, method).future(calls[method](), timeout=30))
+            for future in futures:
+                codes[future.code().name] += 1
+            done += len(futures)
+        internal = codes["INTERNAL"] + codes["UNKNOWN"]
+        pids = {name: worker.pid for name, worker in gateway.workers().items()}
+        what = f"{done:,} requests that are valid protobuf ({dict(codes)}): INTERNAL or UNKNOWN"
+        record(Row(what, internal, "", "0", internal == 0))
+        worst_s = max(_longest_pause(gateway.address, stub, make()) for make in LARGE.values())
+        record(
+            Row(
+                f"the longest that a gateway's event loop stands still for one of {len(LARGE)} kinds of request of 1 MB",
+                1000 * worst_s,
+                "ms",
+                "≤ 100 ms",
+                worst_s <= 0.1,
+            )
+        )
+        assert {name: worker.pid for name, worker in gateway.workers().items()} == pids
+
+
+def _longest_pause(address: str, stub: pb_grpc.RecommendationServiceStub, fields: dict[str, Any]) -> float:
+    """The longest health check over a connection of its own while the request is answered, in s: the median of five."""
+    request = pb.RecommendRequest(**{"user_id": "u", **fields})
+    pauses = []
+    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        health.Check(health_pb2.HealthCheckRequest())
+        for _ in range(5):
+            answered = stub.Recommend.future(request, timeout=30)
+            longest = 0.0
+            while not answered.done():
+                started = time.perf_counter()
+                health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+                longest = max(longest, time.perf_counter() - started)
+            assert answered.code() is grpc.StatusCode.INVALID_ARGUMENT
+            pauses.append(longest)
+    return sorted(pauses)[2]
+
+
+def _hostile_record(rng: random.Random, number: int) -> dict[str, Any]:
+    """A record that a consumer may not like."""
+    user_id = f"hostile-{number % 500}"
+    message: Any = click(user_id, rng.choice(HOSTILE[2:3] + HOSTILE[5:]) or "x", TIME_MS + number)
+    kind = rng.randrange(12)
+    if kind == 0:
+        ordered = timestamp(TIME_MS + number)
+        message = events_pb2.OrderPlaced(user_id=user_id, order_id=str(rng.randrange(50)), event_time=ordered)
+        for line in range(rng.choice((1, 5, 300))):
+            message.lines.add(
+                item_id=f"i{line}", quantity=rng.choice((-2, 0, 1)), unit_price=rng.choice((1.0, float("nan")))
+            )
+    elif kind == 1:
+        message.event_time.CopyFrom(timestamp(rng.choice((1, 5 * TIME_MS, 253_402_300_799_000))))
+    elif kind == 2:
+        message.exposure_token = sign(EXPOSURE, Shapes(number).value(), SIGNER)
+        message.placement = rng.choice(HOSTILE)
+    headers: list[tuple[str, bytes | None]] = [*cloud_event_headers(message, str(number), "test")]
+    key: bytes | None = user_id.encode()
+    value: bytes | None = message.SerializeToString()
+    if kind == 3:
+        headers = [(name, None if rng.random() < 0.5 else content) for name, content in headers]
+    elif kind == 4:
+        headers = [(name, rng.randbytes(rng.randrange(40))) for name, _ in headers for _ in range(rng.randrange(3))]
+    elif kind == 5:
+        value = rng.randbytes(rng.randrange(200))
+    elif kind == 6:
+        value = None
+    elif kind == 7:
+        key, value = None, rng.choice((b"", value))
+    elif kind == 8:
+        headers = [(name, b"application/json" if name == "content-type" else content) for name, content in headers]
+        value = json.dumps(Shapes(number).value()).encode()
+    elif kind == 9:
+        key = rng.choice(HOSTILE).encode()
+    return {"topic": rng.choice(USER_TOPICS), "key": key, "value": value, "headers": headers}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Own]:
+    with own_servers(tmp_path) as servers:
+        yield servers
+
+
+def test_records(record: Callable[[Row], None], own: Own, tmp_path: Path) -> None:
+    """Every codec takes its turn; sound events flow between, and every one of them is in its history."""
+    port, rng = free_port(), random.Random(7)
+    settings = {
+        "BAGUNI_METRICS_ADDRESS": f"127.0.0.1:{port}",
+        "BAGUNI_MAX_DEAD_SHARE": "1",
+        "BAGUNI_TOKEN_KEYS": "a key for these tests",
+    }
+    good = shop_events(20_000, seed=11, users=300)
+    failed_scrapes = 0
+    with redis.Redis.from_url(own.endpoints.redis_url) as client:
+        client.config_set("slowlog-log-slower-than", 5_000)
+        client.config_set("slowlog-max-len", 100_000)
+    with Consumers(own.endpoints, tmp_path, 1, **settings) as consumers, sender(own.endpoints) as producing:
+        process = consumers.processes[0]
+        assert process is not None
+        per_batch = len(good) * BATCH // RECORDS
+        for number in range(0, RECORDS, BATCH):
+            codec = ("none", "gzip", "lz4", "snappy", "zstd")[number // BATCH % 5]
+            foreign = confluent_kafka.Producer(
+                {"bootstrap.servers": own.endpoints.kafka_bootstrap, "compression.type": codec, "linger.ms": 50}
+            )
+            for each in range(number, number + BATCH):
+                foreign.produce(**_hostile_record(rng, each))
+            assert foreign.flush(60) == 0
+            first = number // BATCH * per_batch
+            producing.send(good[first : first + per_batch])
+            if number // BATCH % 20 == 0:
+                try:
+                    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
+                        reply.read()
+                except OSError:
+                    failed_scrapes += 1
+        found = compare(own.endpoints, expected(good), 120)
+        crashes = int(process.poll() is not None)
+    wrong = found.lost + found.surplus + crashes + failed_scrapes
+    what = f"{RECORDS:,} hostile records, five codecs: sound events lost or doubled, crashes, failed scrapes"
+    record(Row(what, wrong, "", "0", wrong == 0, "settled after, s", found.seconds))
+    with redis.Redis.from_url(own.endpoints.redis_url) as client:
+        longest_ms = max((entry["duration"] for entry in client.slowlog_get(100_000)), default=0) / 1000
+    record(Row("the longest that Redis is blocked by a call meanwhile", longest_ms, "ms", "≤ 50 ms", longest_ms <= 50))
+
+
+def test_the_longest_that_a_record_blocks_redis(record: Callable[[Row], None], own: Own) -> None:
+    """One record each, of a user whose history is full."""
+
+    def order(size: int, item: str) -> list[HistoryEvent]:
+        return [HistoryEvent(f"{item}{n}", Action.ORDERED, TIME_MS + 1, "o") for n in range(size)]
+
+    clicks = [HistoryEvent(f"c{n}", Action.CLICKED, TIME_MS + 2 * n) for n in range(2_048)]
+    same = [HistoryEvent(f"c{n}", Action.CLICKED, TIME_MS) for n in range(2_048)]
+    records = {
+        "an order of 2,048 lines, new": ([], order(2_048, "i")),
+        "an order of 2,048 lines into a full history": (clicks, order(2_048, "i")),
+        "2,048 other lines of an order that is there": (order(2_048, "a"), order(2_048, "b")),
+        "an order of 30,000 lines": (clicks, order(30_000, "i")),
+        "a late click": (clicks, [HistoryEvent("late", Action.CLICKED, TIME_MS + 1)]),
+        "a click among 2,048 of one moment": (same, [HistoryEvent("z", Action.CLICKED, TIME_MS)]),
+    }
+    with redis.Redis.from_url(own.endpoints.redis_url) as client:
+        client.config_set("slowlog-log-slower-than", 0)
+        writer = HistoryWriter(client)
+        for number, (what, (before, changes)) in enumerate(records.items()):
+            worst = []
+            for attempt in range(5):
+                user_id = f"u{number}-{attempt}"
+                writer.apply({user_id: before})
+                client.slowlog_reset()
+                writer.apply({user_id: changes})
+                worst.append(max(entry["duration"] for entry in client.slowlog_get(1_000)) / 1000)
+            median_ms = sorted(worst)[2]
+            record(Row(f"Redis is blocked by {what}", median_ms, "ms", "≤ 20 ms", median_ms <= 20))
+
+
+def test_redis_fails_over(record: Callable[[Row], None], own: Own, tmp_path: Path) -> None:
+    """A replica takes over eight times, each time without the last half second of what its primary was told."""
+    messages = shuffled(shop_events(FAILOVER_EVENTS, seed=12), seed=12)
+    binary = next(iter(own.running["redis"].cmdline()))
+    primary = own.settings.redis_port
+    proxy = Proxy(primary)
+    address = f"redis://127.0.0.1:{proxy.port}/0"
+    endpoints = own.endpoints.model_copy(update={"redis_url": address})
+    servers: list[subprocess.Popen[bytes]] = []
+    try:
+        with Consumers(endpoints, tmp_path) as consumers, sender(endpoints) as producing:
+            flowing = threading.Thread(target=producing.send, args=(messages, 2_000))
+            flowing.start()
+            for _ in range(FAILOVERS):
+                port = free_port()
+                folder = tmp_path / str(port)
+                folder.mkdir()
+                command = [binary, "--port", str(port), "--dir", str(folder), "--save", ""]
+                command += ["--replicaof", "127.0.0.1", str(primary)]
+                servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+                with redis.Redis(port=port) as replica:
+                    wait(lambda replica=replica: _is_in_step(replica))  # type: ignore[misc]
+                    time.sleep(1.5)
+                    replica.replicaof("NO", "ONE")
+                    time.sleep(0.5)  # what the primary is told now is lost
+                proxy.refuse()
+                proxy._target_port = primary = port
+                proxy.accept()
+            flowing.join()
+            found = compare(endpoints, expected(messages), 120)
+            rewound = sum(log.read_text().count("redis has lost what was applied") for log in consumers.logs)
+    finally:
+        proxy.close()
+        for server in servers:
+            server.kill()
+            server.wait()
+    assert rewound >= 1
+    wrong = found.lost + found.surplus
+    what = f"{FAILOVERS} Redis failovers among {FAILOVER_EVENTS:,} events, each loses half a second: events lost or doubled"
+    record(Row(what, wrong, "", "0", wrong == 0, "settled after, s", found.seconds))
+
+
+def _is_in_step(replica: redis.Redis) -> bool:
+    with contextlib.suppress(redis.RedisError):
+        return bool(replica.info("replication").get("master_link_status") == "up")
+    return False
+
+
+def test_a_process_that_hangs_is_replaced(
+    record: Callable[[Row], None], stack: Any, active_release: Any, tmp_path: Path
+) -> None:
+    with gateway_process(stack, tmp_path, processes=2) as gateway:
+        worst_s = 0.0
+        for name in ("online-0", "online-1", "bulk-0"):
+            hung = gateway.workers()[name]
+            hung.suspend()
+            started = time.monotonic()
+            wait(lambda name=name, hung=hung: gateway.workers().get(name, hung).pid != hung.pid)  # type: ignore[misc]
+            gateway.wait_until_ready()
+            worst_s = max(worst_s, time.monotonic() - started)
+    record(
+        Row(
+            "a gateway process that hangs is replaced and ready, the longest of three",
+            worst_s,
+            "s",
+            "≤ 10 s",
+            worst_s <= 10,
+        )
+    )
