@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from baguni.channels import replicas
 from baguni.errors import EngineError, ReleaseMismatchError
-from baguni.inference import SyncInferenceClient
+from baguni.inference import SyncInferenceClient, unload_models
 from baguni.item_index import IndexedItem, ItemIndex
+from baguni.lease import held
 from baguni.live_items import LiveItemWriter
 from baguni.redis_client import connect
 from baguni.release import Release, ReleaseStore, link_or_copy
+from baguni.served import served
 from baguni.settings import Endpoints
 from baguni.signature import GOLDEN_OUTPUTS, model_specs
 
@@ -51,22 +53,31 @@ def activate(
     another GPU, UnavailableError if a server does not answer; the pointer has not moved then. What fails while others are
     unloaded is an UnavailableError too, and the release is active already.
     """
-    on_stage("verify")
-    release = store.get(release_id)
-    publish(release, endpoints, on_stage)
-    if store.active_id() != release_id:
-        store.point_to(release_id)
-    if drain_s is not None:
-        on_stage("drain")
-        time.sleep(drain_s)
-        unload_others(release, endpoints)
+    with held(endpoints.redis_url, f"activate {release_id}", on_stage) as lease:
+        on_stage("verify")
+        release = store.get(release_id)
+        publish(release, endpoints, on_stage)
+        lease.check()
+        if store.active_id() != release_id:
+            store.point_to(release_id, lease.number)
+        if drain_s is not None:
+            on_stage("drain")
+            time.sleep(drain_s)
+            lease.check()
+            unload_others(release, endpoints)
     return release
 
 
 def unload_others(release: Release, endpoints: Endpoints) -> list[str]:
-    """Unload the models of every other release from each Triton, and return their names."""
-    with _tritons(release, endpoints) as tritons:
-        return sorted({name for inference in tritons for name in inference.unload_others()})
+    """Unload from each Triton the models of every other release that no gateway serves, and return the releases' ids."""
+    with closing(connect(endpoints.redis_url)) as client:
+        kept = {release.release_id, *served(client)}
+    models = tuple(model_specs(release.signature))
+    unloaded = [
+        unload_models(address, models, lambda release_id: release_id not in kept)
+        for address in replicas(endpoints.triton_url)
+    ]
+    return sorted({release_id for each in unloaded for release_id in each})
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -157,24 +157,27 @@ class SyncInferenceClient:
         except InferenceServerException as error:
             raise _unavailable(error) from error
 
-    def unload_others(self) -> list[str]:
-        """Unload the models of every other release, and return their names. Models of no release stay."""
-        unloaded = []
-        try:
-            for entry in self._client.get_model_repository_index(as_json=True, client_timeout=CHECK_TIMEOUT_S).get(
-                "models", []
-            ):
-                model = re.fullmatch(rf"({'|'.join(self._specs)})_(.+)", entry["name"])
-                if model and model[2] != self._release_id and entry.get("state") == "READY":
-                    self._client.unload_model(entry["name"], client_timeout=LOAD_TIMEOUT_S)
-                    unloaded.append(entry["name"])
-        except InferenceServerException as error:
-            raise _unavailable(error) from error
-        return unloaded
-
     def close(self) -> None:
         """Close the channel."""
         self._client.close()
+
+
+def unload_models(url: str, models: Collection[str], is_unwanted: Callable[[str], bool]) -> list[str]:
+    """Unload from one Triton the models of releases that are not wanted, and return the releases' ids. Models of no release
+    stay. Raises UnavailableError."""
+    client, found = triton.InferenceServerClient(url, channel_args=CHANNEL), []
+    try:
+        index = client.get_model_repository_index(as_json=True, client_timeout=CHECK_TIMEOUT_S).get("models", [])
+        for entry in index:
+            model = re.fullmatch(rf"({'|'.join(models)})_(.+)", entry["name"])
+            if model and entry.get("state") == "READY" and is_unwanted(model[2]):
+                client.unload_model(entry["name"], client_timeout=LOAD_TIMEOUT_S)
+                found.append(model[2])
+    except InferenceServerException as error:
+        raise _unavailable(error) from error
+    finally:
+        client.close()
+    return found
 
 
 def _request(spec: ModelSpec, release_id: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,6 +208,24 @@ class ItemIndex:
     def _row(self, item: Item, vector: NDArray[np.float32]) -> dict[str, Any]:
         fields = index_fields(item, self._types)
         return {**fields, "item_id": item.item_id, "vector": np.asarray(vector, np.float32).tolist()}
+
+
+def collections_of_releases(uri: str) -> list[tuple[str, str]]:
+    """Return (collection, release id) of everything in Milvus that a release was filled into, half filled or not. Raises
+    UnavailableError."""
+    found = []
+    with milvus_errors(), closing(MilvusClient(uri, timeout=CONNECT_TIMEOUT_S)) as client:
+        for name in client.list_collections(timeout=WRITE_TIMEOUT_S):
+            owner = client.describe_collection(name, timeout=WRITE_TIMEOUT_S).get("properties", {}).get(RELEASE)
+            if owner is not None:
+                found.append((name, str(owner)))
+    return found
+
+
+def drop_collection(uri: str, name: str) -> None:
+    """Drop one collection. Raises UnavailableError."""
+    with milvus_errors(), closing(MilvusClient(uri, timeout=CONNECT_TIMEOUT_S)) as client:
+        client.drop_collection(name, timeout=BUILD_TIMEOUT_S)
 
 
 def lengthened(vectors_ND: NDArray[np.float32], length: float) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -199,13 +199,20 @@ class ReleaseStore:
         pointer = self._pointer()
         return pointer["release_id"] if pointer else None
 
-    def point_to(self, release_id: str) -> None:
-        """Make a release the active one: one atomic write. The release must be in the store and undamaged."""
+    def point_to(self, release_id: str, lease_number: int = 0) -> None:
+        """Make a release the active one: one atomic write. The release must be in the store and undamaged. Raises
+        ReleaseMismatchError if a holder of a later lease has moved the pointer since."""
         self.get(release_id)
         pointer = self._pointer()
+        last_number = int(pointer.get("lease", 0)) if pointer else 0
+        if 0 < lease_number < last_number:
+            raise ReleaseMismatchError(
+                f"{self.root / POINTER} was moved under lease {last_number}, after lease {lease_number}: nothing was changed"
+            )
         earlier = [*pointer["history"], pointer["release_id"]] if pointer else []
         history = [r for r in earlier if r != release_id][-20:]
-        _write_atomically(self.root / POINTER, {"release_id": release_id, "history": history})
+        number = max(lease_number, last_number)
+        _write_atomically(self.root / POINTER, {"release_id": release_id, "history": history, "lease": number})
 
     def previous_id(self) -> str:
         """The release that was active before; raises NotFoundError if there was none."""
@@ -219,14 +226,22 @@ class ReleaseStore:
         Processes that have one open keep what they have read. Nothing is removed before the first activation."""
         if count < 1:
             raise InvalidInputError(f"keep is {count}, expected at least 1: the active release stays", "keep")
+        return self.remove_but(self.last_active(count)) if self.active_id() is not None else []
+
+    def last_active(self, count: int) -> list[str]:
+        """The active release and those that were before it, `count` in all, newest last; none before the first activation."""
         pointer = self._pointer()
-        if pointer is None:
-            return []
-        kept = [*pointer["history"], pointer["release_id"]][-count:]
+        return [*pointer["history"], pointer["release_id"]][-count:] if pointer else []
+
+    def remove_but(self, kept: Collection[str]) -> list[str]:
+        """Remove every release but these, and what an interrupted removal left; the ids of what was removed."""
         removed = [release_id for release_id in self.ids() if release_id not in kept]
         for release_id in removed:
             (self.root / release_id / MANIFEST).unlink()  # from here on it is none
             shutil.rmtree(self.root / release_id)
+        for folder in self.root.iterdir():
+            if folder.is_dir() and RELEASE_ID.fullmatch(folder.name) and not (folder / MANIFEST).exists():
+                shutil.rmtree(folder)
         return removed
 
     def _pointer(self) -> dict[str, Any] | None:

@@ -99,6 +99,21 @@ def rollback(store: ReleaseStore) -> None:
 
 
 @release.command()
+@click.option(
+    "--keep", type=int, required=True, help="How many of the releases that were active last stay, at least 1."
+)
+@click.pass_obj
+def prune(store: ReleaseStore, keep: int) -> None:
+    """Remove releases from Triton, Milvus, Redis and the disk, but the last that were active and what a gateway serves, for an
+    experiment for example. After an interruption the same command goes on."""
+    from baguni.pruning import prune as prune_releases
+
+    with _shown("prune") as show_stage:
+        removed = prune_releases(store, Endpoints(), keep, show_stage)
+    click.echo(f"removed {len(removed)}: {', '.join(removed) or 'nothing'}")
+
+
+@release.command()
 @click.argument("release_id", required=False)
 @url_option
 @click.pass_obj

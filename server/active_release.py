@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from baguni.item_index import ItemIndex
 from baguni.item_search import AsyncItemIndex
 from baguni.live_items import LiveItemReader
 from baguni.release import Release, ReleaseStore
+from baguni.served import ServedTeller
 from server.items import ItemTable
 from server.settings import ServerSettings
 
@@ -71,6 +74,7 @@ class ActiveRelease:
         self._beside: dict[str, Serving] = {}
         self._refused: dict[str, str] = {}
         self._waits: dict[str, _Wait] = {}
+        self._teller = ServedTeller(client, f"{socket.gethostname()}:{os.getpid()}")
         self._closing: set[asyncio.Task[None]] = set()
         self._requests: Counter[Serving] = Counter()
 
@@ -100,7 +104,16 @@ class ActiveRelease:
                     await self._switch(wanted)
                     await on_change(wanted)
             await self._follow_beside()
+            await self._tell_what_is_served()
             await asyncio.sleep(self._settings.pointer_check_s)
+
+    async def _tell_what_is_served(self) -> None:
+        """So that nobody takes away what is needed here."""
+        in_use = [*self._open(), *(serving for serving, requests in self._requests.items() if requests > 0)]
+        try:
+            await self._teller.tell({serving.release_id for serving in in_use})
+        except BaguniError as error:
+            log.warning("redis is not told what is served: %s", error)
 
     async def _follow_beside(self) -> None:
         """Open the releases that experiments want, close those that they do not want any more."""
@@ -142,6 +155,8 @@ class ActiveRelease:
 
     async def close(self) -> None:
         """Close the connections of the release being served."""
+        with suppress(BaguniError):
+            await self._teller.tell(())
         for task in self._closing:
             task.cancel()
         for serving in self._open():

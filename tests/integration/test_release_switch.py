@@ -19,10 +19,14 @@ import pytest
 import redis
 import tritonclient.grpc as triton
 
-from baguni.activation import activate
+from baguni import lease, served
+from baguni.activation import activate, publish
 from baguni.errors import ReleaseMismatchError
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
+from baguni.item_index import collections_of_releases
+from baguni.lease import LeaseError, held
+from baguni.pruning import prune
 from baguni.release import Release, ReleaseStore, load_release
 from baguni.settings import Endpoints
 from baguni.signature import model_specs
@@ -157,6 +161,7 @@ def test_the_old_models_are_unloaded_after_the_drain_and_no_request_fails(
 ) -> None:
     store = ReleaseStore(running.releases)
     other = store.add(renamed(active_release, tmp_path / "drained", "r20990105_0000f00d").path)
+    forget_killed_gateways(running)
     try:
         with traffic(stub, shopper) as answers:
             activate(store, other.release_id, running, drain_s=4.0)
@@ -171,6 +176,94 @@ def test_the_old_models_are_unloaded_after_the_drain_and_no_request_fails(
         lambda: stub.Recommend(pb.RecommendRequest(user_id="u001")).release_id == active_release.release_id,
         "the first release is served again",
     )
+
+
+def forget_killed_gateways(endpoints: Endpoints) -> None:
+    """Gateways that other tests killed count as serving for another minute."""
+    with redis.Redis.from_url(endpoints.redis_url) as client:
+        client.delete(served.KEY)
+
+
+def test_what_nobody_needs_is_pruned_everywhere_and_what_is_served_stays(
+    stub, shopper, running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    """The active release, the one before it, and one that a gateway has open for an experiment stay."""
+    store = ReleaseStore(running.releases)
+    forget_killed_gateways(running)
+    ids = [f"r2099020{number}_0000abcd" for number in range(1, 4)]
+    unused, pinned, before = (
+        store.add(renamed(active_release, tmp_path / release_id, release_id).path) for release_id in ids
+    )
+    for release in (unused, pinned):
+        publish(release, running)
+    activate(store, before.release_id, running)
+    activate(store, active_release.release_id, running)
+    with redis.Redis.from_url(running.redis_url) as client:
+        client.set(f"baguni:{{items:{unused.release_id}}}:sequence", 1)
+        client.zadd(served.KEY, {f"{pinned.release_id} elsewhere:1": time.time() + 60})
+        removed = prune(store, running, keep=2)
+        assert unused.release_id in removed
+        assert not {active_release.release_id, pinned.release_id, before.release_id} & set(removed)
+        assert not client.keys(f"*{unused.release_id}*")
+    models = {name.partition("_r2")[2] for name in loaded_models(running)}
+    assert models == {release.release_id[2:] for release in (active_release, pinned, before)}
+    owners = {owner for _, owner in collections_of_releases(running.milvus_uri)}
+    assert owners == {active_release.release_id, pinned.release_id, before.release_id}
+    folders = {path.name for path in running.triton_repository.iterdir()}
+    assert not {name for name in folders if unused.release_id in name}
+    assert set(store.ids()) == {active_release.release_id, pinned.release_id, before.release_id}
+    assert stub.Recommend(pb.RecommendRequest(user_id=shopper)).release_id == active_release.release_id
+    with redis.Redis.from_url(running.redis_url) as client:
+        client.zrem(served.KEY, f"{pinned.release_id} elsewhere:1")
+    assert set(prune(store, running, keep=1)) == {pinned.release_id, before.release_id}
+    assert prune(store, running, keep=1) == []
+
+
+def test_two_activations_at_once_end_with_what_the_later_one_wanted(
+    running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    store = ReleaseStore(running.releases)
+    ids = ("r20990301_0000aaaa", "r20990302_0000bbbb")
+    others = [store.add(renamed(active_release, tmp_path / release_id, release_id).path) for release_id in ids]
+    waited: list[str] = []
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(activate, store, other.release_id, running, waited.append, 0.1) for other in others]
+            for each in both:
+                each.result(timeout=600)
+        assert any(stage.startswith("wait for activate r2099030") for stage in waited)
+        (last,) = [other for other in others if other.release_id == store.active_id()]
+        assert {name for name in loaded_models(running) if last.release_id in name}
+        for model in model_specs(last.signature):
+            assert f"{model}_{last.release_id}" in loaded_models(running)
+    finally:
+        activate(store, active_release.release_id, running)
+
+
+def test_a_lease_that_was_lost_changes_nothing(running: Endpoints, active_release: Release, tmp_path: Path) -> None:
+    """Its holder was cut off, another one has moved the pointer since: its number is older, and is refused."""
+    store = ReleaseStore(tmp_path / "store")
+    first, second = (
+        store.add(renamed(active_release, tmp_path / release_id, release_id).path)
+        for release_id in ("r20990401_0000aaaa", "r20990402_0000bbbb")
+    )
+    with redis.Redis.from_url(running.redis_url) as client:
+        with held(running.redis_url, "one") as cut_off:
+            with pytest.raises(LeaseError, match="another process changes what is served: one, by process"):
+                with held(running.redis_url, "two", wait_s=0):
+                    raise AssertionError("two at once")
+            client.delete(lease.KEY)  # as if it had expired
+            with held(running.redis_url, "another") as another:
+                assert another.number > cut_off.number
+                store.point_to(second.release_id, another.number)
+                with pytest.raises(LeaseError, match="lost to another process"):
+                    cut_off.renew()
+                with pytest.raises(LeaseError):
+                    cut_off.check()
+                with pytest.raises(ReleaseMismatchError, match="nothing was changed"):
+                    store.point_to(first.release_id, cut_off.number)
+        assert client.get(lease.KEY) is None
+    assert store.active_id() == second.release_id
 
 
 def loaded_models(endpoints: Endpoints) -> set[str]:

@@ -1,0 +1,48 @@
+"""Which releases gateways hold open, told by the gateways themselves: what is served is not taken away from under them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import cast
+
+import redis
+import redis.asyncio
+
+from baguni.redis_client import redis_errors
+
+KEY = "baguni:served"  # "RELEASE PROCESS" → until when, in s since 1970
+TELL_S, VALID_S = 10.0, 60.0
+
+
+class ServedTeller:
+    """Tells what one process holds open. `process`: a name that no other has."""
+
+    def __init__(self, client: redis.asyncio.Redis, process: str) -> None:
+        self._client, self._process = client, process
+        self._told: frozenset[str] = frozenset()
+        self._next = 0.0
+
+    async def tell(self, release_ids: Collection[str]) -> None:
+        """Note that the process has these releases open, and no others; repeated every TELL_S. Raises UnavailableError."""
+        named = frozenset(release_ids)
+        if named == self._told and time.monotonic() < self._next:
+            return
+        with redis_errors():
+            if gone := [self._member(release_id) for release_id in self._told - named]:
+                await self._client.zrem(KEY, *gone)
+            if named:
+                until = time.time() + VALID_S
+                await self._client.zadd(KEY, {self._member(release_id): until for release_id in named})
+            await self._client.zremrangebyscore(KEY, "-inf", time.time())
+        self._told, self._next = named, time.monotonic() + TELL_S
+
+    def _member(self, release_id: str) -> str:
+        return f"{release_id} {self._process}"
+
+
+def served(client: redis.Redis) -> set[str]:
+    """Return the releases that some gateway has open. Raises UnavailableError."""
+    with redis_errors():
+        found = cast("list[bytes]", client.zrangebyscore(KEY, time.time(), "+inf"))
+    return {member.decode().partition(" ")[0] for member in found}
