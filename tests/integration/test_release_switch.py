@@ -249,9 +249,9 @@ def test_a_lease_that_was_lost_changes_nothing(running: Endpoints, active_releas
     )
     with redis.Redis.from_url(running.redis_url) as client:
         with held(running.redis_url, "one") as cut_off:
-            with pytest.raises(LeaseError, match="another process changes what is served: one, by process"):
-                with held(running.redis_url, "two", wait_s=0):
-                    raise AssertionError("two at once")
+            taken = pytest.raises(LeaseError, match="another process changes what is served: one, by process")
+            with taken, held(running.redis_url, "two", wait_s=0):
+                raise AssertionError("two at once")
             client.delete(lease.KEY)  # as if it had expired
             with held(running.redis_url, "another") as another:
                 assert another.number > cut_off.number
