@@ -17,6 +17,7 @@ import click
 
 from baguni.activation import activate
 from baguni.errors import InvalidInputError
+from baguni.pruning import prune
 from baguni.release import Release, ReleaseStore, sha256_of
 from baguni.settings import Endpoints
 from trainer.triton_config import Target
@@ -40,6 +41,13 @@ RELEASE = "release_id"  # in the run's folder: what it was exported as
 @click.option("--min-overlap", type=click.FloatRange(0, 1), default=None, help="As of `baguni release replay`.")
 @click.option("--max-latency-ratio", type=float, default=None, help="As of `baguni release replay`.")
 @click.option("--push", "pushes", is_flag=True, help="Then `baguni release push`, to BAGUNI_RELEASES_URL.")
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Then `baguni release prune`: so many of the last active stay.",
+)
 @click.pass_context
 def nightly(
     context: click.Context,
@@ -55,6 +63,7 @@ def nightly(
     min_overlap: float | None,
     max_latency_ratio: float | None,
     pushes: bool,
+    keep: int,
 ) -> None:
     """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's.
 
@@ -88,6 +97,9 @@ def nightly(
         click.echo(f"{candidate.release_id} is active.")
     if pushes:  # again after an interruption: what is there is not sent twice
         _command("release", "--releases", str(store.root), "push")
+    removed = prune(store, Endpoints(), keep, click.echo)
+    if removed:
+        click.echo(f"removed {', '.join(removed)}")
 
 
 def quality_problem(active: Release, candidate: Release, model: str, metric: str, tolerance: float) -> str:

@@ -50,6 +50,7 @@ class Night:
             str(self.runs),
             "--text-encoder",
             str(self.encoder),
+            "--keep=20",  # other tests need their releases
         ]
 
     def environment(self) -> dict[str, str]:
