@@ -22,7 +22,7 @@ tools: .venv-s3/.done $(TOOLS)/usr/bin/kubectl $(TOOLS)/usr/bin/promtool $(TOOLS
 demo: setup ## From nothing to live recommendations on real grocery orders (KEEP=1 leaves the stack up)
 	@$(BIN)/baguni demo $(if $(KEEP),--keep)
 
-test: setup analysis tools ## Every test, those against real Triton, Milvus, broker and Redis included
+test: setup analysis tools ## The tests, those against real Triton, Milvus, broker and Redis included, but those of faults
 	$(PYTEST) $(WORKERS)
 
 test-unit: setup ## The tests that need no server and no training, in a minute

@@ -24,7 +24,7 @@ from baguni.lease import held
 from baguni.live_items import LiveItemWriter
 from baguni.redis_client import connect
 from baguni.release import Release, ReleaseStore, link_or_copy
-from baguni.served import served
+from baguni.served import kept_open, served
 from baguni.settings import Endpoints
 from baguni.signature import GOLDEN_OUTPUTS, model_specs
 
@@ -94,18 +94,20 @@ def _tritons(release: Release, endpoints: Endpoints) -> Iterator[list[SyncInfere
 def published(store: ReleaseStore, release: Release, endpoints: Endpoints) -> Iterator[None]:
     """`publish` for a while: at the end everything is as it was, unless the release has become the active one meanwhile."""
     release_id = release.release_id
-    with _tritons(release, endpoints) as tritons:
-        had_not = [inference for inference in tritons if not inference.is_loaded()]
-        was_filled = publish(release, endpoints)
+    with kept_open(endpoints.redis_url, release_id), _tritons(release, endpoints) as tritons:
+        with held(endpoints.redis_url, f"load {release_id} for a while"):
+            had_not = [inference for inference in tritons if not inference.is_loaded()]
+            was_filled = publish(release, endpoints)
         try:
             yield
         finally:
-            undone = store.active_id() != release_id
-            for inference in had_not if undone else ():
-                inference.unload()
-            if undone and not was_filled:
-                with closing(ItemIndex(endpoints.milvus_uri, release_id)) as index:
-                    index.drop()
+            with held(endpoints.redis_url, f"take {release_id} away again"):
+                undone = store.active_id() != release_id
+                for inference in had_not if undone else ():
+                    inference.unload()
+                if undone and not was_filled:
+                    with closing(ItemIndex(endpoints.milvus_uri, release_id)) as index:
+                        index.drop()
 
 
 def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda stage: None) -> bool:

@@ -18,7 +18,7 @@ SUMMARIES = {
     "segment": "Who buys of a category, and when something is bought again.",
     "export": "Make a release of a finished run.",
     "generate": "Lists for all users of a log, without servers.",
-    "release": "List, show, try, activate and roll back releases.",
+    "release": "List, show, try, activate, roll back, prune, push and pull releases.",
     "histories": "Load, rebuild and check stored histories.",
     "crm": "Run campaigns: whom to push what, delivered once.",
     "experiment": "What experiments have shown, and what may be concluded.",

@@ -27,13 +27,14 @@ url_option = click.option("--url", default=None, help="Where to: s3://BUCKET/PRE
 @click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
 @click.pass_context
 def release(context: click.Context, releases: Path | None) -> None:
-    """List, show, try, activate and roll back releases.
+    """List, show, try, activate, roll back, prune, push and pull releases.
 
     \b
     baguni release list
     baguni release replay --log captured/ --candidate r20261124_1f3a9c02
     baguni release activate r20261124_1f3a9c02
     baguni release rollback
+    baguni release prune --keep 2
     """
     context.obj = ReleaseStore(releases or Endpoints().releases)
 
@@ -85,9 +86,11 @@ def activate(store: ReleaseStore, release_id: str, drain_s: float | None) -> Non
 def load(store: ReleaseStore, release_id: str) -> None:
     """Load RELEASE_ID into Triton and Milvus and check it, beside the active one: for experiments that choose between them."""
     from baguni.activation import publish
+    from baguni.lease import held
 
-    with _shown(release_id) as show_stage:
-        publish(store.get(release_id), Endpoints(), show_stage)
+    endpoints = Endpoints()
+    with _shown(release_id) as show_stage, held(endpoints.redis_url, f"load {release_id}", show_stage):
+        publish(store.get(release_id), endpoints, show_stage)
     click.echo(f"{release_id} is loaded.")
 
 
@@ -104,8 +107,10 @@ def rollback(store: ReleaseStore) -> None:
 )
 @click.pass_obj
 def prune(store: ReleaseStore, keep: int) -> None:
-    """Remove releases from Triton, Milvus, Redis and the disk, but the last that were active and what a gateway serves, for an
-    experiment for example. After an interruption the same command goes on."""
+    """Delete old releases. The last --keep that were active, and those a gateway has open, stay.
+
+    They are deleted from Triton, Milvus, Redis and this store. A release that was never active, and that no gateway has open, is
+    deleted, too. With --keep 1 there is nothing to roll back to. After an interruption the same command goes on."""
     from baguni.pruning import prune as prune_releases
 
     with _shown("prune") as show_stage:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
 from typing import cast
 
 import redis
 import redis.asyncio
 
-from baguni.redis_client import redis_errors
+from baguni.redis_client import connect, redis_errors
 
 KEY = "baguni:served"  # "RELEASE PROCESS" → until when, in s since 1970
 TELL_S, VALID_S = 10.0, 60.0
+LONGEST_S = 86_400.0
 
 
 class ServedTeller:
@@ -39,6 +43,20 @@ class ServedTeller:
 
     def _member(self, release_id: str) -> str:
         return f"{release_id} {self._process}"
+
+
+@contextmanager
+def kept_open(redis_url: str, release_id: str) -> Iterator[None]:
+    """Count the release as served while the body runs, for at most LONGEST_S: a replay needs its models and collections."""
+    member = f"{release_id} {socket.gethostname()}:{os.getpid()}:kept"
+    with closing(connect(redis_url)) as client:
+        with redis_errors():
+            client.zadd(KEY, {member: time.time() + LONGEST_S})
+        try:
+            yield
+        finally:
+            with redis_errors():
+                client.zrem(KEY, member)
 
 
 def served(client: redis.Redis) -> set[str]:

@@ -65,7 +65,8 @@ def nightly(
     pushes: bool,
     keep: int,
 ) -> None:
-    """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's.
+    """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's; then delete old
+    releases but the last --keep.
 
     Exit status 3: it is worse, and the active release stays. Run again after an interruption, it goes on; with the same data
     and settings, it does nothing twice.

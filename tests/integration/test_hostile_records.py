@@ -262,9 +262,11 @@ def test_a_damaged_history_is_set_aside_and_begun_anew(own, shop, user_id, goes_
     with redis.Redis.from_url(own.endpoints.redis_url) as client:
         client.rpush(key, stored) if isinstance(stored, str) else client.set(key, stored)
         assert len(read_history(own.endpoints, user_id)) == 0  # for the gateway, too
-        for number in range(2):  # appended, and merged
-            shop.send(click(user_id, "rye", TIME_MS - number))
-        eventually(lambda: len(read_history(own.endpoints, user_id)) == 2)
+        shop.send(click(user_id, "newest", TIME_MS))  # may be appended, which does not look at what is there
+        shop.send(click(user_id, "late", TIME_MS - 1))  # has to be merged, which does
+        eventually(lambda: "late" in {event.item_id for event in read_history(own.endpoints, user_id).events})
+        shop.send(click(user_id, "next", TIME_MS + 1))
+        eventually(lambda: "next" in {event.item_id for event in read_history(own.endpoints, user_id).events})
         goes_on()
         assert client.exists(f"{key}:damaged") == 1 or stored == b""
         HistoryWriter(client).drop([user_id])
