@@ -109,8 +109,8 @@ def rollback(store: ReleaseStore) -> None:
 def prune(store: ReleaseStore, keep: int) -> None:
     """Delete old releases. The last --keep that were active, and those a gateway has open, stay.
 
-    They are deleted from Triton, Milvus, Redis and this store. A release that was never active, and that no gateway has open, is
-    deleted, too. With --keep 1 there is nothing to roll back to. After an interruption the same command goes on."""
+    They are deleted from Triton, Milvus, Redis and this store. A release that was never active, and that no gateway has
+    open, is deleted, too. With --keep 1 there is nothing to roll back to. After an interruption the same command goes on."""
     from baguni.pruning import prune as prune_releases
 
     with _shown("prune") as show_stage:
