@@ -10,10 +10,11 @@
 -- and what is new, not with their product. T, A, C: time, action and content of entries, oldest first.
 
 local ORDERED, CANCELLED, DELETED = 1, 4, 5
+local DAMAGED_TTL = 30 * 86400 -- s
 local HEAD, HEAD_BYTES = '>I4I4I4I8I8', 28
 local cap, ttl, clock, skew = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local most = 2 * cap + math.max(16, math.floor(cap / 8)) -- entries before a merge takes away what is too old
-local crowd = cap + math.max(16, math.floor(cap / 4)) -- of these, a merge counts those of the oldest moment exactly
+local crowd = cap + math.max(16, math.floor(cap / 4)) -- with more, a merge trims those of the oldest moment to exactly `cap`
 
 local function add(content, known, from, start) -- append to `content` what `known` has not
   local added = 0
@@ -53,7 +54,7 @@ local function decode(value) -- raises an error if the value is no history
       local gap, action, content = fields[i], fields[i + 1], fields[i + 2]
       assert(type(gap) == 'number' and gap >= 0 and type(action) == 'number' and action >= 1 and action <= CANCELLED)
       local kind = type(content)
-      assert(action == ORDERED and kind == 'table' or action ~= ORDERED and (kind == 'string' or kind == 'number'))
+      assert(action == ORDERED and kind == 'table' and content[1] ~= nil or action ~= ORDERED and (kind == 'string' or kind == 'number'))
       now = now + gap
       local n = #T + 1
       T[n], A[n], C[n] = now, action, content
@@ -113,7 +114,7 @@ local function change(key, changes)
   local value, is_damaged = redis.pcall('GET', key), 0
   local function set_aside()
     redis.call('RENAME', key, key .. ':damaged')
-    redis.call('EXPIRE', key .. ':damaged', ttl)
+    redis.call('EXPIRE', key .. ':damaged', DAMAGED_TTL)
     value, is_damaged = false, 1
   end
   if type(value) == 'table' or value and #value < HEAD_BYTES then set_aside() end -- another type, or cut short
@@ -158,13 +159,15 @@ local function change(key, changes)
       oldT, oldA, oldC = T, A, C
     else
       set_aside()
-      version, count, newest, deleted = 0, 0, 0, 0
+      version, count, newest = 0, 0, 0
+      if deleted > clock * 1000 + skew then deleted = 0 end -- what is to stay forgotten stands in the head
     end
   end
 
   local letters, is_changed, latest_change = {}, false, -1
   for i = 1, #changes, 3 do
     letters[(i + 2) / 3] = 'd'
+    if changes[i + 1] == DELETED then redis.call('DEL', key .. ':damaged') end
     if changes[i + 1] == DELETED and changes[i] > deleted then
       deleted, is_changed = changes[i], true
       letters[(i + 2) / 3] = 'n'

@@ -5,6 +5,7 @@ Parsing is pure: record in, event out. What is done with an event is the busines
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
 from baguni.placements import MAX_PLACEMENT
 from baguni.v1 import events_pb2 as pb
 
+log = logging.getLogger(__name__)
 MAX_ID_LENGTH = 256
 MAX_TEXT_LENGTH = 10_000  # of a title or a description
 MAX_VALUE_LENGTH = 1_024  # of an attribute's text, or of one level of a category
@@ -116,7 +118,17 @@ class RawRecord(Protocol):
 
 def read(record: RawRecord, latest_ms: int = LATEST_TIME_MS) -> Event | None:
     """Return a record's event. A record with a key and no value is a tombstone, as compaction leaves them: on the item topic it
-    removes the item, on any other it means nothing, which is None. Raises MalformedEvent, as `parse` does."""
+    removes the item, on any other it means nothing, which is None. Raises MalformedEvent, and nothing else."""
+    try:
+        return _read(record, latest_ms)
+    except MalformedEvent:
+        raise
+    except Exception as error:  # of parsers of what others send
+        log.exception("parsing failed unforeseen")
+        raise MalformedEvent("unforeseen", f"{type(error).__name__}: {error}") from error
+
+
+def _read(record: RawRecord, latest_ms: int) -> Event | None:
     if record.value is None and record.key is not None:
         if record.topic != ITEM_TOPIC:
             return None

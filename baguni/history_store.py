@@ -65,7 +65,7 @@ class Applied(NamedTuple):
 
     @property
     def outcomes(self) -> dict[int, Outcome]:
-        """By the position of the change; adjacent lines of an order share one, at the first."""
+        """By the position of the change; the adjacent lines of an order have one outcome, at the position of the first."""
         return dict(zip(self.first, map(Outcome, self.letters), strict=True))
 
 
@@ -137,7 +137,8 @@ class HistoryWriter:
         """Remove what is stored, without a tombstone: events that come again are taken again."""
         with redis_errors():
             if user_ids:
-                self._client.unlink(*[_KEY % user_id for user_id in user_ids])
+                keys = [_KEY % user_id for user_id in user_ids]
+                self._client.unlink(*keys, *(f"{key}:damaged" for key in keys))
 
 
 def _calls(packed: Sequence[tuple[str, PackedChanges]]) -> Iterator[list[tuple[str, list[Any]]]]:

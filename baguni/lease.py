@@ -16,7 +16,7 @@ from typing import cast
 import redis
 
 from baguni.errors import BaguniError, UnavailableError
-from baguni.redis_client import connect, redis_errors
+from baguni.redis_client import connect, shared_redis_errors
 
 KEY = "baguni:lease:serving"
 LEASE_S, RENEW_S, LOOK_S = 30.0, 5.0, 0.5
@@ -62,7 +62,7 @@ class Lease:
     def renew(self) -> None:
         """Hold it for another LEASE_S. Raises LeaseError if another process holds it by now."""
         started = time.monotonic()
-        with redis_errors():
+        with shared_redis_errors():
             is_held = self._keep(keys=[KEY], args=[self._value, int(LEASE_S * 1000)])
         if not is_held:
             self._sure_until = 0.0
@@ -71,7 +71,7 @@ class Lease:
 
     def give_up(self) -> None:
         """Let the next one have it."""
-        with suppress(UnavailableError), redis_errors():
+        with suppress(UnavailableError), shared_redis_errors():
             self._keep(keys=[KEY], args=[self._value, 0])
 
 
@@ -101,7 +101,7 @@ def held(
 def _taken(client: redis.Redis, holder: str, on_wait: Callable[[str], None], wait_s: float) -> Lease:
     take, deadline = client.register_script(_TAKE), time.monotonic() + wait_s
     while True:
-        with redis_errors():
+        with shared_redis_errors():
             reply = cast("int | bytes", take(keys=[KEY, f"{KEY}:number"], args=[holder, int(LEASE_S * 1000)]))
         if isinstance(reply, int):
             return Lease(client, reply, holder)

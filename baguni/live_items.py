@@ -20,7 +20,7 @@ import redis.asyncio
 from numpy.typing import NDArray
 
 from baguni.catalog import Item
-from baguni.redis_client import redis_errors
+from baguni.redis_client import shared_redis_errors
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +88,12 @@ class LiveItemWriter:
     def write(self, items: Sequence[LiveItem]) -> None:
         """Publish items, in their order, at once."""
         arguments = [part for live in items for part in (live.item.item_id, _encode(live))]
-        with redis_errors():
+        with shared_redis_errors():
             self._write(keys=self._keys.changing, args=arguments)
 
     def changes(self) -> list[LiveItem]:
         """Items that anyone changed since the last call, in order; at first, all of them."""
-        with redis_errors():
+        with shared_redis_errors():
             reply = self._changes(keys=self._keys.changing, args=[self._last_sequence])
         self._last_sequence, changed = _changed(cast("list[bytes]", reply), self._last_sequence)
         return changed
@@ -104,7 +104,7 @@ class LiveItemWriter:
         """A Semantic ID for a new item: the content codes and the lowest suffix that is neither in `taken` nor another
         item's, or None if all are. The same item is given the same ID again."""
         arguments: list[str | int] = [item_id, ",".join(map(str, content_codes)), num_suffixes, *taken]
-        with redis_errors():
+        with shared_redis_errors():
             suffix = int(cast("int", self._claim(keys=[self._keys.claims], args=arguments)))
         return None if suffix < 0 else (*content_codes, suffix)
 
@@ -119,7 +119,7 @@ class LiveItemReader:
 
     async def changes(self) -> list[LiveItem]:
         """Items that changed since the last call, in order."""
-        with redis_errors():
+        with shared_redis_errors():
             reply: Any = await self._changes(keys=self._keys.changing, args=[self._last_sequence])
         self._last_sequence, changed = _changed(reply, self._last_sequence)
         return changed

@@ -15,17 +15,18 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 from operator import attrgetter
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgpack
 
 from baguni.errors import BaguniError
-from baguni.history import Action, Cancellation, Change, History, HistoryEvent, in_force
+from baguni.history import CLOCK_SKEW_MS, Action, Cancellation, Change, History, HistoryEvent, in_force
 
 VERSION_BYTES = 4
 _HEAD = Struct(">IIIQQ")
 CANCELLED, DELETED = 4, 5  # beside the numbers of Action
 MAX_NUMBER_LENGTH = 15
+LATEST_TIME_MS = 253_402_300_799_999 + CLOCK_SKEW_MS  # the end of the year 9999
 _ACTIONS = (None, *Action)
 _sort_key = attrgetter("sort_key")
 
@@ -42,7 +43,7 @@ class PackedChanges(NamedTuple):
     first: list[int]
 
     def pieces(self, most: int) -> Iterator[tuple[list[Any], int]]:
-        """Split the changes, in their order; yields pieces and their numbers of lines: at most `most`, or one longer order."""
+        """Split the changes, in order; yields pieces of at most `most` lines. An order with more is a piece of its own."""
         start = lines = 0
         for place in range(0, len(self.flat), 3):
             content = self.flat[place + 2]
@@ -104,10 +105,14 @@ def _unpacked(value: bytes) -> History:
     orders: set[str] = set()
     num_orders, time_ms, is_sorted = 0, 0, True
     for gap_ms, action, content in zip(stream, stream, stream, strict=True):
+        if type(gap_ms) is not int or gap_ms < 0 or type(action) is not int or not 1 <= action <= CANCELLED:
+            raise ValueError(f"an entry has the gap {gap_ms!r} and the action {action!r}")
+        if isinstance(content, list) != (action == Action.ORDERED) or not isinstance(content, list | str | int):
+            raise ValueError(f"an entry of action {action} has the content {content!r}"[:200])
         is_sorted = is_sorted and gap_ms > 0
         time_ms += gap_ms
         if action == Action.ORDERED:
-            order_id, *items = content
+            order_id, *items = cast("list[Any]", content)
             order_id = str(order_id)
             orders.add(order_id)
             num_orders += 1
@@ -117,6 +122,8 @@ def _unpacked(value: bytes) -> History:
             cancellations.append(Cancellation(str(content), time_ms))
         else:
             events.append(HistoryEvent(str(content), _ACTIONS[action], time_ms))
+    if time_ms > LATEST_TIME_MS:
+        raise ValueError(f"the newest event is of {time_ms} ms")
     if not is_sorted:
         events.sort(key=_sort_key)
     if not cancellations and num_orders == len(orders):  # everything is in force

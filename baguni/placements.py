@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import redis
 import redis.asyncio
 
-from baguni.redis_client import redis_errors
+from baguni.redis_client import shared_redis_errors
 
 MAX_PLACEMENT = 64  # characters; a longer name is no placement
 HALF_LIFE_MS = 7 * 86_400_000
@@ -55,7 +55,7 @@ class PlacementWriter:
 
     def count(self, clicks: Mapping[str, Iterable[tuple[str, int]]]) -> None:
         """Count (item id, time in ms) of each placement, in one round trip."""
-        with redis_errors():
+        with shared_redis_errors():
             pipeline = self._client.pipeline(transaction=False)
             for placement, clicked in clicks.items():
                 pairs = [part for item_id, time_ms in clicked for part in (_weight(time_ms), item_id)]
@@ -75,7 +75,7 @@ class PlacementReader:
         which only a caller can choose, the counts are read as they are and nothing is stored."""
         window = time_ms // WINDOW_MS
         is_now = abs(window - int(time.time() * 1000) // WINDOW_MS) <= 1
-        with redis_errors():
+        with shared_redis_errors():
             keys = [_KEY % placement, _SNAPSHOT_KEY % (placement, window)]
             reply = await self._read(keys=keys, args=[_SNAPSHOT_TTL_S, int(is_now)])
         now = _weight(window * WINDOW_MS)

@@ -17,15 +17,16 @@ from baguni.errors import InvalidInputError
 from baguni.inference import unload_models
 from baguni.item_index import collections_of_releases, drop_collection
 from baguni.lease import held
-from baguni.redis_client import connect, redis_errors
+from baguni.redis_client import connect, shared_redis_errors
 from baguni.release import Release, ReleaseStore
 from baguni.served import served
 from baguni.settings import Endpoints
 from baguni.signature import model_specs
 
 SCANNED = 1_000
-_ITEM_KEYS = re.compile(r"baguni:\{items:([A-Za-z0-9_]{1,64})\}.*")
-_GROUP_KEYS = re.compile(r"baguni:positions:baguni-items-([A-Za-z0-9_]{1,64}).*")
+# Exactly the keys of baguni/live_items.py: a user may be called "items:rye", and has a history under "baguni:{items:rye}:h".
+_ITEM_KEYS = re.compile(r"baguni:\{items:([A-Za-z0-9_]{1,64})\}(:changes|:sequence|:claims)?")
+_GROUP_KEYS = "baguni:positions:baguni-items-"  # then the release, then the suffix of groups
 
 
 def prune(
@@ -46,8 +47,8 @@ def prune(
         places: dict[str, Callable[[], set[str]]] = {
             "Triton": lambda: _from_triton(active, endpoints, kept),
             "Milvus": lambda: _from_milvus(endpoints, kept),
-            "Redis": lambda: _from_redis(client, kept),
             "disk": lambda: _from_disk(active, store, endpoints.triton_repository, kept),
+            "Redis": lambda: _from_redis(client, kept, removed),
         }
         for place, remove in places.items():
             lease.check()
@@ -72,16 +73,20 @@ def _from_milvus(endpoints: Endpoints, kept: Collection[str]) -> set[str]:
     return set(found.values())
 
 
-def _from_redis(client: redis.Redis, kept: Collection[str]) -> set[str]:
-    removed = set()
-    with redis_errors():
-        for pattern, shape in (("baguni:{items:*", _ITEM_KEYS), ("baguni:positions:baguni-items-*", _GROUP_KEYS)):
-            for key in client.scan_iter(pattern, count=SCANNED):
-                found = shape.fullmatch(key.decode(errors="replace"))
-                if found and found[1] not in kept:
-                    client.unlink(key)
-                    removed.add(found[1])
-    return removed
+def _from_redis(client: redis.Redis, kept: Collection[str], removed: Collection[str]) -> set[str]:
+    """Of consumers' positions, those of releases that were removed elsewhere: what follows the id in a key may be anything."""
+    found = set()
+    with shared_redis_errors():
+        for key in client.scan_iter("baguni:{items:*", count=SCANNED):
+            match = _ITEM_KEYS.fullmatch(key.decode(errors="replace"))
+            if match and match[1] not in kept:
+                client.unlink(key)
+                found.add(match[1])
+        for key in client.scan_iter(f"{_GROUP_KEYS}*", count=SCANNED):
+            group = key.decode(errors="replace").removeprefix(_GROUP_KEYS)
+            if any(group == each or group.startswith(f"{each}-") for each in {*removed, *found} - {*kept}):
+                client.unlink(key)
+    return found
 
 
 def _from_disk(active: Release, store: ReleaseStore, repository: Path, kept: Collection[str]) -> set[str]:

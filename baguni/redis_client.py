@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,32 +17,10 @@ from baguni.errors import RefusedError, UnavailableError
 TIMEOUT_S, CONNECT_TIMEOUT_S = 2.0, 1.0
 # One more attempt, at once, replaces a connection that went stale. Longer patience is the caller's.
 RETRIES = 1
-# How replies begin that are about Redis' state, not about what it was asked. redis-py removes some of them.
-TEMPORARY = (
-    "ASK",
-    "BUSY",
-    "CLUSTERDOWN",
-    "CROSSSLOT",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "MOVED",
-    "NOAUTH",
-    "NOPERM",
-    "NOREPLICAS",
-    "NOSCRIPT",
-    "OOM",
-    "READONLY",
-    "TRYAGAIN",
-    "UNKILLABLE",
-    "WRONGPASS",
-)
-TEMPORARY_ERRORS = (
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.NoScriptError,
-    redis.exceptions.NoPermissionError,
-    redis.exceptions.ClusterError,
+# Errors that report what is stored or asked, not Redis' state. Scripts and pipelines put words around the code. Everything else
+# counts as unavailable: to wait for what never comes is seen and mended, to set good records aside is not.
+REFUSALS = re.compile(
+    r"\bWRONGTYPE\b|is not an integer|is not a valid float|user_script:\d+: (attempt to |bad argument|assertion failed)"
 )
 
 
@@ -71,8 +50,18 @@ def redis_errors() -> Iterator[None]:
     try:
         yield
     except redis.ResponseError as error:
-        if isinstance(error, TEMPORARY_ERRORS) or str(error).startswith(TEMPORARY):
-            raise UnavailableError("redis", str(error)) from error
-        raise RefusedError("redis", str(error)) from error
+        kind = RefusedError if REFUSALS.search(str(error)) else UnavailableError
+        raise kind("redis", str(error)) from error
     except redis.RedisError as error:
+        raise UnavailableError("redis", str(error)) from error
+
+
+@contextmanager
+def shared_redis_errors() -> Iterator[None]:
+    """The same for keys that all records or requests share: a refusal is the fault of none of them, so it counts as
+    UnavailableError."""
+    try:
+        with redis_errors():
+            yield
+    except RefusedError as error:
         raise UnavailableError("redis", str(error)) from error

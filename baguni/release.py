@@ -160,7 +160,7 @@ class ReleaseStore:
         found = []
         for path in self.root.glob(f"*/{MANIFEST}"):
             try:
-                found.append(load_release(path.parent, verify=False))
+                found.append(self.get(path.parent.name, verify=False))
             except (BaguniError, OSError) as error:
                 log.warning("left out: %s", error)
         return [r.release_id for r in sorted(found, key=lambda r: (r.manifest["created_at"], r.release_id))]

@@ -29,6 +29,7 @@ from baguni.errors import InvalidInputError, NotFoundError, ReleaseMismatchError
 from baguni.release import (
     MANIFEST,
     POINTER,
+    RELEASE_ID,
     Release,
     ReleaseStore,
     load_release,
@@ -104,8 +105,8 @@ class RemoteReleases:
         sha256. The release appears when all are right. Raises ReleaseMismatchError naming the parts that are not,
         NotFoundError naming the releases that are there, and InvalidInputError for an id that is no folder's name.
         """
-        if release_id in ("", ".", "..") or "/" in release_id:
-            expected = "expected the name of one folder"
+        if not RELEASE_ID.fullmatch(release_id):
+            expected = f"expected {RELEASE_ID.pattern}"
             raise InvalidInputError(f"{release_id!r} of {self.url} is no release id; {expected}", "release_id")
         with _alone(store.root, release_id):
             if (store.root / release_id / MANIFEST).is_file():

@@ -12,7 +12,7 @@ from typing import cast
 import redis
 import redis.asyncio
 
-from baguni.redis_client import connect, redis_errors
+from baguni.redis_client import connect, shared_redis_errors
 
 KEY = "baguni:served"  # "RELEASE PROCESS" → until when, in s since 1970
 TELL_S, VALID_S = 10.0, 60.0
@@ -32,7 +32,7 @@ class ServedTeller:
         named = frozenset(release_ids)
         if named == self._told and time.monotonic() < self._next:
             return
-        with redis_errors():
+        with shared_redis_errors():
             if gone := [self._member(release_id) for release_id in self._told - named]:
                 await self._client.zrem(KEY, *gone)
             if named:
@@ -50,17 +50,17 @@ def kept_open(redis_url: str, release_id: str) -> Iterator[None]:
     """Count the release as served while the body runs, for at most LONGEST_S: a replay needs its models and collections."""
     member = f"{release_id} {socket.gethostname()}:{os.getpid()}:kept"
     with closing(connect(redis_url)) as client:
-        with redis_errors():
+        with shared_redis_errors():
             client.zadd(KEY, {member: time.time() + LONGEST_S})
         try:
             yield
         finally:
-            with redis_errors():
+            with shared_redis_errors():
                 client.zrem(KEY, member)
 
 
 def served(client: redis.Redis) -> set[str]:
     """Return the releases that some gateway has open. Raises UnavailableError."""
-    with redis_errors():
+    with shared_redis_errors():
         found = cast("list[bytes]", client.zrangebyscore(KEY, time.time(), "+inf"))
     return {member.decode().partition(" ")[0] for member in found}

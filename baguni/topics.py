@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import CorruptRecordError, KafkaError
@@ -110,18 +111,39 @@ class TopicReader:
 def poll(consumer: KafkaConsumer, timeout_ms: int, max_records: int | None = None) -> dict[TopicPartition, list[Any]]:
     """Poll. Raises UnreadableError for what the client cannot decode: the next poll reads it again, unless the caller seeks
     beyond it. Raises UnavailableError for any other error of Kafka."""
+    if (failed := _deferred.pop(consumer, None)) is not None:
+        raise failed
     try:
-        return dict(consumer.poll(timeout_ms=timeout_ms, max_records=max_records))
+        polled = dict(consumer.poll(timeout_ms=timeout_ms, max_records=max_records))
     except Exception as error:  # a decoder may raise anything for what others wrote
-        if isinstance(error, KafkaError) and not isinstance(error, CorruptRecordError):
+        unreadable = None
+        if not isinstance(error, KafkaError) or isinstance(error, CorruptRecordError):
+            unreadable = _dropped(consumer, error)
+        if unreadable is None:
             raise UnavailableError("kafka", f"{type(error).__name__} {error}") from error
-        # kafka-python keeps what it failed on, and would try for ever to take more of it; nothing public tells what it was.
-        failed = consumer._fetcher._next_partition_records
-        if failed is None:
-            raise UnavailableError("kafka", f"{type(error).__name__} {error}") from error
-        consumer._fetcher._next_partition_records = None
-        failed.drain()
-        raise UnreadableError(failed.topic_partition, failed.next_fetch_offset, error) from error
+        raise unreadable from error
+    put_off = (
+        consumer._fetcher._next_in_line_exception_metadata
+    )  # what failed after other records: it would be raised next
+    if put_off is not None:
+        consumer._fetcher._next_in_line_exception_metadata = None
+        if (unreadable := _dropped(consumer, put_off.exception)) is not None:
+            _deferred[consumer] = unreadable
+    return polled
+
+
+_deferred: WeakKeyDictionary[KafkaConsumer, UnreadableError] = WeakKeyDictionary()
+
+
+def _dropped(consumer: KafkaConsumer, error: Exception) -> UnreadableError | None:
+    """Drop what kafka-python failed on: it keeps that, and would try for ever to take more of it; nothing public tells what it
+    was. None if it failed on no records."""
+    failed = consumer._fetcher._next_partition_records
+    if not failed:
+        return None
+    consumer._fetcher._next_partition_records = None
+    failed.drain()
+    return UnreadableError(failed.topic_partition, failed.next_fetch_offset, error)
 
 
 def record_of(raw: Any) -> Record:

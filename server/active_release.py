@@ -74,6 +74,7 @@ class ActiveRelease:
         self._beside: dict[str, Serving] = {}
         self._refused: dict[str, str] = {}
         self._waits: dict[str, _Wait] = {}
+        self._opening: set[str] = set()
         self._teller = ServedTeller(client, f"{socket.gethostname()}:{os.getpid()}")
         self._closing: set[asyncio.Task[None]] = set()
         self._requests: Counter[Serving] = Counter()
@@ -104,23 +105,32 @@ class ActiveRelease:
                     await self._switch(wanted)
                     await on_change(wanted)
             await self._follow_beside()
-            await self._tell_what_is_served()
             await asyncio.sleep(self._settings.pointer_check_s)
 
-    async def _tell_what_is_served(self) -> None:
-        """So that nobody takes away what is needed here."""
-        in_use = [*self._open(), *(serving for serving, requests in self._requests.items() if requests > 0)]
+    async def tell_what_is_served(self) -> None:
+        """Tell Redis, for ever, which releases are needed here, so that nobody takes them away: those that are served, are about
+        to be, or have requests."""
+        while True:
+            in_use = [*self._open(), *(serving for serving, requests in self._requests.items() if requests > 0)]
+            try:
+                await self._teller.tell({serving.release_id for serving in in_use} | self._opening)
+            except BaguniError as error:
+                log.warning("redis is not told what is served: %s", error)
+            await asyncio.sleep(self._settings.pointer_check_s)
+
+    async def _opened(self, release_id: str) -> Serving:
+        self._opening.add(release_id)
         try:
-            await self._teller.tell({serving.release_id for serving in in_use})
-        except BaguniError as error:
-            log.warning("redis is not told what is served: %s", error)
+            return await open_serving(self._settings, self._store, self._redis, release_id)
+        finally:
+            self._opening.discard(release_id)
 
     async def _follow_beside(self) -> None:
         """Open the releases that experiments want, close those that they do not want any more."""
         wanted = set(self._wanted_beside())
         for release_id in filter(self._is_due, wanted - self._beside.keys()):
             with self._refusals(release_id):
-                self._beside[release_id] = await open_serving(self._settings, self._store, self._redis, release_id)
+                self._beside[release_id] = await self._opened(release_id)
                 log.info("serving beside release=%s", release_id)
         for release_id in self._beside.keys() - wanted:
             self._close_if_idle(self._beside.pop(release_id))
@@ -166,7 +176,7 @@ class ActiveRelease:
         return [*([self._serving] if self._serving else []), *self._beside.values()]
 
     async def _switch(self, release_id: str) -> None:
-        serving = await open_serving(self._settings, self._store, self._redis, release_id)
+        serving = await self._opened(release_id)
         old, self._serving = self._serving, serving
         log.info("serving release=%s items=%d", release_id, len(serving.items))
         if old is not None:

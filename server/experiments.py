@@ -29,6 +29,7 @@ from baguni.errors import InvalidInputError
 
 log = logging.getLogger(__name__)
 PREFIX = "baguni."
+MAX_LABEL = 1_024  # bytes of an experiment's or a variation's key
 TRIED = 16  # made-up shoppers for whom a new set of features is evaluated before it is taken over
 MODEL, POPULAR = "model", "popular"
 MAX_RETRIEVED, MAX_LISTED, MAX_EXPLORED = 15_000, 5_000, 200
@@ -198,8 +199,11 @@ class Experiments:
                 and found.experimentResult is not None
                 and found.experimentResult.inExperiment
             ):
-                key = str(found.experiment.key)
-                assignments[key] = Assignment(key, str(found.experimentResult.key))
+                key, variation = str(found.experiment.key), str(found.experimentResult.key)
+                if not (_is_label(key) and _is_label(variation)):
+                    self.on_error()
+                    continue
+                assignments[key] = Assignment(key, variation)
                 if knob.field == "release_id":
                     chosen["release_experiment"] = key
         chosen["assignments"] = tuple(assignments.values())
@@ -242,6 +246,14 @@ def _knob(name: str, where: str) -> Knob:
         known = ", ".join(PREFIX + known for known in KNOBS)
         raise InvalidInputError(f"{where}: there is no {name}, expected one of {known}")
     return knob
+
+
+def _is_label(text: str) -> bool:
+    """Whether a response can carry it."""
+    try:
+        return len(text.encode()) <= MAX_LABEL
+    except UnicodeEncodeError:
+        return False
 
 
 def _rules(feature: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -55,13 +55,19 @@ class Features:
         return self._source is not None
 
     async def start(self) -> None:
-        """The first reading. Raises InvalidInputError; a server that is away is waited for while serving."""
+        """The first reading. Raises InvalidInputError for a file; what an endpoint lacks is waited for while serving."""
         if self._source is None:
             return
         try:
             self._take(await self._source.read())
         except UnavailableError as error:
             log.warning("no experiments yet error=%s", error)
+        except InvalidInputError as error:
+            if isinstance(
+                self._source, _File
+            ):  # it came with the deployment; an endpoint's payload may be mended while we serve
+                raise
+            log.error("no experiments yet error=%s", error)
 
     async def follow(self) -> None:
         """Take over what changes, for ever."""

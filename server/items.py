@@ -8,6 +8,7 @@ told of changes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from zlib import crc32
@@ -21,6 +22,7 @@ from baguni.live_items import LiveItem
 from baguni.release import Release
 from server.columns import Columns
 
+log = logging.getLogger(__name__)
 REMEMBERED_FILTERS = 16  # a mask has a byte per item: 16 MB for a million of them
 
 
@@ -50,7 +52,8 @@ class ItemTable:
         return len(self.items)
 
     def apply(self, changes: Sequence[LiveItem]) -> None:
-        """Take over changed items."""
+        """Take over changed items; one that does not fit the release is logged and left out."""
+        changes = [live for live in changes if self._fits(live)]
         known = len(self.items)
         for live in changes:
             item_id = live.item.item_id
@@ -72,6 +75,15 @@ class ItemTable:
             self._is_live_N = np.isin(np.arange(len(self.items)), list(self._live))
             self.allowed.cache_clear()
             self.node_mask.cache_clear()
+
+    def _fits(self, live: LiveItem) -> bool:
+        vectors = ((live.item_vector, self._item_vectors), (live.content_vector, self._content_vectors))
+        fits = len(live.codes) == self.codes_NL.shape[1] and all(
+            own.shape == base.shape[1:] and bool(np.isfinite(own).all()) for own, base in vectors
+        )
+        if not fits:
+            log.error("an item does not fit the release: left out item_id=%r", live.item.item_id)
+        return fits
 
     def item_vectors(self, index_I: NDArray[np.int64]) -> NDArray[np.float32]:
         """[I, V] in the collaborative space."""

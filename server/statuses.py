@@ -23,7 +23,7 @@ from google.rpc.code_pb2 import (
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from baguni.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
+from baguni.errors import BaguniError, InvalidInputError, NotFoundError, RefusedError, UnavailableError
 from server.callers import ForbiddenError, RateLimitedError, UnauthenticatedError
 from server.deadline import DeadlineExceeded
 from server.validation import InvalidRequestError, StalePageError
@@ -50,6 +50,7 @@ CODES: dict[type[BaguniError], tuple[int, str]] = {
     OverloadedError: (RESOURCE_EXHAUSTED, "OVERLOADED"),
     DeadlineExceeded: (DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     UnavailableError: (UNAVAILABLE, "UNAVAILABLE"),
+    RefusedError: (UNAVAILABLE, "UNAVAILABLE"),  # by a server, of what the gateway asked
 }
 """Each exception's code, and the reason that callers may rely on."""
 
@@ -62,7 +63,7 @@ def status_of(error: Exception) -> Status:
     found = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), None)
     if found is None:
         return _unexpected(error)
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError | RefusedError):
         log.warning("unavailable part=%s error=%s", error.part, error)
         error = BaguniError(f"{error.part} is unavailable")  # what a server said stays in the log
     return _status(*found, str(error), _details(found[0], error))

@@ -93,6 +93,7 @@ class Worker:
         background.start("releases", lambda: self._active.follow(self._on_release), is_necessary=True)
         background.start("items", self._active.follow_items, is_necessary=True)
         background.start("loop", self._gate.watch_the_loop, is_necessary=True)
+        background.start("served", self._active.tell_what_is_served)
         background.start("callers", self._follow_callers)
         if self._features.are_followed:
             background.start("features", self._features.follow)

@@ -116,14 +116,14 @@ class EventConsumer:
                 except UnavailableError as error:
                     self._wait_for(error, {}, should_stop)
                     continue
-                if polled or self._members.changed or time.monotonic() >= self._next_check:
-                    self._step(polled, should_stop)
-                if self._members.has_joined:
+                is_due = polled or self._members.changed or time.monotonic() >= self._next_check
+                if (not is_due or self._step(polled, should_stop)) and self._members.has_joined:
                     self._ready.show()
         finally:
             self._consumer.close()
 
-    def _step(self, polled: Polled, should_stop: Callable[[], bool]) -> None:
+    def _step(self, polled: Polled, should_stop: Callable[[], bool]) -> bool:
+        """Apply what was polled. Returns whether that was possible."""
         started = time.monotonic()
         try:
             placed = self._place()
@@ -134,7 +134,7 @@ class EventConsumer:
             lost = self._advance(polled, written_to)
         except UnavailableError as error:
             self._wait_for(error, polled, should_stop)
-            return
+            return False
         self._retry_s = FIRST_RETRY_S
         if lost:
             self._rewind(lost)
@@ -143,6 +143,7 @@ class EventConsumer:
             self._commit({partition: offset for partition, offset in applied.items() if partition not in lost})
             took_ms = (time.monotonic() - started) * 1000
             log.info("applied records=%d dead=%d took_ms=%.1f", len(records), num_dead, took_ms)
+        return True
 
     def _wait_for(self, error: UnavailableError, polled: Polled, should_stop: Callable[[], bool]) -> None:
         """Take back what was polled, and wait longer each time."""
@@ -164,8 +165,8 @@ class EventConsumer:
             return {}
 
     def _skip_if_again(self, error: UnreadableError) -> None:
-        """At the second try, since a first may have been damaged on its way; or at once after a record that was skipped, which
-        it may share a batch with."""
+        """Quarantine a record at the second try: what came at the first may have been damaged on its way. The record after one
+        that was skipped is quarantined at the first try, since both may be of one batch."""
         partition, offset = error.partition, error.offset
         if self._unreadable.get(partition) != offset:
             log.warning("reading again error=%s", error)
@@ -261,9 +262,6 @@ class EventConsumer:
                     event = read(raw, latest_ms)
                 except MalformedEvent as error:
                     dead.append((record_of(raw), error))
-                except Exception as error:  # a parser of what others send: nothing that it raises may end the loop
-                    log.exception("parsing failed unforeseen record=%s/%d@%d", raw.topic, raw.partition, raw.offset)
-                    dead.append((record_of(raw), _unforeseen(error)))
                 else:
                     if event is None:
                         self._metrics.tombstones.labels(raw.topic).inc()

@@ -18,7 +18,7 @@ from kafka.errors import InvalidRecordError, KafkaError, MessageSizeTooLargeErro
 
 from baguni.errors import UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
-from baguni.redis_client import redis_errors
+from baguni.redis_client import shared_redis_errors
 from baguni.topics import Record
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Quarantine:
 
     def add(self, entries: Sequence[Quarantined]) -> None:
         """Keep entries; the newest MAX_QUARANTINED stay."""
-        with redis_errors():
+        with shared_redis_errors():
             pipeline = self._client.pipeline(transaction=True)
             pipeline.rpush(QUARANTINE_KEY, *[json.dumps(asdict(entry)) for entry in entries])
             pipeline.ltrim(QUARANTINE_KEY, -MAX_QUARANTINED, -1)
@@ -73,7 +73,7 @@ class Quarantine:
 
     def entries(self) -> list[Quarantined]:
         """Return all entries, oldest first."""
-        with redis_errors():
+        with shared_redis_errors():
             stored = cast("list[bytes]", self._client.lrange(QUARANTINE_KEY, 0, -1))
         return [Quarantined(**json.loads(entry)) for entry in stored]
 

@@ -17,7 +17,7 @@ from baguni.errors import NotFoundError, UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent, latest_time_ms, read
 from baguni.redis_client import connect
 from baguni.topics import Record, TopicReader
-from streaming.dead_letters import ADDED, Quarantine, original
+from streaming.dead_letters import ADDED, MAX_REQUEST_BYTES, Quarantine, original
 from streaming.settings import StreamingSettings
 
 SHOWN_BYTES = 4_000
@@ -146,7 +146,9 @@ def _chosen(reason: str | None, topic: str | None) -> Iterator[Record]:
 
 def _send(records: Iterable[Record]) -> None:
     try:
-        producer = KafkaProducer(bootstrap_servers=StreamingSettings().kafka_bootstrap, acks="all")
+        producer = KafkaProducer(
+            bootstrap_servers=StreamingSettings().kafka_bootstrap, acks="all", max_request_size=MAX_REQUEST_BYTES
+        )
         with closing(producer):
             sent = [
                 producer.send(record.topic, key=record.key, value=record.value, headers=list(record.headers))

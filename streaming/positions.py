@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import redis
 from kafka import TopicPartition
 
-from baguni.redis_client import redis_errors
+from baguni.redis_client import shared_redis_errors
 
 # KEYS: positions. ARGV: the run id of the Redis that was written to, or nothing; then partition, its topic's id, where the
 # batch began, where it ended, for each. Returns the partitions of which something before the batch is missing; these stay as
@@ -53,7 +53,7 @@ class Positions:
         """The next offset of each partition, None where Redis knows of none."""
         if not places:
             return {}
-        with redis_errors():
+        with shared_redis_errors():
             fields = [_field(place.partition) for place in places]
             stored = cast("list[bytes | None]", self._client.hmget(self._key, fields))
         return {place.partition: _offset(value, place) for place, value in zip(places, stored, strict=True)}
@@ -61,20 +61,20 @@ class Positions:
     def place(self, offsets: Mapping[Place, int]) -> None:
         """Begin at these offsets, whatever was known."""
         values = {_field(place.partition): f"{at} {place.topic_id}" for place, at in offsets.items()}
-        with redis_errors():
+        with shared_redis_errors():
             if values:
                 self._client.hset(self._key, mapping=cast("dict[Any, Any]", values))
 
     def run_id(self) -> str:
         """Return the id of the Redis that answers now: a failover, or a restart, makes it another one."""
-        with redis_errors():
+        with shared_redis_errors():
             return str(self._client.info("server")["run_id"])
 
     def advance(self, steps: Mapping[Place, tuple[int, int]], written_to: str = "") -> list[TopicPartition]:
         """Note that what lies between two offsets of each partition is applied, to the Redis with the run id `written_to`.
         Returns the partitions of which Redis has lost something: of all of them, if it is another one by now."""
         arguments = [part for place, step in steps.items() for part in (_field(place.partition), place.topic_id, *step)]
-        with redis_errors():
+        with shared_redis_errors():
             missing = {
                 bytes(field).decode() for field in self._advance(keys=[self._key], args=[written_to, *arguments])
             }
@@ -82,7 +82,7 @@ class Positions:
 
     def total(self) -> int:
         """The sum of all positions: how many records of topics that were never cut short are applied."""
-        with redis_errors():
+        with shared_redis_errors():
             return sum(int(value.split()[0]) for value in cast("list[bytes]", self._client.hvals(self._key)))
 
 
@@ -91,5 +91,5 @@ def _field(partition: TopicPartition) -> str:
 
 
 def _offset(stored: bytes | None, place: Place) -> int | None:
-    at, _, topic_id = (stored or b"").decode().partition(" ")
-    return int(at) if at and topic_id == place.topic_id else None
+    at, _, topic_id = (stored or b"").decode(errors="replace").partition(" ")
+    return int(at) if at.isdecimal() and topic_id == place.topic_id else None

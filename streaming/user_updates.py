@@ -70,7 +70,7 @@ class UserUpdates:
                     (change.item_id, change.time_ms) for change in event.changes if isinstance(change, HistoryEvent)
                 )
         if clicked:
-            self._placements.count(clicked)
+            self._placements.count(clicked)  # refused: unavailable, since placements are everybody's
 
     def _measure(self, events: Sequence[UserEvents], applied: Mapping[str, Applied]) -> None:
         """Outcomes are counted one by one; of lags and sizes a batch tells the largest, which is a histogram that is never too
