@@ -212,7 +212,8 @@ class ReleaseStore:
         earlier = [*pointer["history"], pointer["release_id"]] if pointer else []
         history = [r for r in earlier if r != release_id][-20:]
         number = max(lease_number, last_number)
-        _write_atomically(self.root / POINTER, {"release_id": release_id, "history": history, "lease": number})
+        leased = {"lease": number} if number else {}
+        _write_atomically(self.root / POINTER, {"release_id": release_id, "history": history, **leased})
 
     def previous_id(self) -> str:
         """The release that was active before; raises NotFoundError if there was none."""

@@ -108,8 +108,8 @@ class ActiveRelease:
             await asyncio.sleep(self._settings.pointer_check_s)
 
     async def tell_what_is_served(self) -> None:
-        """Tell Redis, for ever, which releases are needed here, so that nobody takes them away: those that are served, are about
-        to be, or have requests."""
+        """Tell Redis, for ever, which releases are needed here, so that nobody takes them away: those that are served, are
+        about to be, or have requests."""
         while True:
             in_use = [*self._open(), *(serving for serving, requests in self._requests.items() if requests > 0)]
             try:

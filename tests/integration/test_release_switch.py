@@ -200,11 +200,16 @@ def test_what_nobody_needs_is_pruned_everywhere_and_what_is_served_stays(
     activate(store, active_release.release_id, running)
     with redis.Redis.from_url(running.redis_url) as client:
         client.set(f"baguni:{{items:{unused.release_id}}}:sequence", 1)
+        HistoryWriter(client).apply(
+            {f"items:{unused.release_id}": [HistoryEvent("rye", Action.CLICKED, 1_700_000_000_000)]}
+        )
         client.zadd(served.KEY, {f"{pinned.release_id} elsewhere:1": time.time() + 60})
         removed = prune(store, running, keep=2)
         assert unused.release_id in removed
         assert not {active_release.release_id, pinned.release_id, before.release_id} & set(removed)
-        assert not client.keys(f"*{unused.release_id}*")
+        (kept,) = client.keys(f"*{unused.release_id}*")
+        assert kept.endswith(b":h")  # the history of a user who is called like the key of a release
+        HistoryWriter(client).drop([f"items:{unused.release_id}"])
     models = {name.partition("_r2")[2] for name in loaded_models(running)}
     assert models == {release.release_id[2:] for release in (active_release, pinned, before)}
     owners = {owner for _, owner in collections_of_releases(running.milvus_uri)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +57,32 @@ def test_changes_are_split_by_lines() -> None:
 def test_whatever_is_stored_is_a_history_or_damaged(value: bytes, has_head: bool) -> None:
     with contextlib.suppress(DamagedHistoryError):
         assert isinstance(unpack_history(bytes(28) + value if has_head else value), History)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        (1, 0, "rye"),
+        (1, -1, "rye"),
+        (1, 5, "rye"),
+        (1, True, "rye"),
+        (-1, 2, "rye"),
+        (1 << 63, 2, "rye"),
+        (1.5, 2, "rye"),
+        (float("nan"), 2, "rye"),
+        (1, 2, ["o", "rye"]),
+        (1, 1, "rye"),
+        (1, 1, []),
+        (1, 2, None),
+        (1, 2, {}),
+        (None, 2, "rye"),
+    ],
+    ids=repr,
+)
+def test_what_decodes_and_is_no_event_is_damaged(entry: tuple[object, ...]) -> None:
+    """It would fail where the models' input is made of it: for a whole batch of users."""
+    with pytest.raises(DamagedHistoryError, match="bytes are no history"):
+        unpack_history(bytes(28) + b"".join(map(msgpack.packb, entry)))
 
 
 def test_what_is_not_there_is_an_empty_history_of_version_0() -> None:

@@ -263,6 +263,12 @@ def test_a_feature_that_fails_for_somebody_costs_its_choice_and_nothing_else(mon
     assert (choices.listed, choices.rescored, told) == (MODEL, False, ["failed"])
 
 
+def test_a_key_that_no_response_can_carry_assigns_nobody() -> None:
+    rule = {"key": "\ud800", "variations": ["model", "popular"], "hashAttribute": "id", "coverage": 1}
+    found = parse(json.dumps({"features": {"baguni.list": {"defaultValue": "model", "rules": [rule]}}}), "x")
+    assert found.choose({"id": "u"}).assignments == ()
+
+
 def test_assignment_is_quick_and_remembers_nobody() -> None:
     """The memory of 20,000 further users; what an assignment costs in time is a row of `make bench-crm`."""
     found = parse(json.dumps({"features": {"baguni.rescored": split("order", True, False)}}), "x")

@@ -32,6 +32,27 @@ def test_readiness_is_withdrawn_only_after_a_while_without_progress(
     assert file.exists()
 
 
+def test_a_step_that_fails_shows_no_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop goes on while a server is waited for: that it goes on is no progress."""
+    reading = object.__new__(consumer.EventConsumer)
+    reading._consumer = type("Closed", (), {"close": lambda self: None})()
+    reading._members = type("Joined", (), {"changed": True, "has_joined": True})()
+    reading._ready = consumer._ReadyFile(tmp_path / "ready")
+    reading._next_check = 0.0
+    outcomes = [False, False, True]
+    seen: list[bool] = []
+    monkeypatch.setattr(reading, "_poll", dict)
+
+    def step(*_: object) -> bool:
+        seen.append((tmp_path / "ready").exists())
+        return outcomes[len(seen) - 1]
+
+    monkeypatch.setattr(reading, "_step", step)
+    reading.run(lambda: len(seen) == len(outcomes))
+    assert seen == [False, False, False]
+    assert (tmp_path / "ready").exists()
+
+
 @pytest.mark.slow
 def test_the_ready_file_of_the_process_before_is_removed(tmp_path: Path) -> None:
     ready = tmp_path / "ready"

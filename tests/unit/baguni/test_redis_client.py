@@ -1,0 +1,58 @@
+"""What Redis' errors mean: a refusal is about what was asked, everything else is an outage, whatever words stand around it."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from baguni.errors import RefusedError, UnavailableError
+from baguni.redis_client import redis_errors, shared_redis_errors
+
+WRAPPED = [
+    "{}",
+    "Command # 1 (EVALSHA abc 1 key) of pipeline caused error: {}",
+    "Error running script (call to f_abc): @user_script:33: @user_script: 33: -{}",
+    "ERR Error running script (call to f_abc): @user_script:33: @user_script: 33: -{}",
+]
+OUTAGES = [
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "MISCONF Redis is configured to save RDB snapshots",
+    "NOREPLICAS Not enough good replicas to write.",
+    "READONLY You can't write against a read only replica.",
+    "BUSY Redis is busy running a script.",
+    "CLUSTERDOWN The cluster is down",
+    "NOAUTH Authentication required.",
+    "something that nobody has seen",
+]
+REFUSALS = [
+    "WRONGTYPE Operation against a key holding the wrong kind of value",
+    "ERR value is not an integer or out of range",
+    "ERR hash value is not an integer",
+    "@user_script:12: user_script:12: attempt to compare nil with number",
+    "@user_script:12: user_script:12: assertion failed!",
+]
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("message", OUTAGES)
+def test_an_outage_is_never_a_refusal(message: str, wrapped: str) -> None:
+    with pytest.raises(UnavailableError), redis_errors():
+        raise redis.ResponseError(wrapped.format(message))
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("message", REFUSALS)
+def test_a_refusal_is_one_unless_everybody_shares_the_key(message: str, wrapped: str) -> None:
+    error = redis.ResponseError(wrapped.format(message))
+    with pytest.raises(RefusedError), redis_errors():
+        raise error
+    with pytest.raises(UnavailableError), shared_redis_errors():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [redis.ConnectionError("gone"), redis.TimeoutError("late"), redis.exceptions.BusyLoadingError()]
+)
+def test_a_server_that_does_not_answer_is_unavailable(error: redis.RedisError) -> None:
+    with pytest.raises(UnavailableError), redis_errors():
+        raise error
