@@ -53,7 +53,7 @@ class Consumer:
 )
 def test_what_cannot_be_decoded_is_named_and_dropped(error: Exception) -> None:
     consumer = Consumer(Failed(), error)
-    with pytest.raises(UnreadableError, match="baguni.clicks/2@7 cannot be read") as caught:
+    with pytest.raises(UnreadableError, match=r"baguni\.clicks/2@7 cannot be read") as caught:
         poll(consumer, 1)  # type: ignore[arg-type]
     assert (caught.value.partition, caught.value.offset) == (PARTITION, 7)
     assert consumer._fetcher._next_partition_records is None
@@ -66,7 +66,7 @@ def test_an_error_that_was_put_off_is_raised_by_the_next_poll_whatever_is_paused
     assert poll(consumer, 1) == sound  # type: ignore[arg-type]
     assert consumer._fetcher._next_partition_records is None
     assert consumer._fetcher._next_in_line_exception_metadata is None
-    with pytest.raises(UnreadableError, match="baguni.clicks/2@7"):
+    with pytest.raises(UnreadableError, match=r"baguni\.clicks/2@7"):
         poll(consumer, 1)  # type: ignore[arg-type]
     assert poll(consumer, 1) == {}  # type: ignore[arg-type]
 
