@@ -77,6 +77,10 @@ class ConsumerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop it by SIGTERM, if it runs."""
         if self.process.poll() is None:
             self.process.terminate()
             assert self.process.wait(WAIT_S) == 0, self.log.read_text()

@@ -270,7 +270,7 @@ def test_a_manifest_that_lies_is_refused(remote: Remote, there: ReleaseStore, co
 @pytest.mark.parametrize("name", ["", "..", "../elsewhere", "a/b"])
 def test_a_pointer_out_of_the_store_is_refused(remote: Remote, there: ReleaseStore, name: str) -> None:
     remote.write(POINTER, json.dumps({"release_id": name}).encode())
-    with pytest.raises(InvalidInputError, match="no release id; expected the name of one folder"):
+    with pytest.raises(InvalidInputError, match="no release id; expected"):
         follow(remote.releases, there)
     assert not there.root.exists()
 

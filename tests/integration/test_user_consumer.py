@@ -173,8 +173,9 @@ def test_a_consumer_that_is_told_to_stop_while_redis_is_away_stops(
 ) -> None:
     nowhere = endpoints.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     shop.send(click(user_id, "rye", TIME_MS))
-    with ConsumerProcess("user", nowhere, tmp_path, group_suffix) as waiting:
-        eventually(lambda: "redis is unavailable" in waiting.log.read_text())
+    waiting = ConsumerProcess("user", nowhere, tmp_path, group_suffix)  # never ready: it makes no progress
+    eventually(lambda: "redis is unavailable" in waiting.log.read_text())
+    waiting.stop()
     with ConsumerProcess("user", endpoints, tmp_path, group_suffix):
         eventually(lambda: len(read_history(endpoints, user_id)) == 1)
 
