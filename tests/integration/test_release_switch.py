@@ -44,6 +44,16 @@ def stub(running: Endpoints) -> Iterator[pb_grpc.RecommendationServiceStub]:
         yield pb_grpc.RecommendationServiceStub(channel)
 
 
+@pytest.fixture(autouse=True)
+def served_again(stub: pb_grpc.RecommendationServiceStub, active_release: Release) -> Iterator[None]:
+    """At the end of each test the gateway serves what it served before: it follows the pointer within a second or two."""
+    yield
+    eventually(
+        lambda: stub.Recommend(pb.RecommendRequest(user_id="nobody")).release_id == active_release.release_id,
+        "the first release is served again",
+    )
+
+
 @pytest.fixture
 def shopper(running: Endpoints) -> str:
     """A user whose lists need every model: two orders are known."""
@@ -220,6 +230,9 @@ def test_what_nobody_needs_is_pruned_everywhere_and_what_is_served_stays(
     eventually(lambda: stub.Recommend(pb.RecommendRequest(user_id=shopper)).release_id == active_release.release_id)
     with redis.Redis.from_url(running.redis_url) as client:
         client.zrem(served.KEY, f"{pinned.release_id} elsewhere:1")
+        eventually(
+            lambda: served.served(client) == {active_release.release_id}, "every process serves the active release"
+        )
     assert set(prune(store, running, keep=1)) == {pinned.release_id, before.release_id}
     assert prune(store, running, keep=1) == []
 
