@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from baguni.catalog import AttributeValue, Item
 from baguni.errors import InvalidInputError
-from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
+from baguni.history import LATEST_TIME_MS, Action, Cancellation, Change, Deletion, HistoryEvent
 from baguni.placements import MAX_PLACEMENT
 from baguni.v1 import events_pb2 as pb
 
@@ -28,7 +28,6 @@ MAX_TEXT_LENGTH = 10_000  # of a title or a description
 MAX_VALUE_LENGTH = 1_024  # of an attribute's text, or of one level of a category
 MAX_CATEGORY_LEVELS = 16
 EARLIEST_TIME_MS = 631_152_000_000  # 1990: what is older comes from a clock that was never set
-LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999, where google.protobuf.Timestamp ends
 MAX_FUTURE_S = 600.0  # how far a producer's clock may be ahead of ours
 TYPE_PREFIX = "baguni.v1."
 TOPICS = {

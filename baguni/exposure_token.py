@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from baguni.errors import InvalidInputError
+from baguni.history import LATEST_TIME_MS
 from baguni.placements import MAX_PLACEMENT
 from baguni.signed_tokens import TokenSigner, integer_field, text_field
 
 KIND = "exposure"
 MAX_TOKEN = 2_048  # characters; those of the gateway have some 300, with the longest names 1,400
 MAX_NAME = 256  # characters of a request's and of a release's id
-LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999
 
 
 class Exposure(NamedTuple):

@@ -135,7 +135,7 @@ def expression(filters: Sequence[Filter], exclude_item_ids: Sequence[str] = ()) 
 
 
 def is_searchable(filters: Sequence[Filter], written: str) -> bool:
-    """Whether Milvus can evaluate `filters`, written as the expression `written`: it refuses deeply nested ones."""
+    """Return whether Milvus can evaluate `filters`, written as the expression `written`: it refuses deeply nested ones."""
     return len(filters) <= MAX_TERMS and len(written) <= MAX_EXPRESSION
 
 

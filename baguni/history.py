@@ -16,6 +16,7 @@ from typing import NamedTuple
 from baguni.errors import InvalidInputError
 
 MAX_EVENTS = 2048  # a grocery's heaviest 2 % of households order more lines than this in a year
+LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999, where google.protobuf.Timestamp ends
 CLOCK_SKEW_MS = 86_400_000  # how much earlier than its order a cancellation may seem to be
 
 
@@ -97,9 +98,11 @@ def build(changes: Iterable[Change], max_events: int = MAX_EVENTS) -> tuple[Hist
 def in_force(
     events: Sequence[HistoryEvent], cancellations: Sequence[Cancellation], max_events: int
 ) -> tuple[HistoryEvent, ...]:
-    """Of the newest `max_events` events, those that are in force: an order that was sent again with a later time is replaced by
-    that, and the lines of cancelled orders leave. Of cancellations the newest `max_events` count. One is of no use to an order
-    that is more than CLOCK_SKEW_MS younger: that is what lets it be dropped with the events of its time.
+    """Return those of the newest `max_events` events that are in force.
+
+    An order that was sent again with a later time replaces the one before. Lines of cancelled orders leave; of cancellations the
+    newest `max_events` count. One is of no use to an order that is more than CLOCK_SKEW_MS younger: that is what lets it be
+    dropped with the events of its time.
 
     events: oldest first
     """

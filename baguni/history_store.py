@@ -65,7 +65,7 @@ class Applied(NamedTuple):
 
     @property
     def outcomes(self) -> dict[int, Outcome]:
-        """By the position of the change; the adjacent lines of an order have one outcome, at the position of the first."""
+        """Outcomes by the position of the change; the adjacent lines of an order have one, at the position of the first."""
         return dict(zip(self.first, map(Outcome, self.letters), strict=True))
 
 

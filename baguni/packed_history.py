@@ -20,13 +20,12 @@ from typing import Any, NamedTuple, cast
 import msgpack
 
 from baguni.errors import BaguniError
-from baguni.history import CLOCK_SKEW_MS, Action, Cancellation, Change, History, HistoryEvent, in_force
+from baguni.history import CLOCK_SKEW_MS, LATEST_TIME_MS, Action, Cancellation, Change, History, HistoryEvent, in_force
 
 VERSION_BYTES = 4
 _HEAD = Struct(">IIIQQ")
 CANCELLED, DELETED = 4, 5  # beside the numbers of Action
 MAX_NUMBER_LENGTH = 15
-LATEST_TIME_MS = 253_402_300_799_999 + CLOCK_SKEW_MS  # the end of the year 9999
 _ACTIONS = (None, *Action)
 _sort_key = attrgetter("sort_key")
 
@@ -87,7 +86,7 @@ def pack_changes(changes: Sequence[Change], max_events: int) -> PackedChanges:
 
 
 def unpack_history(value: bytes | None) -> History:
-    """What is stored, as a history. Raises DamagedHistoryError if it is none."""
+    """Return what is stored as a history. Raises DamagedHistoryError if it is none."""
     if not value:
         return History()
     try:
@@ -122,7 +121,7 @@ def _unpacked(value: bytes) -> History:
             cancellations.append(Cancellation(str(content), time_ms))
         else:
             events.append(HistoryEvent(str(content), _ACTIONS[action], time_ms))
-    if time_ms > LATEST_TIME_MS:
+    if time_ms > LATEST_TIME_MS + CLOCK_SKEW_MS:
         raise ValueError(f"the newest event is of {time_ms} ms")
     if not is_sorted:
         events.sort(key=_sort_key)

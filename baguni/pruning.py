@@ -74,7 +74,8 @@ def _from_milvus(endpoints: Endpoints, kept: Collection[str]) -> set[str]:
 
 
 def _from_redis(client: redis.Redis, kept: Collection[str], removed: Collection[str]) -> set[str]:
-    """Of consumers' positions, those of releases that were removed elsewhere: what follows the id in a key may be anything."""
+    """Remove changed items, and the positions of consumers of releases that were removed elsewhere: in the key of a position,
+    anything may follow the id."""
     found = set()
     with shared_redis_errors():
         for key in client.scan_iter("baguni:{items:*", count=SCANNED):

@@ -145,7 +145,7 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _is_part_name(name: str) -> bool:
-    """Whether every level is a plain name, as every file system takes it."""
+    """Return whether every level is a plain name, as every file system takes it."""
     return all(PART_NAME.fullmatch(each) and each not in (".", "..") for each in name.split("/"))
 
 

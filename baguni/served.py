@@ -1,4 +1,4 @@
-"""Which releases gateways hold open, told by the gateways themselves: what is served is not taken away from under them."""
+"""A register of the releases that gateways have open, kept by the gateways: what is served is not taken away from under them."""
 
 from __future__ import annotations
 

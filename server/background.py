@@ -27,7 +27,7 @@ class Background:
 
     @property
     def is_sound(self) -> bool:
-        """Whether every necessary task runs."""
+        """Return whether every necessary task runs."""
         return not self._failing
 
     def start(self, name: str, run: Callable[[], Awaitable[None]], is_necessary: bool = False) -> None:

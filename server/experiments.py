@@ -249,7 +249,7 @@ def _knob(name: str, where: str) -> Knob:
 
 
 def _is_label(text: str) -> bool:
-    """Whether a response can carry it."""
+    """Return whether a response can carry it."""
     try:
         return len(text.encode()) <= MAX_LABEL
     except UnicodeEncodeError:

@@ -51,7 +51,7 @@ class Features:
 
     @property
     def are_followed(self) -> bool:
-        """Whether there is a source."""
+        """Return whether there is a source."""
         return self._source is not None
 
     async def start(self) -> None:

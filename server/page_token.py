@@ -6,13 +6,13 @@ import hashlib
 from dataclasses import asdict, dataclass
 
 from baguni.errors import InvalidInputError
+from baguni.history import LATEST_TIME_MS
 from baguni.signed_tokens import TokenSigner, integer_field, text_field, truth_field
 
 KIND = "page"
 MAX_TOKEN = 1_024  # characters; those of the gateway have some 200
 MAX_NAME = 256
 MAX_OFFSET = 1_000_000  # far beyond any list
-LATEST_TIME_MS = 253_402_300_799_999  # the end of the year 9999
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ MAX_SECONDS = 253_402_214_400  # 9999-12-31: a day less than what a date can be,
 
 
 class InvalidRequestError(InvalidInputError):
-    """What is wrong with a request: (field, what is wrong) pairs, and how many more there are."""
+    """Raised for a request with violations: (field, what is wrong) pairs, and how many more there are."""
 
     def __init__(self, violations: Sequence[tuple[str, str]], more: int = 0) -> None:
         named = "; ".join(f"{field} {problem}" for field, problem in violations)
@@ -166,7 +166,7 @@ def similar_query(request: pb.SimilarItemsRequest, attribute_types: Mapping[str,
 
 
 def has_few_attributes(request: pb.RecommendRequest) -> bool:
-    """Whether a request has no more attributes than allowed: only then may experiments look at them."""
+    """Return whether a request has no more attributes than allowed: only then may experiments look at them."""
     return len(request.attributes) <= MAX_ATTRIBUTES
 
 

@@ -27,7 +27,7 @@ MAX_ERROR_LENGTH = 1_000
 MAX_REQUEST_BYTES = 10 << 20  # a record as big as the broker takes, and what is added to it
 ADDED = "dead_letter_"  # begins the names of the headers that are added
 REFUSALS = (MessageSizeTooLargeError, InvalidRecordError, RecordListTooLargeError)
-"""What a broker, or the client in its place, says of a record that it will never take."""
+"""Errors of a broker, or of the client in its place, for a record that it will never take."""
 
 QUARANTINE_KEY = "baguni:quarantine"
 MAX_QUARANTINED = 10_000  # entries; the oldest leave
@@ -47,7 +47,7 @@ def original(letter: Record) -> Record:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """Where a record lies that could be neither applied nor kept as a dead letter. `time_s`: when it was found, since 1970."""
+    """Coordinates of a record that could be neither applied nor kept as a dead letter. `time_s`: when it was found, since 1970."""
 
     topic: str
     partition: int

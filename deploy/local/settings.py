@@ -73,7 +73,7 @@ class StackSettings(BaseSettings):
 
     @property
     def token_file(self) -> Path:
-        """Where the stack keeps the key of its tokens."""
+        """The file that keeps the key of the stack's tokens."""
         return self.root / "token-keys"
 
     def endpoints(self) -> Endpoints:

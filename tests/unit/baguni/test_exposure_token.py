@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baguni.errors import InvalidInputError
-from baguni.exposure_token import KIND, LATEST_TIME_MS, MAX_TOKEN, Exposure
+from baguni.exposure_token import KIND, MAX_TOKEN, Exposure
+from baguni.history import LATEST_TIME_MS
 from baguni.signed_tokens import TokenSigner
 from tests.signing import JSON, SIGNER, sign
 
