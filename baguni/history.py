@@ -100,9 +100,9 @@ def in_force(
 ) -> tuple[HistoryEvent, ...]:
     """Return those of the newest `max_events` events that are in force.
 
-    An order that was sent again with a later time replaces the one before. Lines of cancelled orders leave; of cancellations the
-    newest `max_events` count. One is of no use to an order that is more than CLOCK_SKEW_MS younger: that is what lets it be
-    dropped with the events of its time.
+    An order that was sent again with a later time replaces the one before. Lines of cancelled orders leave; the newest
+    `max_events` cancellations count. One is of no use to an order that is more than CLOCK_SKEW_MS younger: that is what lets it
+    be dropped with the events of its time.
 
     events: oldest first
     """

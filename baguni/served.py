@@ -1,4 +1,4 @@
-"""A register of the releases that gateways have open, kept by the gateways: what is served is not taken away from under them."""
+"""A register of the releases that gateways have open, kept by the gateways: nobody takes away what is served."""
 
 from __future__ import annotations
 
