@@ -47,7 +47,7 @@ def original(letter: Record) -> Record:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """Coordinates of a record that could be neither applied nor kept as a dead letter. `time_s`: when it was found, since 1970."""
+    """Coordinates of a record that could be neither applied nor kept as a dead letter; `time_s`: when, since 1970."""
 
     topic: str
     partition: int
