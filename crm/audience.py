@@ -23,6 +23,7 @@ from crm.campaign import Audience, Did, FileAudience, HistoryAudience, SegmentAu
 
 DAY_MS = 86_400_000
 READ_AT_ONCE = 500
+NUMBER = r"^[0-9]+\.0*$|^[0-9](\.[0-9]+)?[eE]\+[0-9]{2}$"  # as spreadsheets and data frames write an id that they take for one
 
 
 def users_of(
@@ -49,12 +50,33 @@ def _users_of_file(audience: FileAudience) -> Iterator[str]:
 
 
 def _users_of_batches(audience: FileAudience, batches: Iterator[pa.RecordBatch]) -> Iterator[str]:
+    first_row = 1
     for batch in batches:
+        _require_ids(batch[audience.column], audience, first_row)
+        first_row += len(batch)
         conditions = [_fits(batch, where, audience.path) for where in audience.where]
         kept = batch.filter(reduce(pc.and_kleene, conditions)) if conditions else batch
         for user_id in kept[audience.column].to_pylist():
             if user_id is not None and user_id != "":
                 yield str(user_id)
+
+
+def _require_ids(column: pa.Array, audience: FileAudience, first_row: int) -> None:
+    """Raise InvalidInputError for ids that a spreadsheet or a data frame turned into numbers: 2001.0 is nobody's id."""
+    is_number = pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)
+    texts = column.cast(pa.string())
+    is_changed = pc.fill_null(
+        pc.match_substring_regex(texts, r"^[0-9]+\.0*$|^[0-9](\.[0-9]+)?[eE]\+[0-9]{2}$"), fill_value=False
+    )
+    if is_number:
+        is_changed = pc.is_valid(texts)
+    if pc.any(is_changed).as_py():
+        row = pc.index(is_changed, value=True).as_py()
+        raise InvalidInputError(
+            f"audience {audience.path} row {first_row + row}: {audience.column} is {texts[row].as_py()!r}, expected an id as "
+            "in the events: a spreadsheet or a data frame turned it into a number",
+            "audience",
+        )
 
 
 def _open_csv(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

@@ -21,6 +21,7 @@ from pydantic import (
 from baguni.errors import InvalidInputError
 from baguni.history import Action
 from baguni.v1 import recommendation_pb2 as pb
+from crm import plain_yaml
 
 MAX_ITEMS = 50  # that GenerateTopItems writes for a user
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -258,7 +259,7 @@ class Campaign(_Part):
 def read_campaign(path: Path) -> Campaign:
     """A campaign from its file; paths in it are relative to its folder. Raises InvalidInputError that names every bad value."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = plain_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInputError(f"{path} is no YAML file: {error}") from error
     if not isinstance(content, dict):

@@ -71,6 +71,10 @@ def run_file(campaign: Path, run_id: str | None, dry_run: bool, limit: int, rese
                 _show(state, begun[0], Console(stderr=True))
             raise
         _show(state, begun[0], Console())
+        if not state.counts(begun[0].run_id)["run"]:
+            click.secho(
+                "Nobody is in the audience: nothing was sent. Look at its conditions.", fg="red", bold=True, err=True
+            )
 
 
 @crm.command()

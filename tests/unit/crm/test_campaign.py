@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from baguni.errors import InvalidInputError
+from crm import plain_yaml
 from crm.audience import users_of
 from crm.campaign import Audience, FileAudience, Where, read_campaign
 from tests.conftest import repository
@@ -21,6 +23,62 @@ def written(folder: Path, text: str) -> Path:
     path = folder / "campaign.yaml"
     path.write_text(text)
     return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["NO", "yes", "off", "Y", "n", "12:30", "007", "0x1F", "1_000", "2024-01-01", ".5", "1.", "=", "<<", "1e", "é"],
+)
+def test_what_looks_like_text_is_text(text: str) -> None:
+    """c1: a country called NO was false, and nobody was in the audience."""
+    assert plain_yaml.load(f"equals: {text}") == {"equals": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("False", False),
+        ("7", 7),
+        ("-3", -3),
+        ("0", 0),
+        ("2.5", 2.5),
+        ("1e3", 1000.0),
+        ("~", None),
+        ("", None),
+    ],
+)
+def test_plain_types_are_what_they_look_like(text: str, value: object) -> None:
+    found = plain_yaml.load(f"x: {text}")["x"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["exclude: [a]\nname: x\nexclude: [b]", "items: {exclude: [a], exclude: [b]}", "- a: 1\n  a: 1", "'a': 1\na: 2"],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str) -> None:
+    """c2: the first list was lost, and its items were pushed."""
+    with pytest.raises(InvalidInputError, match=r"the key '(exclude|a)' stands twice(.|\n)*line \d"):
+        read_campaign(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("bad", ["2001.0", "2001.", "2.001e+03", "2E+15"])
+def test_ids_that_became_numbers_are_refused_with_their_row(tmp_path: Path, bad: str) -> None:
+    """c3: they were pushed to strangers."""
+    path = tmp_path / "users.csv"
+    path.write_text(f"user\nu-1.0\n1E5\n{bad}\n2003\n")
+    audience = Audience(file=FileAudience(path=path, column="user"))
+    with pytest.raises(InvalidInputError, match=rf"row 3: user is '{re.escape(bad)}', expected an id"):
+        list(users_of(audience, None, None, 0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [[2001.0, None], [1e18, 3.5]])
+def test_a_column_of_floats_names_nobody(tmp_path: Path, values: list[float | None]) -> None:
+    path = tmp_path / "users.parquet"
+    pq.write_table(pa.table({"user": pa.array(values, pa.float64())}), path)
+    with pytest.raises(InvalidInputError, match=r"row 1: user is '.*', expected an id"):
+        list(users_of(Audience(file=FileAudience(path=path, column="user")), None, None, 0))  # type: ignore[arg-type]
 
 
 def test_paths_are_beside_the_file(tmp_path: Path) -> None:
