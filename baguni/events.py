@@ -65,6 +65,11 @@ class MalformedEvent(InvalidInputError):  # noqa: N818 - an event, which is malf
         super().__init__(message)
         self.reason = reason
 
+    @classmethod
+    def unforeseen(cls, error: Exception) -> MalformedEvent:
+        """Return what stands for an error that nobody foresaw."""
+        return cls("unforeseen", f"{type(error).__name__}: {error}")
+
 
 class UserEvents(NamedTuple):
     """What one record changes in one user's history. `placement`: where it was clicked, if that is known; `exposure_token`:
@@ -124,7 +129,7 @@ def read(record: RawRecord, latest_ms: int = LATEST_TIME_MS) -> Event | None:
         raise
     except Exception as error:  # of parsers of what others send
         log.exception("parsing failed unforeseen")
-        raise MalformedEvent("unforeseen", f"{type(error).__name__}: {error}") from error
+        raise MalformedEvent.unforeseen(error) from error
 
 
 def _read(record: RawRecord, latest_ms: int) -> Event | None:

@@ -282,7 +282,7 @@ class EventConsumer:
             raise
         except Exception as error:
             log.exception("applying failed unforeseen record=%s/%d@%d", raw.topic, raw.partition, raw.offset)
-            return [(record_of(raw), _unforeseen(error))]
+            return [(record_of(raw), MalformedEvent.unforeseen(error))]
 
     def _advance(self, polled: Polled, written_to: str) -> Collection[TopicPartition]:
         """Tell Redis how far everything is applied. Returns the partitions of which it has lost something before that, those of
@@ -418,10 +418,6 @@ class DeadRate:
                 f"{dead} of the last {records} records are malformed, expected at most {self._max_share:.0%}: has a "
                 f"producer's schema changed? The last: {errors[-1] if errors else 'in the batches before'}"
             )
-
-
-def _unforeseen(error: Exception) -> MalformedEvent:
-    return MalformedEvent("unforeseen", f"{type(error).__name__}: {error}")
 
 
 @contextmanager

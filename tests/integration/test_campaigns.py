@@ -438,6 +438,6 @@ def attributes(braze: BrazeProcess, user_id: str, prefix: str) -> dict[str, str]
 
 
 def events(braze: BrazeProcess, user_ids: list[str], name: str = "pushed") -> Counter[str]:
-    """How often each user has the event; those who have none are left out."""
+    """Count the event of each user; those who have none are left out."""
     counts = {user: sum(event["name"] == name for event in braze.user(user).get("events", ())) for user in user_ids}
     return Counter({user: count for user, count in counts.items() if count})

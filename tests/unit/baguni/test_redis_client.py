@@ -1,4 +1,4 @@
-"""What Redis' errors mean: a refusal is about what was asked, everything else is an outage, whatever words stand around it."""
+"""Errors of Redis: a refusal is about what was asked, everything else is an outage, whatever words stand around it."""
 
 from __future__ import annotations
 

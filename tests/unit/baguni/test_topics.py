@@ -17,7 +17,7 @@ PutOff = namedtuple("PutOff", ["partition", "fetched_offset", "exception"])
 
 
 class Failed:
-    """What kafka-python keeps of a partition whose records it failed to decode."""
+    """Stands for what kafka-python keeps of a partition whose records it failed to decode."""
 
     topic_partition, next_fetch_offset = PARTITION, 7
 

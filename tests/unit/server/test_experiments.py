@@ -238,7 +238,7 @@ FEATURES = st.fixed_dictionaries(
     FOREIGN,
 )
 def test_a_payload_of_any_shape_is_refused_or_chooses(named: dict[str, Any], groups: Any) -> None:
-    """What is taken over never fails for a shopper, whoever it is."""
+    """Features that are taken over never fail for a shopper, whoever it is."""
     try:
         found = parse(json.dumps({"features": named, "savedGroups": groups}), "x")
     except InvalidInputError:
