@@ -1,7 +1,7 @@
-"""Putting a release onto the servers, and switching to it.
+"""Put a release onto the servers, and switch to it.
 
-Nothing moves until everything is there: models loaded in Triton, collections filled in Milvus, all carrying the
-release's id. Then one atomic write of the pointer switches every gateway.
+Nothing moves until everything is there: models loaded in Triton, collections filled in Milvus, all with the release's id, and
+the changes of items that the active release has. Then one atomic write of the pointer switches every gateway.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from baguni.channels import replicas
 from baguni.errors import EngineError, ReleaseMismatchError
 from baguni.inference import SyncInferenceClient, unload_models
 from baguni.item_index import IndexedItem, ItemIndex
+from baguni.item_updates import ItemServers, ItemUpdates, carry_over
 from baguni.lease import held
 from baguni.live_items import LiveItemWriter
 from baguni.redis_client import connect
@@ -57,8 +58,12 @@ def activate(
         on_stage("verify")
         release = store.get(release_id)
         publish(release, endpoints, on_stage)
-        lease.check()
-        if store.active_id() != release_id:
+        active_id = store.active_id()
+        if active_id != release_id:
+            if active_id is not None:
+                on_stage("apply the changes of items")
+                carry_over_items(active_id, release, endpoints)
+            lease.check()
             store.point_to(release_id, lease.number)
         if drain_s is not None:
             on_stage("drain")
@@ -195,6 +200,15 @@ def restore_live_items(index: ItemIndex, release: Release, redis_url: str) -> No
             index.upsert(present)
         if removed:
             index.delete(removed)
+
+
+def carry_over_items(from_id: str, release: Release, endpoints: Endpoints) -> None:
+    """Bring a release up to the changes of items that another has."""
+    with (
+        closing(connect(endpoints.redis_url)) as client,
+        closing(ItemServers.opened(release, endpoints, client)) as servers,
+    ):
+        carry_over(LiveItemWriter(client, from_id), ItemUpdates(release, servers))
 
 
 def copy_models(release: Release, repository: Path) -> None:

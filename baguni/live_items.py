@@ -1,8 +1,8 @@
-"""Items that changed since their release was built: what item consumers tell every gateway and each other, in Redis.
+"""Items that changed since their release was built, in Redis: item consumers write them for every gateway and for each other.
 
-One hash holds each changed item whole; a sorted set says in which order they changed, so that a reader asks only for what
-is new since it last asked; another hash says which new Semantic ID is whose. All are bounded by the number of items that
-ever changed, and belong to one release.
+One hash contains each changed item whole. A sorted set contains the order of the changes, so that a reader asks only for what
+is new since its last call. Another hash contains the owner of each new Semantic ID. All belong to one release, and their
+size is bounded by the number of items that ever changed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from baguni.catalog import Item
 from baguni.redis_client import shared_redis_errors
 
 log = logging.getLogger(__name__)
+ITEMS_A_CALL = 500  # of some kB each: Redis answers nobody else meanwhile
 
 # KEYS: items, changes, sequence. ARGV: item_id and payload of each item.
 _WRITE = """
@@ -33,11 +34,11 @@ for i = 1, #ARGV, 2 do
 end
 """
 
-# KEYS: items, changes, sequence. ARGV: the last sequence that is known; everything is new to one who knows a later one than
-# Redis, which has lost something then. Returns sequence, payload, sequence, payload, …
+# KEYS: items, changes, sequence. ARGV: the last sequence that the reader knows, most items of the reply. If Redis has only
+# earlier sequences, it lost some, and the reader begins anew. Returns sequence, payload, sequence, payload, …
 _CHANGES = """
 if tonumber(redis.call('GET', KEYS[3]) or '0') < tonumber(ARGV[1]) then ARGV[1] = 0 end
-local changed = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES')
+local changed = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
 local reply = {}
 for i = 1, #changed, 2 do
   reply[i] = changed[i + 1]
@@ -92,11 +93,15 @@ class LiveItemWriter:
             self._write(keys=self._keys.changing, args=arguments)
 
     def changes(self) -> list[LiveItem]:
-        """Items that anyone changed since the last call, in order; at first, all of them."""
-        with shared_redis_errors():
-            reply = self._changes(keys=self._keys.changing, args=[self._last_sequence])
-        self._last_sequence, changed = _changed(cast("list[bytes]", reply), self._last_sequence)
-        return changed
+        """Return the items that anyone changed since the last call, in order; the first call returns all of them."""
+        found: list[LiveItem] = []
+        is_last = False
+        while not is_last:
+            with shared_redis_errors():
+                reply = self._changes(keys=self._keys.changing, args=[self._last_sequence, ITEMS_A_CALL])
+            self._last_sequence, changed, is_last = _changed(cast("list[bytes]", reply), self._last_sequence)
+            found += changed
+        return found
 
     def claim(
         self, item_id: str, content_codes: Sequence[int], num_suffixes: int, taken: Collection[int]
@@ -118,11 +123,15 @@ class LiveItemReader:
         self._last_sequence = 0
 
     async def changes(self) -> list[LiveItem]:
-        """Items that changed since the last call, in order."""
-        with shared_redis_errors():
-            reply: Any = await self._changes(keys=self._keys.changing, args=[self._last_sequence])
-        self._last_sequence, changed = _changed(reply, self._last_sequence)
-        return changed
+        """Return the items that changed since the last call, in order."""
+        found: list[LiveItem] = []
+        is_last = False
+        while not is_last:
+            with shared_redis_errors():
+                reply: Any = await self._changes(keys=self._keys.changing, args=[self._last_sequence, ITEMS_A_CALL])
+            self._last_sequence, changed, is_last = _changed(reply, self._last_sequence)
+            found += changed
+        return found
 
 
 class _Keys:
@@ -140,7 +149,8 @@ class _Keys:
         return [self.items, self.changes, self.sequence]
 
 
-def _changed(reply: Sequence[bytes], last_sequence: int) -> tuple[int, list[LiveItem]]:
+def _changed(reply: Sequence[bytes], last_sequence: int) -> tuple[int, list[LiveItem], bool]:
+    """Return the last sequence of a reply, its items, and whether no other follows."""
     sequences, payloads = reply[::2], reply[1::2]
     changed = []
     for sequence, payload in zip(sequences, payloads, strict=True):
@@ -148,7 +158,7 @@ def _changed(reply: Sequence[bytes], last_sequence: int) -> tuple[int, list[Live
             changed.append(_decode(payload))
         except Exception as error:  # nothing that stands in Redis may stop the items after it
             log.error("an item's entry cannot be read: left out sequence=%r error=%r", sequence, error)
-    return int(sequences[-1]) if sequences else last_sequence, changed
+    return int(sequences[-1]) if sequences else last_sequence, changed, len(sequences) < ITEMS_A_CALL
 
 
 def _encode(live: LiveItem) -> str:

@@ -14,16 +14,14 @@ import redis
 from baguni.errors import BaguniError, UnavailableError
 from baguni.events import ITEM_TOPIC, USER_TOPICS, Event
 from baguni.history_store import HistoryWriter
-from baguni.inference import SyncInferenceClient
-from baguni.item_index import ItemIndex
+from baguni.item_updates import ItemServers, ItemUpdates, Rejections, carry_over
 from baguni.live_items import LiveItemWriter
 from baguni.placements import PlacementWriter
 from baguni.redis_client import connect
-from baguni.release import ReleaseStore
+from baguni.release import Release, ReleaseStore
 from streaming.attribution import Attribution
 from streaming.consumer import ConsumerParts, EventConsumer, stop_on_signals
 from streaming.dead_letters import DeadLetters, Quarantine
-from streaming.item_updates import ItemServers, ItemUpdates, Rejections
 from streaming.metrics import Metrics
 from streaming.settings import StreamingSettings
 from streaming.user_updates import UserUpdates
@@ -61,16 +59,18 @@ class Consumers:
             )
 
     def consume_item_events(self) -> None:
-        """Items → Milvus and gateways, for whichever release is active. A group per release: a new one reads the topic
-        from its start, since what changed after it was built may stand anywhere in it."""
+        """Items → Milvus and gateways, for the release that is active. Each release has a consumer group of its own: a new one
+        reads the topic from its start, since any record of it may be newer than the release's catalogue."""
         store = ReleaseStore(self._settings.releases)
+        before: str | None = None
         while not self._stopping.is_set():
             release_id = store.active_id()
             if release_id is None:
                 self._stopping.wait(POINTER_CHECK_S)
                 continue
             log.info("following release=%s", release_id)
-            updates = ReleaseUpdates(store, release_id, self._settings, self._parts.redis)
+            updates = ReleaseUpdates(store.get(release_id, verify=False), before, self._settings, self._parts.redis)
+            before = release_id
             until = UntilSwitch(store, release_id, self._stopping)
             try:
                 self._consume(lambda updates=updates: self._item_consumer(updates), until)  # type: ignore[misc]
@@ -99,28 +99,35 @@ class Consumers:
 
 
 class ReleaseUpdates:
-    """ItemUpdates of one release, opened at the first batch: opening needs servers, and the consumer knows how to wait."""
+    """ItemUpdates of one release, opened at the first batch: opening needs servers, and the consumer knows how to wait.
 
-    def __init__(self, store: ReleaseStore, release_id: str, settings: StreamingSettings, client: redis.Redis) -> None:
-        self._release, self._settings, self._redis = store.get(release_id, verify=False), settings, client
+    `before` is the release that this process kept up to date until now, if any. Activation carried its changes over, except
+    those of the last seconds."""
+
+    def __init__(self, release: Release, before: str | None, settings: StreamingSettings, client: redis.Redis) -> None:
+        self._release, self._before, self._settings, self._redis = release, before, settings, client
         self._servers: ItemServers | None = None
         self._updates: ItemUpdates | None = None
 
     def apply(self, events: Iterable[Event]) -> Rejections:
         """See ItemUpdates.apply."""
         if self._updates is None:
-            self._servers = self._servers or self._open()
+            self._servers = self._servers or ItemServers.opened(self._release, self._settings, self._redis)
             self._servers.index.check()
-            self._updates = ItemUpdates(self._release, self._servers)
+            updates = ItemUpdates(self._release, self._servers)
+            if self._before not in (None, self._release.release_id):
+                num_items = carry_over(LiveItemWriter(self._redis, str(self._before)), updates)
+                log.info("carried over items=%d from=%s", num_items, self._before)
+            self._updates = updates
         return self._updates.apply(events)
 
     @property
     def release_id(self) -> str:
-        """Of the release that is kept up to date."""
+        """The id of the release that is kept up to date."""
         return self._release.release_id
 
     def forget(self) -> None:
-        """What was read of Redis is not true any more."""
+        """Forget what was read of Redis."""
         self.close()
         self._servers = self._updates = None
 
@@ -128,12 +135,6 @@ class ReleaseUpdates:
         """Close the connections."""
         if self._servers is not None:
             self._servers.close()
-
-    def _open(self) -> ItemServers:
-        release_id, settings = self._release.release_id, self._settings
-        index = ItemIndex(settings.milvus_uri, release_id, self._release.catalog.attribute_types)
-        inference = SyncInferenceClient(settings.triton_url, release_id, self._release.signature)
-        return ItemServers(inference, index, LiveItemWriter(self._redis, release_id))
 
 
 class UntilSwitch:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,15 @@ import tritonclient.grpc as triton
 
 from baguni import lease, served
 from baguni.activation import activate, publish
+from baguni.catalog import Item
 from baguni.errors import ReleaseMismatchError
+from baguni.events import ItemRemoval, ItemUpsert
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
 from baguni.item_index import collections_of_releases
+from baguni.item_updates import ItemServers, ItemUpdates
 from baguni.lease import LeaseError, held
+from baguni.live_items import LiveItemWriter
 from baguni.pruning import prune
 from baguni.release import Release, ReleaseStore, load_release
 from baguni.settings import Endpoints
@@ -186,6 +191,75 @@ def test_the_old_models_are_unloaded_after_the_drain_and_no_request_fails(
         lambda: stub.Recommend(pb.RecommendRequest(user_id="u001")).release_id == active_release.release_id,
         "the first release is served again",
     )
+
+
+def test_a_release_has_the_changes_of_items_before_it_is_active(
+    running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    """Also those that arrive while it is made ready: no price goes back, and nothing that was removed is seen again. The switch
+    back to the release before brings what changed since."""
+    ids = ("r20990501_0000aaaa", "r20990502_0000bbbb")
+    releases = ReleaseStore(running.releases)
+    one, other = (releases.add(renamed(active_release, tmp_path / each, each).path) for each in ids)
+    items = active_release.catalog.items[:10]
+    events = random_item_events(items, 90)
+    rounds = iter([events[:30], events[30:60]])
+    at_the_switch: dict[str, object] = {}
+
+    class Watched(ReleaseStore):
+        def point_to(self, release_id: str, lease_number: int = 0) -> None:
+            at_the_switch.update(changes_of(running, release_id, events))
+            super().point_to(release_id, lease_number)
+
+    store = Watched(running.releases)
+    with item_updates(running, one) as first, item_updates(running, other) as second:
+        publish(one, running)
+        releases.point_to(one.release_id)
+        try:
+            activate(store, other.release_id, running, lambda stage: first.apply(next(rounds, [])))
+            assert at_the_switch == changes_of(running, one.release_id, events) != {}
+            second.apply(events[60:])
+            activate(store, one.release_id, running)
+            assert at_the_switch == changes_of(running, other.release_id, events)
+        finally:
+            activate(store, active_release.release_id, running)
+    assert at_the_switch == changes_of(running, active_release.release_id, events)
+    put_back = [ItemUpsert(item, int(time.time() * 1000) + 1) for item in items]
+    new = sorted({event.item_id for event in events} - set(active_release.catalog.index))
+    removals = [ItemRemoval(item_id, int(time.time() * 1000) + 1) for item_id in new]
+    with item_updates(running, active_release) as updates:
+        assert updates.apply([*put_back, *removals]) == []
+
+
+def random_item_events(items: Sequence[Item], number: int) -> list[ItemUpsert | ItemRemoval]:
+    """Prices, texts, removals, returns, and new items; some twice, some late."""
+    chosen, now_ms = random.Random(5), int(time.time() * 1000)
+    known = [*items, *(replace(items[n], item_id=f"new-{n}", title=f"light {items[n].title}") for n in range(5))]
+    events: list[ItemUpsert | ItemRemoval] = []
+    for n in range(number):
+        item, time_ms = chosen.choice(known), now_ms - 200_000 + 1_000 * n - chosen.choice([0, 0, 0, 5_000])
+        changed = chosen.choice([replace(item, available=False), replace(item, title=f"fresh {item.title}"), item])
+        is_removed = chosen.random() < 0.3
+        events.append(ItemRemoval(item.item_id, time_ms) if is_removed else ItemUpsert(changed, time_ms))
+    return events
+
+
+def changes_of(endpoints: Endpoints, release_id: str, events: Sequence[ItemUpsert | ItemRemoval]) -> dict[str, object]:
+    """What is stored of the items of some events; consumers may store others."""
+    item_ids = {event.item_id for event in events}
+    with redis.Redis.from_url(endpoints.redis_url) as client:
+        live = LiveItemWriter(client, release_id).changes()
+    found = {each.item.item_id: (each.removed, each.time_ms, None if each.removed else each.item) for each in live}
+    return {item_id: state for item_id, state in found.items() if item_id in item_ids}
+
+
+@contextmanager
+def item_updates(endpoints: Endpoints, release: Release) -> Iterator[ItemUpdates]:
+    with (
+        closing(redis.Redis.from_url(endpoints.redis_url)) as client,
+        closing(ItemServers.opened(release, endpoints, client)) as servers,
+    ):
+        yield ItemUpdates(release, servers)
 
 
 def forget_killed_gateways(endpoints: Endpoints) -> None:

@@ -1,16 +1,18 @@
-"""What item events do: text → text encoder → item encoder → codes and vectors → Milvus, and word to every gateway.
+"""Apply item events to a release: text → text encoder → item encoder → codes and vectors → Milvus, and Redis for gateways.
 
-Published Semantic IDs never move: an item keeps its codes when its text changes, only its vectors follow; a new item
-takes a free suffix of its content codes. While its text stays, its vectors stay too, and only what filters ask for is
-new. An event older than what is known of its item changes nothing.
+A published Semantic ID never changes: an item keeps its codes when its text changes, and only its vectors follow. A new item
+takes a free suffix of its content codes. While the text stays, the vectors stay, and only the fields of filters are
+written. An event that is older than the last one applied to its item changes nothing.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import redis
 
 from baguni.catalog import Item
 from baguni.events import Event, ItemRemoval, ItemUpsert, MalformedEvent
@@ -18,9 +20,12 @@ from baguni.inference import Arrays, SyncInferenceClient
 from baguni.item_index import IndexedItem, ItemIndex
 from baguni.live_items import LiveItem, LiveItemWriter
 from baguni.release import Release
+from baguni.settings import Endpoints
 
+log = logging.getLogger(__name__)
 ENCODE_TIMEOUT_S = 5.0
 ITEM_BATCH = 32  # one call of the encoders
+PASSES = 10  # each brings what arrived during the one before, which is less every time
 
 ItemEvent = ItemUpsert | ItemRemoval
 Rejections = list[tuple[int, MalformedEvent]]
@@ -28,11 +33,18 @@ Rejections = list[tuple[int, MalformedEvent]]
 
 @dataclass(frozen=True)
 class ItemServers:
-    """Where one release's items are kept up to date."""
+    """The servers that contain one release's items."""
 
     inference: SyncInferenceClient
     index: ItemIndex
     live_items: LiveItemWriter
+
+    @classmethod
+    def opened(cls, release: Release, endpoints: Endpoints, client: redis.Redis) -> ItemServers:
+        """Connect. Raises UnavailableError."""
+        index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog.attribute_types)
+        inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
+        return cls(inference, index, LiveItemWriter(client, release.release_id))
 
     def close(self) -> None:
         """Close the connections."""
@@ -41,7 +53,7 @@ class ItemServers:
 
 
 class ItemUpdates:
-    """Applies batches of item events to one release. Any number of consumers may, each with its own items."""
+    """Applies batches of item events to one release. Any number of consumers may do so, each for its own items."""
 
     def __init__(self, release: Release, servers: ItemServers) -> None:
         self._release, self._servers = release, servers
@@ -51,7 +63,7 @@ class ItemUpdates:
             self._published_suffixes.setdefault(tuple(content), set()).add(suffix)
 
     def apply(self, events: Iterable[Event]) -> Rejections:
-        """Apply a batch; of several events of one item the newest counts. Raises UnavailableError; safe to repeat."""
+        """Apply a batch: of several events of one item, the newest. Safe to repeat. Raises UnavailableError."""
         self._live.update((live.item.item_id, live) for live in self._servers.live_items.changes())
         checked, rejected = self._check(events)
         newest: dict[str, tuple[int, ItemEvent]] = {}
@@ -160,3 +172,24 @@ class ItemUpdates:
         num_suffixes = self._release.signature.codebook_sizes[-1]
         published = self._published_suffixes.get(content_codes, set())
         return self._servers.live_items.claim(item_id, content_codes, num_suffixes, published)
+
+
+def carry_over(source: LiveItemWriter, updates: ItemUpdates) -> int:
+    """Apply the changes of items that another release, `source`, has, those that arrive meanwhile included, so that a switch
+    reverts nothing. What the release does not accept, for example an attribute that its catalogue does not declare, is
+    logged. Returns the number of items. Safe to repeat. Raises UnavailableError."""
+    num_items = 0
+    for _ in range(PASSES):
+        changes = source.changes()
+        if not changes:
+            break
+        rejected = updates.apply(_event(live) for live in changes)
+        num_items += len(changes) - len(rejected)
+        for position, error in rejected:
+            log.warning("not carried over item=%r error=%s", changes[position].item.item_id, error)
+    return num_items
+
+
+def _event(live: LiveItem) -> ItemEvent:
+    """Return the event that made an item what it is."""
+    return ItemRemoval(live.item.item_id, live.time_ms) if live.removed else ItemUpsert(live.item, live.time_ms)
