@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults test-hostile bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts proto check format clean
+.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults test-hostile test-releases bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-streaming-faults: setup ## Consumers, Redis and broker that die, lose or ar
 
 test-hostile: setup ## Hostile tokens, requests, records, features and manifests by the hundred thousand → benchmarks/results/faults-hostile.json
 	BAGUNI_FAULTS_RESULT=benchmarks/results/faults-hostile.json $(BIN)/python -m pytest -m fault tests/faults/test_hostile.py
+
+test-releases: setup ## Thirty releases, one after the other: nothing may grow → benchmarks/results/releases.json
+	BAGUNI_FAULTS_RESULT=benchmarks/results/releases.json $(BIN)/python -m pytest -m fault tests/faults/test_releases.py
 
 bench-demo: setup ## The demo's promised numbers → benchmarks/results/demo.json
 	$(BIN)/baguni demo --results benchmarks/results/demo.json

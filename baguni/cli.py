@@ -31,7 +31,7 @@ SUMMARIES = {
     "top-items": "Ask the gateway for the generative head's items.",
     "similar": "Ask the gateway for items like an item.",
     "inspect": "A page to look inside recommendations.",
-    "user": "Show a user's history with Semantic IDs.",
+    "user": "Show, find and forget what is stored of a user.",
     "benchmark": "Measure how good the lists are, beside the peers.",
     "demo": "From nothing to live recommendations on grocery orders.",
 }

@@ -1,10 +1,8 @@
-"""`baguni recommend`, `top-items`, `similar`, `user`: look at what is served, with item names."""
+"""`baguni recommend`, `top-items`, `similar`: look at what is served, with item names."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 import click
 from rich.console import Console
@@ -13,7 +11,6 @@ from rich.table import Table
 from baguni.catalog import Catalog
 from baguni.client import ClientSettings
 from baguni.errors import NotFoundError
-from baguni.history import Action, History
 from baguni.release import Release, ReleaseStore
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
@@ -38,7 +35,7 @@ def recommend(user_id: str, count: int, new_only: bool, category: str | None, ad
     if category:
         request.filters.append(pb.Filter(attribute="category", any_of=pb.StringSet(values=[category])))
     response = ClientSettings().gateway(address).recommend(request)
-    release = _release(response.release_id)
+    release = opened_release(response.release_id)
     tier = pb.DegradationTier.Name(response.degradation_tier).removeprefix("DEGRADATION_TIER_").lower()
     title = f"For {user_id}: release {response.release_id}, tier {tier}, history version {response.history_version}"
     Console().print(items_table(response.items, release.catalog, title))
@@ -57,7 +54,7 @@ def top_items(user_ids: tuple[str, ...], count: int, address: str | None) -> Non
     response = (
         ClientSettings().gateway(address).generate_top_items(pb.GenerateTopItemsRequest(user_ids=user_ids, k=count))
     )
-    release = _release(response.release_id)
+    release = opened_release(response.release_id)
     for user in response.users:
         status = pb.UserStatus.Name(user.status).removeprefix("USER_STATUS_").lower()
         Console().print(items_table(user.items, release.catalog, f"For {user.user_id}: {status} {user.message}"))
@@ -80,37 +77,9 @@ def similar(item_id: str, space: str, count: int, address: str | None) -> None:
         .gateway(address)
         .similar_items(pb.SimilarItemsRequest(item_id=item_id, space=chosen, page_size=count))
     )
-    release = _release(response.release_id)
+    release = opened_release(response.release_id)
     name = item_name(release.catalog, item_id)
     Console().print(items_table(response.items, release.catalog, f"{space} neighbours of {name}"))
-
-
-@click.command()
-@click.argument("user_id")
-@click.option("--orders", default=5, show_default=True, help="How many orders back.")
-def user(user_id: str, orders: int) -> None:
-    """The history of USER_ID, newest first, with Semantic IDs.
-
-    \b
-    baguni user 1000
-    """
-    release = _release(None)
-    history = asyncio.run(_history(user_id))
-    if not history.events:
-        raise NotFoundError(f"user {user_id!r} has no history")
-    table = Table("time (UTC)", "what", "order", "item", "Semantic ID", title=f"{user_id}: {len(history)} events")
-    seen: list[str] = []
-    for event in reversed(history.events):
-        if event.order_id and event.order_id not in seen:
-            seen.append(event.order_id)
-            table.add_section()
-        if len(seen) > orders:
-            break
-        when = datetime.fromtimestamp(event.time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-        codes = semantic_id(release, event.item_id)
-        name = item_name(release.catalog, event.item_id)
-        table.add_row(when, Action(event.action).name.lower(), event.order_id, name, codes)
-    Console().print(table)
 
 
 def items_table(items: Iterable[pb.RecommendedItem], catalog: Catalog, title: str) -> Table:
@@ -135,20 +104,10 @@ def semantic_id(release: Release, item_id: str) -> str:
     return "" if index is None else "·".join(map(str, release.semantic_ids.codes_NL[index].tolist()))
 
 
-def _release(release_id: str | None) -> Release:
+def opened_release(release_id: str | None) -> Release:
+    """Return a release of the store, by default the active one. Raises NotFoundError."""
     store = ReleaseStore(Endpoints().releases)
     chosen = release_id or store.active_id()
     if chosen is None:
         raise NotFoundError("no release is active: `baguni release list`, then `baguni release activate RELEASE`")
     return store.get(chosen, verify=False)
-
-
-async def _history(user_id: str) -> History:
-    from baguni.history_store import HistoryReader
-    from baguni.redis_client import connect_async
-
-    client = connect_async(Endpoints().redis_url)
-    try:
-        return (await HistoryReader(client).read([user_id]))[0]
-    finally:
-        await client.aclose()

@@ -30,16 +30,17 @@ MAX_CATEGORY_LEVELS = 16
 EARLIEST_TIME_MS = 631_152_000_000  # 1990: what is older comes from a clock that was never set
 MAX_FUTURE_S = 600.0  # how far a producer's clock may be ahead of ours
 TYPE_PREFIX = "baguni.v1."
+DELETION_TOPIC = "baguni.users"  # to be kept for ever: few and small records, which a rebuild needs
 TOPICS = {
     "OrderPlaced": "baguni.orders",
     "OrderCancelled": "baguni.orders",
     "ItemClicked": "baguni.clicks",
     "CartAdded": "baguni.carts",
-    "UserDeleted": "baguni.users",
+    "UserDeleted": DELETION_TOPIC,
     "ItemUpserted": "baguni.items",
     "ItemRemoved": "baguni.items",
 }
-USER_TOPICS = ("baguni.orders", "baguni.clicks", "baguni.carts", "baguni.users")
+USER_TOPICS = ("baguni.orders", "baguni.clicks", "baguni.carts", DELETION_TOPIC)
 ITEM_TOPIC = "baguni.items"
 EXPOSURE_TOPIC = "baguni.exposures"  # what the gateway served: ListServed
 LOOKED_AT = "inspect-"  # begins the request_id of a list that was asked for to look into it: its shopper never saw it

@@ -37,11 +37,23 @@ log = logging.getLogger(__name__)
 TTL_S = 400 * 86_400  # a user who comes back within a year is known; longer than any topic keeps events
 _PREFIX, _SUFFIX = "baguni:{", "}:h"  # braces: a cluster keeps a user's keys in one slot
 _KEY = f"{_PREFIX}%s{_SUFFIX}"
+_DAMAGED = ":damaged"
 _SCAN = 1_000
 # In a call Redis answers nobody else. Changes are a millisecond or two; stored histories that have to be merged more.
 USERS_A_CALL, LINES_A_CALL = 8, 512
 
 _APPLY = resources.files("baguni").joinpath("apply_history.lua").read_text()
+
+
+def keys_of(user_id: str) -> tuple[str, str]:
+    """Return the Redis keys of a user's history, and of a damaged one that was set aside."""
+    key = _KEY % user_id
+    return key, key + _DAMAGED
+
+
+def is_history(key: str) -> bool:
+    """Return whether a Redis key is that of a history, or of a damaged one."""
+    return key.startswith(_PREFIX) and key.removesuffix(_DAMAGED).endswith(_SUFFIX)
 
 
 class Outcome(IntEnum):
@@ -117,7 +129,7 @@ class HistoryWriter:
                 before.first,
             )
             if was_damaged:
-                log.error("a history was damaged: set aside, begun anew key=%r", f"{_KEY % user_id}:damaged")
+                log.error("a history was damaged: set aside, begun anew key=%r", _KEY % user_id + _DAMAGED)
         return applied
 
     def read(self, user_ids: Sequence[str]) -> list[History]:
@@ -138,7 +150,7 @@ class HistoryWriter:
         with redis_errors():
             if user_ids:
                 keys = [_KEY % user_id for user_id in user_ids]
-                self._client.unlink(*keys, *(f"{key}:damaged" for key in keys))
+                self._client.unlink(*keys, *(key + _DAMAGED for key in keys))
 
 
 def _calls(packed: Sequence[tuple[str, PackedChanges]]) -> Iterator[list[tuple[str, list[Any]]]]:

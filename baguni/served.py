@@ -1,4 +1,6 @@
-"""A register of the releases that gateways have open, kept by the gateways: nobody takes away what is served."""
+"""A register of the gateway's processes and the releases that they have open, kept by the processes: nobody removes a release
+that is served.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,16 @@ from baguni.redis_client import connect, shared_redis_errors
 KEY = "baguni:served"  # "RELEASE PROCESS" → until when, in s since 1970
 TELL_S, VALID_S = 10.0, 60.0
 LONGEST_S = 86_400.0
+_KEPT = ":kept"  # ends the name of a process that is no gateway
+
+
+def process_name() -> str:
+    """Return the name of this process, which no other has."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class ServedTeller:
-    """Tells what one process holds open. `process`: a name that no other has."""
+    """Tells what one process holds open. `process`: its `process_name`."""
 
     def __init__(self, client: redis.asyncio.Redis, process: str) -> None:
         self._client, self._process = client, process
@@ -48,7 +56,7 @@ class ServedTeller:
 @contextmanager
 def kept_open(redis_url: str, release_id: str) -> Iterator[None]:
     """Count the release as served while the body runs, for at most LONGEST_S: a replay needs its models and collections."""
-    member = f"{release_id} {socket.gethostname()}:{os.getpid()}:kept"
+    member = f"{release_id} {process_name()}{_KEPT}"
     with closing(connect(redis_url)) as client:
         with shared_redis_errors():
             client.zadd(KEY, {member: time.time() + LONGEST_S})
@@ -61,6 +69,15 @@ def kept_open(redis_url: str, release_id: str) -> Iterator[None]:
 
 def served(client: redis.Redis) -> set[str]:
     """Return the releases that some gateway has open. Raises UnavailableError."""
+    return {release_id for release_id, _ in _members(client)}
+
+
+def processes(client: redis.Redis) -> set[str]:
+    """Return the names of the gateway's processes that run, or that ran less than VALID_S ago. Raises UnavailableError."""
+    return {process for _, process in _members(client) if not process.endswith(_KEPT)}
+
+
+def _members(client: redis.Redis) -> list[tuple[str, str]]:
     with shared_redis_errors():
         found = cast("list[bytes]", client.zrangebyscore(KEY, time.time(), "+inf"))
-    return {member.decode().partition(" ")[0] for member in found}
+    return [(release_id, process) for release_id, _, process in (member.decode().partition(" ") for member in found)]

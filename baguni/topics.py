@@ -1,8 +1,9 @@
-"""Reading topics from one end to the other, outside any group: for tools, which leave the consumers' offsets alone."""
+"""Read topics from one end to the other, outside any group: for tools, which leave the consumers' offsets alone."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -10,7 +11,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import CorruptRecordError, KafkaError
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.errors import (
+    CorruptRecordError,
+    InvalidRecordError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+)
 
 from baguni.errors import NotFoundError, UnavailableError
 
@@ -18,6 +26,9 @@ log = logging.getLogger(__name__)
 POLL_MS, READ_RECORDS = 1_000, 5_000
 BOOTSTRAP_MS = 5_000
 MAX_SILENCE = 10  # polls without a record before the broker counts as away
+
+RECORD_REFUSALS = (MessageSizeTooLargeError, InvalidRecordError, RecordListTooLargeError)
+"""Errors of a broker, or of the client in its place, for a record that it will never take."""
 
 Offsets = dict[TopicPartition, int]
 
@@ -150,3 +161,26 @@ def record_of(raw: Any) -> Record:
     """A consumer's record without the client's classes."""
     headers = tuple((name, value or b"") for name, value in raw.headers)
     return Record(raw.topic, raw.partition, raw.offset, raw.key, raw.value, headers, raw.timestamp)
+
+
+def retentions(bootstrap: str, topics: Sequence[str]) -> dict[str, float | None]:
+    """Return how long each topic keeps a record that nothing replaces, in s; inf for ever, None where the broker does not tell.
+    Raises UnavailableError."""
+    try:
+        with closing(KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=BOOTSTRAP_MS)) as client:
+            resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+            described = client.describe_configs(resources, config_filter="all")
+    except KafkaError as error:
+        raise UnavailableError("kafka", f"{bootstrap}: {error}") from error
+    by_topic: Mapping[str, Any] = next(iter(described.values()), {})
+    return {topic: _retention_s(by_topic.get(topic, {})) for topic in topics}
+
+
+def _retention_s(configs: Mapping[str, Any]) -> float | None:
+    values = {
+        name: str(config.get("value") if isinstance(config, dict) else config) for name, config in configs.items()
+    }
+    if values.get("cleanup.policy") == "compact" or values.get("retention.ms") == "-1":
+        return math.inf
+    text = values.get("retention.ms", "")
+    return int(text) / 1000 if text.isdecimal() else None

@@ -23,6 +23,7 @@ from baguni.history import History
 from baguni.history_store import HistoryReader
 from baguni.redis_client import connect_async
 from baguni.v1 import recommendation_pb2 as pb
+from crm.forgetting import forget_unless_running
 from crm.metrics import Metrics
 from crm.settings import CrmSettings
 from crm.state import CampaignState
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 MAX_K, DEFAULT_K = 50, 10
 FALLBACK_EVERY_S = 300.0
 COUNTED_EVERY_S = 15.0
+FORGET_EVERY_S = 30.0
 FALLBACK_TIMEOUT_S = 2.0
 DELETED_TIMEOUT_S = 0.03
 
@@ -113,7 +115,7 @@ def application(settings: CrmSettings, state: CampaignState) -> web.Application:
             token = settings.crm_content_token.get_secret_value()
             content = Content(state, HistoryReader(client), gateway, token, metrics)
             app.router.add_get("/v1/campaigns/{campaign}/users/{user_id}", content.items)
-            tasks = [asyncio.create_task(content.keep_popular_fresh())]
+            tasks = [asyncio.create_task(content.keep_popular_fresh()), asyncio.create_task(_keep_forgetting(settings))]
             if settings.metrics_address:
                 tasks.append(asyncio.create_task(content.keep_counts_fresh()))
             yield
@@ -124,6 +126,16 @@ def application(settings: CrmSettings, state: CampaignState) -> web.Application:
     app = web.Application()
     app.cleanup_ctx.append(running)
     return app
+
+
+async def _keep_forgetting(settings: CrmSettings) -> None:
+    """Remove users who ask to be forgotten, also where no campaign runs any more."""
+    while True:
+        try:
+            await asyncio.to_thread(forget_unless_running, settings)
+        except (BaguniError, sqlite3.Error) as error:
+            log.warning("users to forget not read error=%s", error)
+        await asyncio.sleep(FORGET_EVERY_S)
 
 
 def serve_content(settings: CrmSettings, address: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from baguni.catalog import Catalog
 from baguni.client import GatewayClient
 from baguni.errors import InvalidInputError, NotFoundError, UnavailableError
+from baguni.forgotten import ForgottenUsers
 from baguni.history import Action, History
 from baguni.history_store import HistoryWriter
 from baguni.redis_client import connect
@@ -23,6 +24,7 @@ from baguni.release import ReleaseStore
 from baguni.v1 import recommendation_pb2 as pb
 from crm.audience import DAY_MS, users_of
 from crm.campaign import MAX_ITEMS, Campaign, SinkChoice
+from crm.forgetting import forget_listed
 from crm.settings import CrmSettings
 from crm.sinks import BadBatchError, Sink, UncertainError
 from crm.sinks.braze import Braze
@@ -49,6 +51,7 @@ class Parts:
     state: CampaignState
     gateway: GatewayClient
     histories: HistoryWriter
+    forgotten: ForgottenUsers
 
     def catalog(self) -> Catalog:
         """Of the active release. Raises NotFoundError if none is active."""
@@ -73,6 +76,10 @@ class Job:
         for sink in self.sinks:
             if not isinstance(sink, ListFile):
                 sink.close()
+
+    def forget(self) -> None:
+        """Remove the users who asked to be forgotten since the last run."""
+        forget_listed(self._state, self._parts.forgotten)
 
     def begin(self, run_id: str | None = None) -> Run:
         """The run that is not finished, or a new one. With an id: that run, a new one if there is none."""
@@ -265,7 +272,10 @@ class Job:
         try:
             sent = sink.send(run, pushes)
         except UncertainError as error:
-            return self._settle(run, sink, pushes, str(error))
+            known = error.arrived | error.failed.keys()
+            self._state.sent(run, sink.name, [push for push in pushes if push.user_id in known], error.failed)
+            unknown = [push for push in pushes if push.user_id not in known]
+            return not unknown or self._settle(run, sink, unknown, str(error))
         except BadBatchError as error:
             log.info("%s: halving a batch users=%d error=%s", sink.name, len(pushes), error)
             self._state.not_sent(run.run_id, sink.name, user_ids)
@@ -326,7 +336,8 @@ class Job:
 def run_campaign(
     job: Job, run_id: str | None, resend_unknown: bool, told_run: Callable[[Run], None] = lambda run: None
 ) -> Run:
-    """All of it, or what is left of it. Raises what the job raises; what is done stays done."""
+    """Do all of it, or what is left of it. Raises what the job raises; what is done stays done."""
+    job.forget()
     run = job.begin(run_id)
     told_run(run)
     if not run.is_finished or resend_unknown:
@@ -334,6 +345,7 @@ def run_campaign(
         job.select(run)
         job.prepare(run)
         job.deliver(run, resend_unknown)
+        job.forget()
     return run
 
 
@@ -341,7 +353,7 @@ def run_campaign(
 def open_parts(settings: CrmSettings, state: CampaignState) -> Iterator[Parts]:
     """Connections for a job."""
     with closing(settings.gateway()) as gateway, connect(settings.redis_url) as client:
-        yield Parts(settings, state, gateway, HistoryWriter(client))
+        yield Parts(settings, state, gateway, HistoryWriter(client), ForgottenUsers(client))
 
 
 def _is_deleted(history: History, run: Run) -> bool:

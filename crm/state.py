@@ -41,6 +41,10 @@ CREATE TABLE IF NOT EXISTS told (
   sink TEXT NOT NULL, user_id TEXT NOT NULL, name TEXT NOT NULL, value TEXT,
   PRIMARY KEY (sink, user_id, name)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forgotten (until INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS delivery_user ON delivery (user_id);
+CREATE INDEX IF NOT EXISTS sent_user ON sent (user_id);
+CREATE INDEX IF NOT EXISTS told_user ON told (user_id);
 """
 # Of one sink and run: who is prepared and was not handed to the sink yet.
 _NEXT = """
@@ -55,12 +59,7 @@ _FORGET_OLD = (
     "DELETE FROM sent WHERE run_id IN (SELECT run_id FROM run WHERE started_ms < ?)",
     "DELETE FROM run WHERE started_ms < ?",
 )
-_FORGET = (
-    "DELETE FROM delivery WHERE user_id = ?",
-    "DELETE FROM sent WHERE user_id = ?",
-    "DELETE FROM push WHERE user_id = ?",
-    "DELETE FROM told WHERE user_id = ?",
-)
+_OF_USERS = ("delivery", "sent", "push", "told")
 
 
 class PushedItem(NamedTuple):
@@ -306,12 +305,35 @@ class CampaignState:
         """Users who asked to be forgotten: nothing of them stays but that this run skipped them."""
         with self._transaction():
             for user_id in user_ids:
-                for forget in _FORGET:
-                    self._db.execute(forget, (user_id,))
+                self._forget(user_id)
                 self._db.execute(
                     "INSERT INTO delivery (run_id, user_id, state, reason) VALUES (?, ?, 'skipped', ?)",
                     (run_id, user_id, reason),
                 )
+
+    def forget(self, user_ids: Iterable[str], position: int | None = None) -> None:
+        """Remove users who asked for it from every run. `position`: the last one's in the list of forgotten users, if known."""
+        with self._transaction():
+            for user_id in user_ids:
+                self._forget(user_id)
+            if position is not None:
+                self._db.execute("DELETE FROM forgotten")
+                self._db.execute("INSERT INTO forgotten VALUES (?)", (position,))
+
+    @property
+    def forgotten_until(self) -> int:
+        """Position in the list of forgotten users up to which they are forgotten here, 0 at first."""
+        rows = self._rows("SELECT until FROM forgotten")
+        return int(rows[0][0]) if rows else 0
+
+    def rows_of(self, user_id: str) -> dict[str, int]:
+        """Return how many rows of each table are a user's; tables without one are left out."""
+        counts = {table: self._rows(f"SELECT COUNT(*) FROM {table} WHERE user_id = ?", user_id) for table in _OF_USERS}  # noqa: S608
+        return {table: rows[0][0] for table, rows in counts.items() if rows[0][0]}
+
+    def _forget(self, user_id: str) -> None:
+        for table in _OF_USERS:
+            self._db.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))  # noqa: S608 - our own names
 
     # Looking
 

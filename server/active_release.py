@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -23,7 +21,7 @@ from baguni.item_index import ItemIndex
 from baguni.item_search import AsyncItemIndex
 from baguni.live_items import LiveItemReader
 from baguni.release import Release, ReleaseStore
-from baguni.served import ServedTeller
+from baguni.served import ServedTeller, process_name
 from server.items import ItemTable
 from server.settings import ServerSettings
 
@@ -75,7 +73,7 @@ class ActiveRelease:
         self._refused: dict[str, str] = {}
         self._waits: dict[str, _Wait] = {}
         self._opening: set[str] = set()
-        self._teller = ServedTeller(client, f"{socket.gethostname()}:{os.getpid()}")
+        self._teller = ServedTeller(client, process_name())
         self._closing: set[asyncio.Task[None]] = set()
         self._requests: Counter[Serving] = Counter()
 

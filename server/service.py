@@ -144,6 +144,7 @@ def _recorded(
         dict(stage_ms.get() or {}),
         response.exposure_token,
         sampled,
+        int(time.time() * 1000),
     )
 
 

@@ -31,6 +31,7 @@ class ServerSettings(Endpoints):
     capture_slow_s: float = Field(default=0.5, ge=0)  # what takes longer is written down, and said in the log
     capture_share: float = Field(default=0.0, ge=0, le=1)  # of all
     capture_bytes: int = Field(default=64 << 20, ge=1 << 10)  # of a process's file; the one before it is kept
+    capture_days: float = Field(default=7.0, gt=0)  # then a request that was written down is removed: it names a user
     default_deadline_s: float = Field(default=2.0, gt=0)  # for callers that set none
     default_bulk_deadline_s: float = Field(default=60.0, gt=0)
     history_timeout_s: float = Field(default=0.3, gt=0)

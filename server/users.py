@@ -1,9 +1,10 @@
-"""What is remembered of users between requests: a cache, so anything in it may be gone, and nothing needs it."""
+"""Remember users between requests: a cache, so anything in it may be gone, and nothing needs it."""
 
 # S = known items, V = vector dim, I = items
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,15 @@ class UserCache:
         """From now on a stranger."""
         self._users.pop((release_id, user_id), None)
         self._found.pop((release_id, user_id), None)
+
+    def forget_everywhere(self, user_ids: Collection[str]) -> int:
+        """Remove users of every release, who asked for it. Returns the number of removed entries."""
+        num_removed = 0
+        for cache in (self._users, self._found):
+            for key in [key for key in cache if key[1] in user_ids]:
+                del cache[key]
+                num_removed += 1
+        return num_removed
 
     def found(self, release_id: str, user_id: str) -> Int64 | None:
         """Indexes of the items that a search found last, best first."""

@@ -10,6 +10,7 @@ import gc
 import logging
 import math
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from baguni.errors import BaguniError, UnavailableError
+from baguni.forgotten import ForgottenFollower
 from baguni.redis_client import connect_async
 from baguni.release import ReleaseStore
+from baguni.served import process_name
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.active_release import ActiveRelease
@@ -32,6 +35,7 @@ from server.callers import Callers
 from server.capture import Capture
 from server.exposures import Exposures
 from server.features import Features
+from server.forgetting import Forgetting
 from server.gate import Gate, Room
 from server.metrics import Metrics
 from server.parts import Parts
@@ -64,8 +68,9 @@ class Worker:
         topic = settings.exposure_topic if self._is_online else ""
         self._exposures = Exposures(settings.kafka_bootstrap, topic, self._metrics)
         capture_dir = settings.capture_dir if self._is_online else None
-        slow_s, share = settings.capture_slow_s, settings.capture_share
-        self._capture = Capture(capture_dir, name, slow_s, share, settings.capture_bytes, self._metrics)
+        self._capture = Capture(capture_dir, f"{socket.gethostname()}.{name}", settings, self._metrics)
+        follower = ForgottenFollower(self._redis, process_name())
+        self._forgetting = Forgetting(follower, self._parts.users, self._capture)
         self._callers = Callers(settings.callers, share=1 / settings.processes)
         self._gate = Gate(
             SERVICE,
@@ -94,6 +99,7 @@ class Worker:
         background.start("items", self._active.follow_items, is_necessary=True)
         background.start("loop", self._gate.watch_the_loop, is_necessary=True)
         background.start("served", self._active.tell_what_is_served)
+        background.start("forgetting", self._forgetting.follow)
         background.start("callers", self._follow_callers)
         if self._features.are_followed:
             background.start("features", self._features.follow)

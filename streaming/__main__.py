@@ -13,6 +13,7 @@ import redis
 
 from baguni.errors import BaguniError, UnavailableError
 from baguni.events import ITEM_TOPIC, USER_TOPICS, Event
+from baguni.forgotten import ForgottenUsers
 from baguni.history_store import HistoryWriter
 from baguni.item_updates import ItemServers, ItemUpdates, Rejections, carry_over
 from baguni.live_items import LiveItemWriter
@@ -48,7 +49,7 @@ class Consumers:
         client, metrics = self._parts.redis, self._parts.metrics
         writer, placements = HistoryWriter(client, self._settings.max_events), PlacementWriter(client)
         attribution = Attribution(metrics, self._settings.token_signer(), self._settings.placement_names)
-        updates = UserUpdates(writer, placements, metrics, attribution)
+        updates = UserUpdates(writer, placements, ForgottenUsers(client), metrics, attribution)
         batch_records = self._settings.batch_records
         while not self._stopping.is_set():
             self._consume(

@@ -14,20 +14,18 @@ from typing import Any, cast
 
 import redis
 from kafka import KafkaProducer
-from kafka.errors import InvalidRecordError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import KafkaError
 
 from baguni.errors import UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
 from baguni.redis_client import shared_redis_errors
-from baguni.topics import Record
+from baguni.topics import RECORD_REFUSALS, Record
 
 log = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 5.0
 MAX_ERROR_LENGTH = 1_000
 MAX_REQUEST_BYTES = 10 << 20  # a record as big as the broker takes, and what is added to it
 ADDED = "dead_letter_"  # begins the names of the headers that are added
-REFUSALS = (MessageSizeTooLargeError, InvalidRecordError, RecordListTooLargeError)
-"""Errors of a broker, or of the client in its place, for a record that it will never take."""
 
 QUARANTINE_KEY = "baguni:quarantine"
 MAX_QUARANTINED = 10_000  # entries; the oldest leave
@@ -123,7 +121,7 @@ class DeadLetters:
                         DEAD_LETTER_TOPIC, key=record.key, value=value, headers=_headers(record, error)
                     )
                 except (
-                    *REFUSALS,
+                    *RECORD_REFUSALS,
                     AssertionError,
                     TypeError,
                     ValueError,
@@ -135,7 +133,7 @@ class DeadLetters:
             for record, error, future in sent:
                 try:
                     future.get(timeout=SEND_TIMEOUT_S)
-                except REFUSALS as refusal:
+                except RECORD_REFUSALS as refusal:
                     refused.append(_quarantined(record, error, refusal))
         except KafkaError as failure:
             raise UnavailableError("kafka", f"dead letters not stored: {failure}") from failure

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,16 +13,18 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from baguni.events import USER_TOPICS
+from baguni.errors import InvalidInputError
+from baguni.events import DELETION_TOPIC, USER_TOPICS
 from baguni.history_store import HistoryWriter
 from baguni.redis_client import connect
-from baguni.topics import TopicReader
+from baguni.topics import TopicReader, retentions
 from streaming.histories import Difference, UserChanges, load, read_events, read_file, verify
 from streaming.settings import StreamingSettings
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 TIMEZONE = click.option("--timezone", default=None, help="Of times without one, such as Asia/Seoul.")
 DROPPED_AT_ONCE = 1_000
+DAY_S = 86_400
 
 
 @click.group()
@@ -48,9 +51,16 @@ def load_files(files: tuple[Path, ...], timezone: str | None) -> None:
 @histories.command()
 @click.option("--from-topic", is_flag=True, required=True, help="From what the user topics hold.")
 @click.option("--drop", is_flag=True, help="Remove what is stored first: what the topics do not hold any more is lost.")
-def rebuild(from_topic: bool, drop: bool) -> None:
-    """Write everything that the topics hold, which adds what Redis has lost."""
+@click.option(
+    "--accept-lost-deletions", is_flag=True, help="Go on although users who were deleted may come back: see the error."
+)
+def rebuild(from_topic: bool, drop: bool, accept_lost_deletions: bool) -> None:
+    """Write everything that the topics hold, which adds what Redis has lost.
+
+    Refused where the broker keeps deletions of users for a shorter time than their events."""
     with _writer() as (writer, settings):
+        if not accept_lost_deletions:
+            check_deletions_outlast(retentions(settings.kafka_bootstrap, USER_TOPICS))
         if drop:
             click.confirm("Remove every stored history, those loaded from files included?", abort=True)
             _drop(writer)
@@ -73,6 +83,19 @@ def verify_stored(context: click.Context, files: tuple[Path, ...], timezone: str
         return
     Console().print(_table(found[:limit], f"{len(found):,} of {num_users:,} histories differ"))
     context.exit(1)
+
+
+def check_deletions_outlast(kept_s: Mapping[str, float | None]) -> None:
+    """Raise InvalidInputError if a topic keeps a user's events for longer than DELETION_TOPIC keeps the user's deletion: a
+    rebuild would bring the user back. `kept_s`: by topic in s, None where it is not known."""
+    deletions_s = kept_s[DELETION_TOPIC]
+    longer = [topic for topic, each_s in kept_s.items() if each_s is not None and each_s > (deletions_s or math.inf)]
+    if deletions_s is not None and longer:
+        raise InvalidInputError(
+            f"{DELETION_TOPIC} keeps records for {deletions_s / DAY_S:g} days, expected at least as long as "
+            f"{', '.join(longer)}: users who were deleted before could come back. Set its retention.ms to -1; if no deletion "
+            "is lost yet, or they may come back, add --accept-lost-deletions"
+        )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""What user events do: they change histories, clicks count for the placement where they happened, and events that name the
-page that led to them count for it. A history is a set, so redelivery is harmless; an event counts when it is new there.
+"""Apply user events: they change histories, clicks count for the placement where they happened, events that name the page that
+led to them count for it, and a deletion adds its user to the list of those to forget. A history is a set, so redelivery is
+harmless; an event counts when it is new there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from baguni.events import Event, MalformedEvent, UserEvents
+from baguni.forgotten import ForgottenUsers
 from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
 from baguni.history_store import Applied, HistoryWriter, Outcome
 from baguni.placements import PlacementWriter
@@ -30,10 +32,15 @@ class UserUpdates:
     """Applies batches of user events to the history store."""
 
     def __init__(
-        self, writer: HistoryWriter, placements: PlacementWriter, metrics: Metrics, attribution: Attribution
+        self,
+        writer: HistoryWriter,
+        placements: PlacementWriter,
+        forgotten: ForgottenUsers,
+        metrics: Metrics,
+        attribution: Attribution,
     ) -> None:
         self._writer, self._placements, self._attribution = writer, placements, attribution
-        self._metrics = metrics
+        self._forgotten, self._metrics = forgotten, metrics
         self._lag_s = {kind: metrics.visible_lag_s.labels(name) for kind, name in KINDS.items()}
         self._outcomes = {outcome: metrics.changes.labels(outcome.name.lower()) for outcome in Outcome}
         self._observe_bytes = metrics.history_bytes.observe
@@ -48,6 +55,8 @@ class UserUpdates:
             batch = batches.popleft()
             self._note(batch, applied)
             self._count([event for event, position in batch.counted if _is_new(event, applied, position)])
+            if deleted := {event.user_id for event in batch.events if isinstance(event.changes[-1], Deletion)}:
+                self._forgotten.note(sorted(deleted))
             self._measure(batch.events, applied)
         return rejected
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from crm.state import Push, Run
 
 
 class UncertainError(Exception):
-    """The sink may have taken a batch, or not: it died, or the connection did, before it said so."""
+    """Raised when a sink died, or the connection to it, before it answered for every user. `arrived` and `failed` are the users
+    whose outcome is known; the others may have arrived or not."""
+
+    def __init__(
+        self, message: str, arrived: Collection[str] = (), failed: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        super().__init__(message)
+        self.arrived, self.failed = frozenset(arrived), failed
 
 
 class BadBatchError(Exception):
-    """The sink took nothing of a batch, since something of it is bad, and does not say what."""
+    """Raised when a sink took nothing of a batch, because something of it is bad, and does not answer what."""
 
 
 @dataclass(frozen=True)

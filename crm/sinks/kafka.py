@@ -14,7 +14,7 @@ from kafka.errors import KafkaError
 
 from baguni.errors import NotFoundError, UnavailableError
 from baguni.events import cloud_event_headers
-from baguni.topics import TopicReader
+from baguni.topics import RECORD_REFUSALS, TopicReader
 from baguni.v1 import campaigns_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from crm.campaign import KafkaSink
@@ -49,25 +49,42 @@ class PushTopic:
             raise UnavailableError("kafka", f"{self._bootstrap}: {error}") from error
 
     def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
-        """Send them and wait until the broker has them."""
+        """Send them and wait until the broker has them. What it refuses for good fails alone."""
         try:
             producer = self._connected()
         except KafkaError as error:
             raise UnavailableError("kafka", f"{self._bootstrap}: {error}") from error
+        failed: dict[str, str] = {}
+        arrived: set[str] = set()
+        problem: KafkaError | None = None
+        futures = {}
+        for push in pushes:
+            message = _message(run, push)
+            headers = cloud_event_headers(message, _event_id(run, push), SOURCE)
+            try:
+                futures[push.user_id] = producer.send(
+                    self._topic, key=push.user_id.encode(), value=message.SerializeToString(), headers=headers
+                )
+            except RECORD_REFUSALS as error:
+                failed[push.user_id] = f"kafka refused it: {error}"
+            except KafkaError as error:
+                problem = error
+                break
         try:
-            futures = []
-            for push in pushes:
-                message = _message(run, push)
-                headers = cloud_event_headers(message, _event_id(run, push), SOURCE)
-                value = message.SerializeToString()
-                futures.append(producer.send(self._topic, key=push.user_id.encode(), value=value, headers=headers))
             producer.flush(timeout=TIMEOUT_S)
-            for future in futures:
-                future.get(timeout=TIMEOUT_S)
         except KafkaError as error:
+            problem = error
+        for user_id, future in futures.items():
+            if future.succeeded():
+                arrived.add(user_id)
+            elif isinstance(future.exception, RECORD_REFUSALS):
+                failed[user_id] = f"kafka refused it: {future.exception}"
+            else:
+                problem = problem or future.exception
+        if problem is not None:
             self.close()
-            raise UncertainError(f"kafka: {error}") from error
-        return Sent()
+            raise UncertainError(f"kafka: {problem}", arrived, failed) from problem
+        return Sent(failed)
 
     def arrived(self, run: Run, pushes: Sequence[Push]) -> set[str]:
         """Reads the whole topic, which only an interruption is worth."""

@@ -23,7 +23,7 @@ from kafka.errors import TopicAlreadyExistsError
 from supervisor.xmlrpc import SupervisorTransport
 
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError
-from baguni.events import DEAD_LETTER_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
+from baguni.events import DEAD_LETTER_TOPIC, DELETION_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
 from baguni.signed_tokens import new_key
 from deploy.local.programs import Program, applications, port_is_free, servers
 from deploy.local.settings import StackSettings
@@ -221,7 +221,8 @@ class LocalStack:
         try:
             for topic in (*USER_TOPICS, ITEM_TOPIC, EXPOSURE_TOPIC, DEAD_LETTER_TOPIC):
                 try:
-                    client.create_topics([NewTopic(topic, num_partitions=4, replication_factor=1)])
+                    configs = {"retention.ms": "-1"} if topic == DELETION_TOPIC else {}
+                    client.create_topics([NewTopic(topic, 4, 1, topic_configs=configs)])
                 except TopicAlreadyExistsError:
                     continue
         finally:

@@ -17,7 +17,12 @@ from benchmarks.result import Row, write_result
 from tests.faults.load import NOW_MS, USERS
 
 DAY_MS = 86_400_000
-COMMANDS = {"faults": "test-faults", "faults-streaming": "test-streaming-faults", "faults-hostile": "test-hostile"}
+COMMANDS = {
+    "faults": "test-faults",
+    "faults-streaming": "test-streaming-faults",
+    "faults-hostile": "test-hostile",
+    "releases": "test-releases",
+}
 
 
 @pytest.fixture(scope="session")

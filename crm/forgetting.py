@@ -1,0 +1,53 @@
+"""Remove users who asked for it from the state of campaigns: what was prepared for them, what they were pushed, what a sink
+knows of them.
+
+The list of forgotten users is read before and after every run, and by `baguni crm serve`; each entry counts once, so a user who
+has come back since is not forgotten again.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+
+from baguni.errors import InvalidInputError
+from baguni.forgotten import ForgottenUsers
+from baguni.redis_client import connect
+from crm.settings import CrmSettings
+from crm.state import CampaignState
+
+log = logging.getLogger(__name__)
+
+
+def forget_listed(state: CampaignState, forgotten: ForgottenUsers) -> int:
+    """Forget everybody who was added to the list since the last call. The caller holds the state's lock. Returns the number of
+    users. Raises UnavailableError."""
+    num_users = 0
+    while entries := forgotten.since(state.forgotten_until):
+        state.forget([entry.user_id for entry in entries], entries[-1].position)
+        num_users += len(entries)
+    return num_users
+
+
+def forget_unless_running(settings: CrmSettings) -> None:
+    """Forget everybody on the list, unless a campaign runs: it does so itself. Raises UnavailableError."""
+    with closing(CampaignState(settings.crm_state)) as state, connect(settings.redis_url) as client:
+        try:
+            with state.lock():
+                forget_listed(state, ForgottenUsers(client))
+        except InvalidInputError:
+            log.info("a campaign is running: it forgets users at its end")
+
+
+def personal_data(user_id: str, erase: bool) -> list[str]:
+    """Return what the state of campaigns has of a user, and remove it if asked to. Raises InvalidInputError while a campaign
+    runs."""
+    settings = CrmSettings()
+    if not settings.crm_state.is_dir():
+        return []
+    with closing(CampaignState(settings.crm_state)) as state:
+        found = [f"{settings.crm_state}: {count} rows of {table}" for table, count in state.rows_of(user_id).items()]
+        if erase and found:
+            with state.lock():
+                state.forget([user_id])
+    return found

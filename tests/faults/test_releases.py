@@ -1,0 +1,116 @@
+"""A month without anybody looking: thirty nights, each with a new release that is activated and an old one that is pruned.
+`make test-releases` writes benchmarks/results/releases.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from baguni.activation import activate
+from baguni.item_index import collections_of_releases
+from baguni.pruning import prune
+from baguni.redis_client import connect
+from baguni.release import Release, ReleaseStore
+from baguni.served import served
+from baguni.settings import Endpoints
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
+from benchmarks.result import Row
+from deploy.local.stack import LocalStack
+from tests.gateway_process import GatewayProcess, gateway_process
+from tests.integration.test_release_switch import loaded_models
+from tests.tiny_release import renamed
+from tests.waiting import eventually
+
+pytestmark = [pytest.mark.stack, pytest.mark.fault, pytest.mark.timeout(3_600)]
+NIGHTS, KEPT = 30, 2
+FROM_NIGHT = 2  # from its end on, nothing may grow
+PAGES = 200  # asked for every day
+MB = 1 << 20
+
+
+def test_thirty_nights(
+    record: Callable[[Row], None], local_stack: LocalStack, stack: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    store = ReleaseStore(stack.releases)
+    counts: dict[str, list[float]] = {}
+    failed = 0
+    with gateway_process(stack, tmp_path, processes=2) as gateway, grpc.insecure_channel(gateway.address) as channel:
+        stub = pb_grpc.RecommendationServiceStub(channel)
+        for night in range(1, NIGHTS + 1):
+            release = renamed(active_release, tmp_path / f"night-{night}", f"r2098{night:04}_0000aaaa")
+            store.add(release.path)
+            activate(store, release.release_id, stack)
+            failed += _ask_until_served(stub, release.release_id)
+            with connect(stack.redis_url) as client:
+                eventually(lambda: served(client) == {release.release_id}, "no process serves an older release")  # noqa: B023
+            prune(store, stack, KEPT)
+            for name, number in _counted(local_stack, stack, store, gateway).items():
+                counts.setdefault(name, []).append(number)
+        activate(store, active_release.release_id, stack)
+    record(Row(f"{NIGHTS} nights: pages that failed, {PAGES} a day", failed, "", "0", failed == 0))
+    for name, numbers in counts.items():
+        first, most = numbers[FROM_NIGHT - 1], max(numbers[FROM_NIGHT - 1 :])
+        record(
+            Row(
+                f"{NIGHTS} nights: {name}, the most",
+                most,
+                "",
+                "≤ 1.1 ×",
+                most <= 1.1 * first,
+                "after the second",
+                first,
+            )
+        )
+
+
+def _ask_until_served(stub: pb_grpc.RecommendationServiceStub, release_id: str) -> int:
+    """Ask for a day's pages, then until the new release answers. Returns how many failed."""
+    answers: list[str] = []
+
+    def ask(user_id: str) -> str:
+        try:
+            answers.append(stub.Recommend(pb.RecommendRequest(user_id=user_id, page_size=3), timeout=30).release_id)
+        except grpc.RpcError as error:
+            answers.append(str(error))
+        return answers[-1]
+
+    for number in range(PAGES):
+        ask(f"u{number:03}")
+    eventually(lambda: ask("u000") == release_id, f"{release_id} is served", lambda: answers[-1])
+    return sum(not answer.startswith("r") for answer in answers)
+
+
+def _counted(
+    local_stack: LocalStack, endpoints: Endpoints, store: ReleaseStore, gateway: GatewayProcess
+) -> dict[str, float]:
+    """What may grow, by name."""
+    return {
+        "models in Triton": len(loaded_models(endpoints)),
+        "collections in Milvus": len(collections_of_releases(endpoints.milvus_uri)),
+        "folders of models": len(list(endpoints.triton_repository.iterdir())),
+        "releases in the store": len(store.ids()),
+        "MB of Triton's memory": _memory_mb(_listening(local_stack.settings.triton_port)),
+        "MB of the gateway's memory": _memory_mb(gateway.process),
+    }
+
+
+def _listening(port: int) -> psutil.Process:
+    """The process that listens on a port."""
+    found = {
+        each.pid
+        for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port
+    }
+    return psutil.Process(next(pid for pid in found if pid is not None))
+
+
+def _memory_mb(process: psutil.Process) -> float:
+    """Of a process and those that it started, what is theirs alone."""
+    return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True))) / MB

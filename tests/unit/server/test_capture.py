@@ -1,0 +1,126 @@
+"""Captured requests can be taken back: those of a user, and those that are too old, while others are being written."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from baguni.v1 import recommendation_pb2 as pb
+from server.capture import Capture, Recorded, Removal, captured_of, read_log, remove_from_unused
+from server.metrics import Metrics
+from server.settings import ServerSettings
+
+DAY_MS = 86_400_000
+# Ids that stand elsewhere in a line, too, or begin like one another.
+IDS = ["rye", "u1", "u10", "userId", '"', "a\\", "\u2028", "소금", "request", "'u1'"]
+
+
+def recorded(user_id: str, written_ms: int, item_id: str = "rye", is_anonymous: bool = False) -> Recorded:
+    request = pb.RecommendRequest(user_id=user_id)
+    if is_anonymous:
+        request = pb.RecommendRequest(anonymous=pb.AnonymousUser(anonymous_id=user_id))
+    return Recorded(request, "q", "r", 1, 0, False, "FULL", (item_id,), 1.0, {}, "", True, written_ms)
+
+
+def capture(folder: Path, name: str = "host.online-0", max_bytes: int = 1 << 20) -> Capture:
+    settings = ServerSettings(capture_bytes=max_bytes, capture_share=1.0)
+    return Capture(folder, name, settings, Metrics([]))
+
+
+def users(folder: Path) -> list[str]:
+    files = sorted(folder.rglob("*.jsonl*"), key=lambda path: path.stat().st_mtime)
+    return [each.request.user_id or each.request.anonymous.anonymous_id for each in read_log(files)]
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_request_of_a_user_goes_and_no_other(tmp_path: Path, seed: int) -> None:
+    """Wherever it is by then: in the file that is being written, or in the one before it."""
+    chosen = random.Random(seed)
+    written, own = [], capture(tmp_path, max_bytes=20_000)
+    for _ in range(30):
+        line = recorded(chosen.choice(IDS), now_ms(), chosen.choice(IDS), is_anonymous=chosen.random() < 0.3)
+        written.append(line.request.user_id or line.request.anonymous.anonymous_id)
+        own.add(line)
+    for user_id in chosen.sample(IDS, 4):
+        num = written.count(user_id)
+        assert sum(count for _, count in captured_of(tmp_path, user_id)) == num
+        assert own.forget([user_id]) == num
+        written = [each for each in written if each != user_id]
+        assert users(tmp_path) == written
+        own.add(recorded("after", now_ms()))
+        written.append("after")
+    own.close()
+    assert users(tmp_path) == written
+
+
+def test_requests_that_are_written_meanwhile_stay(tmp_path: Path) -> None:
+    own, num_lines = capture(tmp_path, max_bytes=30_000_000), 3_000
+    writing = threading.Thread(
+        target=lambda: [own.add(recorded(f"u{number % 2}", now_ms())) for number in range(num_lines)]
+    )
+    writing.start()
+    removed = 0
+    while writing.is_alive():
+        removed += own.forget(["u0"])
+    removed += own.forget(["u0"])
+    assert removed == num_lines / 2
+    assert users(tmp_path) == ["u1"] * (num_lines // 2)
+    own.close()
+
+
+def test_what_is_too_old_goes_also_where_nobody_writes_any_more(tmp_path: Path) -> None:
+    """A pod that is gone has left its files; a line that does not say its age is as old as its file."""
+    gone = tmp_path / "pod-7.online-0.jsonl"
+    old, new = recorded("old", now_ms() - 8 * DAY_MS), recorded("new", now_ms())
+    undated = json.loads(new.line())
+    del undated["written_ms"]
+    gone.write_text(f"{old.line()}\n{new.line()}\n{json.dumps(undated)}\n")
+    before = tmp_path / "pod-7.online-0.jsonl.1"
+    before.write_text(old.line() + "\n")
+    own = capture(tmp_path)
+    own.add(old)
+    own.add(new)
+    assert own.forget([]) == 3
+    assert sorted(users(tmp_path)) == ["new"] * 3
+    assert not before.exists()
+    own.close()
+
+
+def test_a_file_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tests.unit.server.test_capture import *\n"
+        "own = capture(Path(sys.argv[1]), 'other.online-0'); own.add(recorded('u1', now_ms()))\n"
+        "print('written', flush=True); sys.stdin.readline(); print(own.forget(['u1']), flush=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "written\n"
+        removal = Removal(frozenset(["u1"]))
+        assert remove_from_unused(tmp_path, removal) == 0
+        assert users(tmp_path) == ["u1"]
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "1\n"
+    assert users(tmp_path) == []
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "host.online-1.jsonl"
+    path.write_text(recorded("u2", now_ms()).line() + "\n" + recorded("u1", now_ms()).line()[:40])
+    (tmp_path / "host.online-1.partial").write_text(recorded("u1", now_ms()).line())
+    assert remove_from_unused(tmp_path, Removal(frozenset(["u1"]))) == 1
+    assert users(tmp_path) == ["u2"]
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
