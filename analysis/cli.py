@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from baguni.errors import InvalidInputError
+from baguni.plain_console import PlainConsole
 from baguni.settings import Endpoints
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def analyze(
         tables = read_topics(Endpoints().kafka_bootstrap)
     plan = Plan(key, control, Window(days, before_days), _weights(weights), planned_users)
     found = analyse(tables, plan)
-    console = Console()
+    console = PlainConsole()
     counts = ", ".join(f"{name} {count:,}" for name, count in found.users.items())
     console.print(
         f"Users: {counts}; {found.num_mixed:,} of more than one variation left out. Split: p = {found.ratio_p:.3g}"
@@ -120,7 +120,7 @@ def estimate(shown: Path, lists: Path, reward: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**asdict(found), "conclusion": found.conclusion}, indent=2))
         return
-    console = Console()
+    console = PlainConsole()
     console.print(
         f"{found.num_pages:,} pages of {found.num_users:,} users, {found.mean_places:.1f} places each; "
         f"{found.num_without:,} pages without a list of the candidate left out. "

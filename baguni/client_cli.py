@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from baguni.catalog import Catalog
 from baguni.client import ClientSettings
 from baguni.errors import NotFoundError
+from baguni.plain_console import PlainConsole
 from baguni.release import Release, ReleaseStore
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
@@ -38,7 +38,7 @@ def recommend(user_id: str, count: int, new_only: bool, category: str | None, ad
     release = opened_release(response.release_id)
     tier = pb.DegradationTier.Name(response.degradation_tier).removeprefix("DEGRADATION_TIER_").lower()
     title = f"For {user_id}: release {response.release_id}, tier {tier}, history version {response.history_version}"
-    Console().print(items_table(response.items, release.catalog, title))
+    PlainConsole().print(items_table(response.items, release.catalog, title))
 
 
 @click.command("top-items")
@@ -57,7 +57,7 @@ def top_items(user_ids: tuple[str, ...], count: int, address: str | None) -> Non
     release = opened_release(response.release_id)
     for user in response.users:
         status = pb.UserStatus.Name(user.status).removeprefix("USER_STATUS_").lower()
-        Console().print(items_table(user.items, release.catalog, f"For {user.user_id}: {status} {user.message}"))
+        PlainConsole().print(items_table(user.items, release.catalog, f"For {user.user_id}: {status} {user.message}"))
 
 
 @click.command()
@@ -79,7 +79,7 @@ def similar(item_id: str, space: str, count: int, address: str | None) -> None:
     )
     release = opened_release(response.release_id)
     name = item_name(release.catalog, item_id)
-    Console().print(items_table(response.items, release.catalog, f"{space} neighbours of {name}"))
+    PlainConsole().print(items_table(response.items, release.catalog, f"{space} neighbours of {name}"))
 
 
 def items_table(items: Iterable[pb.RecommendedItem], catalog: Catalog, title: str) -> Table:

@@ -88,14 +88,25 @@ def _parts(client: redis.Redis, key: bytes) -> Iterator[bytes]:
 
 
 def _names(part: bytes, user_id: str) -> bool:
-    """Return whether a value is the id, or has it in quotes."""
+    """Return whether a value is the id or has it in quotes, also within JSON."""
     text = part.decode(errors="replace")
-    return (
-        text == user_id
-        or json.dumps(user_id) in text
-        or json.dumps(user_id, ensure_ascii=False) in text
-        or repr(user_id) in text
-    )
+    return any(each == user_id or repr(user_id) in each for each in (text, *_strings(text)))
+
+
+def _strings(text: str) -> Iterator[str]:
+    """Return every string of a JSON text, none for other texts."""
+    try:
+        waiting = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
 
 
 def _remove(client: redis.Redis, key: bytes, part: bytes, erase: bool) -> int:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from baguni.commands import CommandGroup
 from baguni.errors import BaguniError, InvalidInputError, NotFoundError
+from baguni.plain_console import PlainConsole
 from baguni.release import ReleaseStore
 from baguni.release_transfer import Progress, RemoteReleases, follow
 from baguni.settings import Endpoints
@@ -57,7 +57,7 @@ def list_releases(store: ReleaseStore) -> None:
             str(found.manifest["created_at"]),
             "" if quality is None else f"{quality:.4f}",
         )
-    Console().print(table)
+    PlainConsole().print(table)
     if not table.row_count:
         click.echo("No release yet: `baguni train DATA`, then `baguni export DATA`.")
 
@@ -179,7 +179,7 @@ def _bring_active(remote: RemoteReleases, store: ReleaseStore, show_stage: Progr
 @contextmanager
 def _shown(what: str) -> Iterator[Progress]:
     """Where something long is, beside a spinner."""
-    with Console(stderr=True).status("") as status:
+    with PlainConsole(stderr=True).status("") as status:
         yield lambda stage: status.update(f"{what}: {stage}")
 
 

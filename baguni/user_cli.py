@@ -12,7 +12,6 @@ from importlib.metadata import entry_points
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from rich.table import Table
 
 from baguni.client_cli import item_name, opened_release, semantic_id
@@ -22,6 +21,7 @@ from baguni.forgotten import ForgottenUsers
 from baguni.history import Action
 from baguni.history_store import HistoryWriter
 from baguni.personal_data import Finding, in_redis
+from baguni.plain_console import PlainConsole
 from baguni.redis_client import connect
 from baguni.settings import Endpoints
 from baguni.topics import retentions
@@ -83,7 +83,7 @@ def show(user_id: str, orders: int) -> None:
         codes = semantic_id(release, event.item_id)
         name = item_name(release.catalog, event.item_id)
         table.add_row(when, Action(event.action).name.lower(), event.order_id, name, codes)
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 @user.command()
@@ -91,7 +91,7 @@ def show(user_id: str, orders: int) -> None:
 def find(user_id: str) -> None:
     """Search Redis, captured requests and campaigns for USER_ID."""
     findings = _search(_checked(user_id), erase=False)
-    Console().print(_table(findings, f"What is stored of {user_id}"))
+    PlainConsole().print(_table(findings, f"What is stored of {user_id}"))
     _print_beyond()
 
 
@@ -107,7 +107,7 @@ def forget(context: click.Context, user_id: str, verify: bool, wait_s: float) ->
     end, with how long it is kept. A user who orders again afterwards begins anew."""
     endpoints, deadline = Endpoints(), time.monotonic() + wait_s
     time_ms = _send_deletion(_checked(user_id), endpoints)
-    with closing(connect(endpoints.redis_url)) as client, Console(stderr=True).status("") as status:
+    with closing(connect(endpoints.redis_url)) as client, PlainConsole(stderr=True).status("") as status:
         histories, forgotten = HistoryWriter(client), ForgottenUsers(client)
         status.update("waiting for the user consumer")
         _wait_for(
@@ -123,11 +123,11 @@ def forget(context: click.Context, user_id: str, verify: bool, wait_s: float) ->
             deadline,
             "gateway processes have not answered; they forget the user when they do",
         )
-    Console().print(_table([each for each in removed if not each.stays], f"Removed of {user_id}"))
+    PlainConsole().print(_table([each for each in removed if not each.stays], f"Removed of {user_id}"))
     _print_beyond()
     if verify:
         findings = _search(user_id, erase=False)
-        Console().print(_table(findings, f"What is left of {user_id}"))
+        PlainConsole().print(_table(findings, f"What is left of {user_id}"))
         context.exit(int(any(not finding.stays for finding in findings)))
 
 
@@ -192,7 +192,7 @@ def _print_beyond() -> None:
         table.add_row(f"topic {topic}", _period(kept[topic]))
     for where, what in BEYOND:
         table.add_row(where, what)
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def _period(seconds: float | None) -> str:

@@ -20,6 +20,7 @@ import click
 
 from benchmarks.result import REPOSITORY, RESULTS, Row, write_result
 
+LOGS = REPOSITORY / ".baguni" / "suite"  # what each run printed
 BUSY_PER_CORE = 2
 LAST_LINE = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
 FULL_BAR_MIN, UNIT_BAR_S = 12.0, 90.0
@@ -40,10 +41,14 @@ def busy(processes: int) -> Iterator[None]:
 def run(target: str) -> tuple[float, dict[str, int]]:
     """Run a make target; return its seconds and how many tests had each outcome."""
     started = time.monotonic()
-    done = subprocess.run(["make", target], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{target}-{len(list(LOGS.iterdir())):03}.log"
+    with log.open("w") as output:
+        done = subprocess.run(["make", target], cwd=REPOSITORY, stdout=output, stderr=output, check=False)
     seconds = time.monotonic() - started
-    sys.stdout.write("\n".join(done.stdout.splitlines()[-40:]) + "\n")
-    last = done.stdout.rstrip().rsplit("\n", 1)[-1]
+    lines = log.read_text().rstrip().splitlines()
+    last = next((line for line in reversed(lines) if LAST_LINE.search(line)), "")
+    print(f"{target}: {seconds:.0f} s, {last}, see {log}", flush=True)
     outcomes = {kind.rstrip("s"): int(count) for count, kind in LAST_LINE.findall(last)}
     return seconds, {"exit": done.returncode, **outcomes}
 

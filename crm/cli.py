@@ -18,6 +18,7 @@ from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from baguni.errors import BaguniError
+from baguni.plain_console import PlainConsole
 from crm.campaign import Campaign, read_campaign
 from crm.job import Job, open_parts, run_campaign
 from crm.settings import CrmSettings
@@ -68,9 +69,9 @@ def run_file(campaign: Path, run_id: str | None, dry_run: bool, limit: int, rese
         except (BaguniError, KeyboardInterrupt):
             if begun:
                 click.echo("Not finished: run it again to go on. Until now:", err=True)
-                _show(state, begun[0], Console(stderr=True))
+                _show(state, begun[0], PlainConsole(stderr=True))
             raise
-        _show(state, begun[0], Console())
+        _show(state, begun[0], PlainConsole())
         if not state.counts(begun[0].run_id)["run"]:
             click.secho(
                 "Nobody is in the audience: nothing was sent. Look at its conditions.", fg="red", bold=True, err=True
@@ -85,7 +86,7 @@ def runs() -> None:
         for run in state.runs():
             users = sum(state.counts(run.run_id)["run"].values())
             table.add_row(run.run_id, run.campaign, run.state, f"{users:,}")
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 @crm.command()
@@ -93,7 +94,7 @@ def runs() -> None:
 def show(run_id: str) -> None:
     """How many users of a run are in which state, and what did not arrive, or may not have."""
     with closing(CampaignState(CrmSettings().crm_state)) as state:
-        _show(state, state.run(run_id), Console())
+        _show(state, state.run(run_id), PlainConsole())
 
 
 @crm.command()
@@ -116,7 +117,7 @@ def serve(address: str) -> None:
 @contextmanager
 def _job(campaign: Campaign, settings: CrmSettings, state: CampaignState) -> Iterator[tuple[Job, list[Run]]]:
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:>10,.0f} users"), TimeElapsedColumn())
-    with open_parts(settings, state) as parts, Progress(*columns, console=Console(stderr=True)) as bars:
+    with open_parts(settings, state) as parts, Progress(*columns, console=PlainConsole(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 
         def progress(step: str, users: int) -> None:

@@ -5,12 +5,14 @@ beside it. Copied to `1/model.py` of the text encoder at export.
 import triton_python_backend_utils as pb_utils  # isort: skip - first: it says where the other packages are
 
 import json
-import os
+import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from tokenizers import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from onnx_session import open_session
 
 MAX_WORD_PIECES = 128
 
@@ -25,13 +27,7 @@ class TritonPythonModel:
         self.tokenizer.enable_truncation(MAX_WORD_PIECES)
         padding = self.tokenizer.padding or {}
         self.tokenizer.enable_padding(pad_id=padding.get("pad_id", 0), pad_token=padding.get("pad_token", "[PAD]"))
-        instances = sum(group["count"] for group in json.loads(args["model_config"])["instance_group"])
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = max((os.cpu_count() or 1) // instances, 1)
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self.session = open_session(folder / "model.onnx", json.loads(args["model_config"]))
 
     def execute(self, requests: list) -> list:
         """Embed all texts of a dynamic batch at once, and hand each request its rows."""

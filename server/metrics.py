@@ -65,6 +65,12 @@ class Metrics:
         self.feature_errors = Counter(
             "baguni_feature_errors", "Evaluations of an experiment's feature that failed.", registry=registry
         )
+        self.arms_not_served = Counter(
+            "baguni_experiment_arms_not_served",
+            "Pages of users in an experiment whose release was not open: the active one answered.",
+            ["release"],
+            registry=registry,
+        )
         self.in_flight = Gauge(
             "baguni_requests_in_flight", "Requests being answered.", registry=registry, multiprocess_mode="livesum"
         )

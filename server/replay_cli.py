@@ -12,11 +12,11 @@ from typing import Any
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 
 from baguni.activation import published
 from baguni.errors import InvalidInputError, NotFoundError
+from baguni.plain_console import PlainConsole
 from baguni.release import ReleaseStore
 from server.capture import read_log
 from server.replay import Comparison
@@ -134,7 +134,7 @@ def _print(found: Comparison) -> None:
             "\n".join(f"{n:,} {what}" for what, n in summary[side][key].items()) for side in ("active", "candidate")
         )
         sides.add_row(key, *cells)
-    Console().print(sides)
+    PlainConsole().print(sides)
     overlap, shift = summary["overlap"], summary["score_shift"]
     click.echo(
         f"overlap {_number(overlap['mean'])} on average, {_number(overlap['p5'])} in the worst twentieth; "

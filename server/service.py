@@ -1,4 +1,4 @@
-"""The RPCs: protobuf in, query, pipeline, protobuf out. Nothing is decided here."""
+"""The RPCs: protobuf in, query, pipeline, protobuf out."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
         stage_ms.set({})
         choices = self._choices(request)
         with self._active.held(choices.release_id) as serving:
+            if choices.release_id not in (None, serving.release_id):
+                self._parts.metrics.arms_not_served.labels(choices.release_id).inc()
             choices = choices.without_release(serving.release_id)
             query, digest = validation.recommend_query(
                 request, _attribute_types(serving), serving.release_id, self._signer, choices

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 import click
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
-from rich.console import Console
 from rich.table import Table
 
 from baguni.errors import NotFoundError, UnavailableError
 from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent, latest_time_ms, read
+from baguni.plain_console import PlainConsole
 from baguni.redis_client import connect
 from baguni.topics import Record, TopicReader
 from streaming.dead_letters import ADDED, MAX_REQUEST_BYTES, Quarantine, original
@@ -57,7 +57,7 @@ def list_letters(reason: str | None, topic: str | None, limit: int) -> None:
             headers.get("ce_type", ""),
             headers.get("dead_letter_error", "")[:120],
         )
-    Console().print(table)
+    PlainConsole().print(table)
     for name, count in Counter(_headers(letter).get("dead_letter_reason", "") for letter in letters).most_common():
         click.echo(f"{count:>8,}  {name}")
     _list_quarantined(reason, topic, limit)
@@ -76,7 +76,7 @@ def _list_quarantined(reason: str | None, topic: str | None, limit: int) -> None
     for entry in entries[-limit:] if limit > 0 else []:
         since = datetime.fromtimestamp(entry.time_s, UTC).isoformat(" ", "seconds")
         table.add_row(f"{entry.topic}/{entry.partition}@{entry.offset}", entry.reason, since, ascii(entry.error[:120]))
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 @dlq.command()

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from baguni.errors import InvalidInputError
 from baguni.events import DELETION_TOPIC, USER_TOPICS
 from baguni.history_store import HistoryWriter
+from baguni.plain_console import PlainConsole
 from baguni.redis_client import connect
 from baguni.topics import TopicReader, retentions
 from streaming.histories import Difference, UserChanges, load, read_events, read_file, verify
@@ -81,7 +81,7 @@ def verify_stored(context: click.Context, files: tuple[Path, ...], timezone: str
     if not found:
         click.echo(f"{num_users:,} histories are what the batch build says.")
         return
-    Console().print(_table(found[:limit], f"{len(found):,} of {num_users:,} histories differ"))
+    PlainConsole().print(_table(found[:limit], f"{len(found):,} of {num_users:,} histories differ"))
     context.exit(1)
 
 
@@ -108,7 +108,7 @@ def _writer() -> Iterator[tuple[HistoryWriter, StreamingSettings]]:
 def _load(writer: HistoryWriter, source: Iterable[UserChanges], name: str) -> None:
     started, total = time.monotonic(), 0
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,} events"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=PlainConsole(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=None)
         for count in load(writer, source):
             total += count

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import click
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +21,8 @@ from rich.progress import (
 )
 
 from baguni.metrics_tables import metrics_tables
+from baguni.plain_console import PlainConsole
+from baguni.processors import available_processors
 from baguni.settings import Endpoints
 from trainer.files import written_whole
 from trainer.triton_config import Target
@@ -74,7 +74,7 @@ def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str 
     run.tracking.results(metrics)
     run.tracking.close()
     (run_path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    Console().print(*metrics_tables(metrics))
+    PlainConsole().print(*metrics_tables(metrics))
     click.echo(
         f"Trained in {seconds:.0f} s; losses: {run_path / 'losses.png'}; next: baguni export {data} --run {run_path}"
     )
@@ -96,7 +96,7 @@ def evaluate(
 
     with progress_bars() as progress:
         metrics = evaluate_run(Run.opened(run_path, data, recipe, seed), mode, limit, progress)
-    Console().print(*metrics_tables(metrics))
+    PlainConsole().print(*metrics_tables(metrics))
 
 
 @click.command()
@@ -158,7 +158,7 @@ def generate(data: Path, release: Path, k: int, out: Path, address: str | None, 
 
     from trainer.bulk import BulkGenerator, in_one_process, on_ray
 
-    generator = BulkGenerator(release, data, k, threads=os.cpu_count() or 1, chunk=users_at_once)
+    generator = BulkGenerator(release, data, k, threads=available_processors(), chunk=users_at_once)
     if address is None:
         made = in_one_process(generator)
     else:
@@ -187,7 +187,7 @@ def progress_bars(shown: bool = True) -> Iterator[ProgressBars]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[message]}"),
     )
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with Progress(*columns, console=console, disable=not shown or not console.is_terminal) as progress:
         yield ProgressBars(progress, in_lines=shown and not console.is_terminal)
 

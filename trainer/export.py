@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from baguni import processors
 from baguni.errors import InvalidInputError
 from baguni.inference import summarise, triton_inputs
 from baguni.release import Release, ReleaseStore, sha256_of, write_manifest
@@ -97,6 +98,7 @@ def build_release(
             version = _model_folder(folder, spec, release_id, signature.max_batch_size, "python")
             run.text_encoder().export(version)
             shutil.copyfile(BACKEND_DIR / "text_encoder_model.py", version / "model.py")
+            _copy_session(version)
             continue
         version = _model_folder(folder, spec, release_id, signature.max_batch_size, target)
         if target == "torch":
@@ -144,6 +146,14 @@ def copy_backend(target: Target, version: Path) -> None:
     """Put the Python backend's model beside its weights, with what runs them."""
     shutil.copyfile(BACKEND_DIR / "model.py", version / "model.py")
     shutil.copyfile(BACKEND_DIR / RUNNERS[target], version / "runner.py")
+    if target == "python":
+        _copy_session(version)
+
+
+def _copy_session(version: Path) -> None:
+    """Put beside a model how a session of ONNX Runtime is opened."""
+    shutil.copyfile(BACKEND_DIR / "onnx_session.py", version / "onnx_session.py")
+    shutil.copyfile(processors.__file__, version / "processors.py")
 
 
 def frozen_items(run: Run, model: DualHeadModel) -> FrozenItems:

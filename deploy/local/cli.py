@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from baguni.plain_console import PlainConsole
 from deploy.local.bring_up import bring_up
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack
@@ -67,7 +67,7 @@ def print_status(settings: StackSettings) -> None:
     table = Table("process", "state", "pid", "up", "address", "log")
     for row in rows:
         table.add_row(row.name, row.state, str(row.pid or ""), f"{row.uptime_s:.0f} s", row.address, str(row.log))
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def _settings(state_dir: Path | None) -> StackSettings:

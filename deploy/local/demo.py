@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaProducer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -333,7 +334,7 @@ def household_tables(household: Shown, release: Release) -> Iterator[Table]:
 
 def _cell(item_id: str, true: set[str], release: Release) -> str:
     name = item_name(release.catalog, item_id)
-    return f"[green]✓ {name}[/]" if item_id in true else f"· {name}"
+    return f"[green]✓ {escape(name)}[/]" if item_id in true else f"· {escape(name)}"
 
 
 def _pushed_table(pushed: dict[str, list[str]], release: Release) -> Table:

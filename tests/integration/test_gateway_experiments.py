@@ -175,6 +175,8 @@ def test_two_releases_beside_each_other(running: Endpoints, active_release: Rele
         file.write_text(json.dumps(payload(release=split("candidate", "r20000101_00000000", "r20000101_00000000"))))
         eventually(lambda: not any(said(ask(user_id)) for user_id in USERS), "no user is in the experiment")
         assert {ask(user_id).release_id for user_id in USERS} == {active_release.release_id}
+        counted = 'baguni_experiment_arms_not_served_total{release="r20000101_00000000"}'
+        assert counted in gateway.get("/metrics")[1]
 
 
 def test_features_that_are_not_valid(running: Endpoints, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def told(port: int, **labels: str) -> dict[str, float]:
 def test_what_pages_led_to_counts_for_their_placement_and_release(
     running: Endpoints, local_stack: LocalStack, active_release: Release
 ) -> None:
-    placement, user_id, now_ms = f"shelf-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex, int(time.time() * 1000)
+    (placement,) = running.placement_names
+    user_id, now_ms = uuid.uuid4().hex, int(time.time() * 1000)
     settings = local_stack.settings
     unreadable = "baguni_unreadable_exposure_tokens_total"
     before = told(settings.user_consumer_metrics_port)[unreadable]

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
+
+from baguni.plain_console import PlainConsole
 
 SHOWN_PROBLEMS = 50
 
@@ -38,7 +39,7 @@ def validate_command(path: Path, as_json: bool) -> None:
         table = Table("file", "row", "column", "problem", title=f"{count} in {path}")
         for problem in found.problems[:SHOWN_PROBLEMS]:
             table.add_row(problem.file, str(problem.row or ""), problem.column, problem.message)
-        Console().print(table)
+        PlainConsole().print(table)
         if len(found.problems) > SHOWN_PROBLEMS:
             click.echo(f"and {len(found.problems) - SHOWN_PROBLEMS:,} more: --json shows all")
     elif found.tables:
@@ -90,4 +91,4 @@ def _show_counts(title: str, counts: dict[str, int]) -> None:
     table = Table("what", "count", title=title)
     for what, count in counts.items():
         table.add_row(what, f"{count:,}")
-    Console().print(table)
+    PlainConsole().print(table)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from baguni.errors import InvalidInputError
+from baguni.plain_console import PlainConsole
 from trainer.cli import DATA, RECIPE, RUN, SEED, progress_bars
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], top
     table = Table(*columns, title=f"{title}, {min(top, len(rows)):,} of {len(rows):,}")
     for row in rows[:top]:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
-    Console().print(table)
+    PlainConsole().print(table)
     if out is not None:
         with out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

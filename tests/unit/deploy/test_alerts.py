@@ -112,6 +112,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'baguni_dead_letters_total{reason="type"}': rising(1)},
     ),
     "Quarantined": ({"baguni_quarantined_total": rising(1)}, {"baguni_quarantined_total": steady(2)}),
+    "ExperimentArmNotServed": (
+        {'baguni_experiment_arms_not_served_total{release="r2"}': rising(1)},
+        {'baguni_experiment_arms_not_served_total{release="r2"}': steady(2)},
+    ),
     "HistoriesDamaged": ({"baguni_damaged_histories_total": rising(1)}, {"baguni_damaged_histories_total": steady(2)}),
     "Rewound": ({"baguni_rewinds_total": rising(1)}, {"baguni_rewinds_total": steady(3)}),
     "ModelsFail": (at_pace(FAILURE, SUCCESS, 0.05), at_pace(FAILURE, SUCCESS, 0.001)),
