@@ -395,7 +395,7 @@ def _how_to_call(settings: StackSettings) -> None:
     console.print(
         f"The stack is up; gRPC at {settings.endpoints().gateway_address} (reflection is on).\n"
         "  baguni recommend 1000      baguni top-items 1000      baguni similar 995242\n"
-        "  baguni user 1000           baguni status              baguni down"
+        "  baguni user show 1000      baguni status              baguni down"
     )
 
 
