@@ -30,7 +30,7 @@ from baguni.telemetry import trace_headers
 Arrays = dict[str, NDArray[Any]]
 ATTEMPTS = 2  # of a call whose Triton is gone: the models keep nothing, so it may be asked of another
 CHANNEL = list({**UNLIMITED, **KEEPALIVE, **RECONNECT, **balanced("inference.GRPCInferenceService", ATTEMPTS)}.items())
-CHECK_TIMEOUT_S, LOAD_TIMEOUT_S = 10.0, 120.0  # a big engine on a busy machine
+CHECK_TIMEOUT_S, LOAD_TIMEOUT_S = 10.0, 600.0  # a big engine on a busy machine
 log = logging.getLogger(__name__)
 
 

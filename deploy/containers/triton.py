@@ -21,7 +21,7 @@ from pathlib import Path
 POINTER = "ACTIVE.json"
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
 FOLLOW_S = 5.0
-READY_TIMEOUT_S, LOAD_TIMEOUT_S = 5.0, 120.0
+READY_TIMEOUT_S, LOAD_TIMEOUT_S = 5.0, 600.0
 DRAIN_S = 30  # what has begun may end; below terminationGracePeriodSeconds
 CONNECTION_AGE_MS, CONNECTION_GRACE_MS = (
     300_000,

@@ -2,10 +2,11 @@
 
 python -m deploy.local.braze PORT KEY
 
-It keeps what it takes in memory: attributes are set, events are added, twice if they are sent twice. GET /local/users/USER
-shows a user, GET /local/counts what was asked; POST /local/faults with a list says how the next requests that carry
-something go wrong, one each:
+It keeps what it takes in memory: attributes are set, events are added, twice if they are sent twice. GET /local/users shows all
+users, GET /local/users/USER one, GET /local/counts what was asked. POST /local/faults with a list sets how the next requests
+that carry something go wrong, one each:
 
+    {}                                       nothing goes wrong
     {"status": 500}                          answered so, nothing taken
     {"status": 429, "reset_s": 1}            the limit is reached for a second
     {"hang_s": 5, "takes": true}             taken or not, and not answered in time
@@ -131,6 +132,10 @@ class Workspace:
             request.transport.close()
         return web.Response()
 
+    async def show_all(self, request: web.Request) -> web.Response:
+        """GET /local/users."""
+        return web.json_response(self.users)
+
     async def show(self, request: web.Request) -> web.Response:
         """GET /local/users/{user}."""
         return web.json_response(self.users.get(request.match_info["user"], {}))
@@ -149,6 +154,7 @@ def application(workspace: Workspace) -> web.Application:
     """Its routes."""
     app = web.Application(client_max_size=MAX_BYTES)
     app.router.add_post("/users/track", workspace.track)
+    app.router.add_get("/local/users", workspace.show_all)
     app.router.add_get("/local/users/{user}", workspace.show)
     app.router.add_get("/local/counts", workspace.count)
     app.router.add_post("/local/faults", workspace.break_next)

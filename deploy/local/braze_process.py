@@ -16,7 +16,7 @@ from baguni.errors import UnavailableError
 from deploy.local.settings import free_port
 
 KEY = "of-the-local-braze"
-START_S, TIMEOUT_S = 20.0, 5.0
+START_S, TIMEOUT_S = 20.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class BrazeProcess:
     """Where it listens."""
 
     url: str
+
+    def users(self) -> dict[str, dict[str, Any]]:
+        """Return what it knows of everybody, by external id."""
+        return dict(self._ask("/local/users"))
 
     def user(self, user_id: str) -> dict[str, Any]:
         """What it knows of a user; empty for nothing."""

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -20,6 +23,7 @@ import confluent_kafka
 import grpc
 import pytest
 import redis
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baguni.errors import InvalidInputError, ReleaseMismatchError
@@ -33,6 +37,8 @@ from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.result import Row
+from crm.state import CampaignState
+from deploy.local.braze_process import KEY, braze_process
 from deploy.local.settings import free_port
 from server.experiments import KNOBS, parse
 from server.page_token import KIND as PAGE
@@ -50,6 +56,7 @@ TIME_MS = 1_700_000_000_000
 TOKENS, REQUESTS, RECORDS, PAYLOADS, MANIFESTS = 100_000, 100_000, 200_000, 5_000, 5_000
 BATCH = 500
 FAILOVERS, FAILOVER_EVENTS = 8, 100_000
+BRAZE_USERS, BRAZE_KILLS, BRAZE_ERRORS, MOST_RUNS = 100_000, 20, 0.03, 400
 
 
 class Shapes:
@@ -389,3 +396,68 @@ def test_a_process_that_hangs_is_replaced(
             worst_s <= 10,
         )
     )
+
+
+def braze_faults(rng: random.Random, count: int) -> list[dict[str, Any]]:
+    """How requests go: mostly well, else with an error of a kind that Braze documents, or a connection that breaks."""
+    kinds: list[dict[str, Any]] = [
+        *({"status": status} for status in (400, 401, 403, 404, 500, 502, 503)),
+        {"status": 429, "reset_s": 1},
+        {"drop": True},
+        {"drop": True, "takes": True},
+        {"hang_s": 1, "takes": True},
+    ]
+    return [rng.choice(kinds) if rng.random() < BRAZE_ERRORS else {} for _ in range(count)]
+
+
+def test_braze(record: Callable[[Row], None], stack: Any, active_release: Any, tmp_path: Path) -> None:
+    """Attributes, which may be sent twice, and events, which may not. Nobody can tell whether an event arrived whose connection
+    broke, or whose process was killed: it is reported, and not sent again."""
+    rng = random.Random(9)
+    user_ids = [f"u{number:06}" for number in range(BRAZE_USERS)]
+    (tmp_path / "users.csv").write_text("user_id\n" + "".join(f"{user_id}\n" for user_id in user_ids))
+    with gateway_process(stack, tmp_path) as gateway, braze_process() as braze:
+        other = braze.url.replace("127.0.0.1", "localhost")  # a workspace of its own, as far as the state knows
+        sinks: list[Any] = [{"braze": {"url": braze.url, "attributes": "offer"}}]
+        sinks += [{"braze": {"url": other, "attributes": None, "event": "pushed"}}]
+        campaign = {"name": "all", "items_per_user": 3, "popular_for_strangers": True, "sinks": sinks}
+        campaign["audience"] = {"file": {"path": "users.csv"}}
+        (tmp_path / "all.yaml").write_text(yaml.safe_dump(campaign))
+        command = [sys.executable, "-m", "baguni.cli", "crm", "run", str(tmp_path / "all.yaml"), "--run-id", "monday"]
+        own = {"BAGUNI_CRM_STATE": str(tmp_path / "crm"), "BAGUNI_CRM_BRAZE_KEY": KEY}
+        environment = {**os.environ, **stack.environment(), "BAGUNI_GATEWAY_ADDRESS": gateway.address, **own}
+        kills = runs = 0
+        with (tmp_path / "crm.log").open("w") as log:
+            while True:
+                runs += 1
+                assert runs < MOST_RUNS, (tmp_path / "crm.log").read_text()[-3000:]
+                braze.break_next(*braze_faults(rng, 400))
+                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                if kills < BRAZE_KILLS and _is_sending(tmp_path / "crm"):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(rng.uniform(4, 12))
+                    kills += process.poll() is None
+                    process.kill()
+                if process.wait() == 0:
+                    break
+        found = braze.users()
+    with closing(CampaignState(tmp_path / "crm")) as state:
+        named = {user_id for _, user_id, _, _ in state.problems("monday", BRAZE_USERS)}
+    events = {user_id: len(found.get(user_id, {}).get("events", ())) for user_id in user_ids}
+    without = sum(len(found.get(user_id, {}).get("attributes", ())) != 3 for user_id in user_ids)
+    twice = sum(count > 1 for count in events.values())
+    lost = sum(count == 0 and user_id not in named for user_id, count in events.items())
+    what = f"Braze, {BRAZE_USERS:,} users, errors of every kind, {kills} kills in {runs} runs"
+    assert kills == BRAZE_KILLS
+    record(Row(f"{what}: users without their attributes", without, "", "0", without == 0))
+    record(Row(f"{what}: users with two events", twice, "", "0", twice == 0))
+    what += ": users without an event that are not reported"
+    record(Row(what, lost, "", "0", lost == 0, "reported: it may have arrived", len(named)))
+
+
+def _is_sending(folder: Path) -> bool:
+    """Whether a run has been prepared: from then on it is killed."""
+    if not folder.is_dir():
+        return False
+    with closing(CampaignState(folder)) as state:
+        return any("prepared" in state.counts(run.run_id)["run"] for run in state.runs())

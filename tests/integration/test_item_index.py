@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,37 @@ def test_a_change_is_found_and_a_removal_is_not(index: ItemIndex, search: Search
     assert not found("available == true")
     index.delete([new.item_id, "nobody"])
     eventually(lambda: not found())
+
+
+def test_two_thousand_items_that_come_and_go_leave_no_old_state_and_no_item_twice(uri: str, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    items = [Item(f"i{number}", "title", available=rng.random() < 0.5) for number in range(2_000)]
+    release = release_of(tmp_path / "r", items, "r_flips")
+    index, searching = ItemIndex(uri, release.release_id, ATTRIBUTE_TYPES), AsyncItemIndex(uri, release.release_id)
+    index.fill(release)
+    with asyncio.Runner() as runner:
+
+        def available() -> list[str]:
+            query_D, expression = np.ones(VECTOR_DIM, np.float32), filters.expression([Filter("available", is_=True)])
+            return runner.run(searching.search_items(query_D, len(items), expression, timeout_s=30.0)).item_ids
+
+        try:
+            for _ in range(2):
+                items = [replace(item, available=not item.available) for item in items]
+                for start in range(0, len(items), 250):
+                    rows = [
+                        IndexedItem(item, release.item_vectors[number], release.content_vectors[number])
+                        for number, item in enumerate(items[start : start + 250], start)
+                    ]
+                    index.upsert(rows)
+                    found = available()
+                    assert len(found) == len(set(found))
+                expected = {item.item_id for item in items if item.available}
+                eventually(lambda expected=expected: sorted(available()) == sorted(expected), "the new state is found")
+        finally:
+            runner.run(searching.close())
+            index.drop()
+            index.close()
 
 
 HOSTILE_IDS = [

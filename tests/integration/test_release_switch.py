@@ -21,12 +21,13 @@ import redis
 import tritonclient.grpc as triton
 
 from baguni import lease, served
-from baguni.activation import activate, publish
+from baguni.activation import activate, check_golden_queries, copy_models, publish
 from baguni.catalog import Item
 from baguni.errors import ReleaseMismatchError
 from baguni.events import ItemRemoval, ItemUpsert
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
+from baguni.inference import SyncInferenceClient
 from baguni.item_index import collections_of_releases
 from baguni.item_updates import ItemServers, ItemUpdates
 from baguni.lease import LeaseError, held
@@ -336,6 +337,24 @@ def test_two_activations_at_once_end_with_what_the_later_one_wanted(
             assert f"{model}_{last.release_id}" in loaded_models(running)
     finally:
         activate(store, active_release.release_id, running)
+
+
+def test_the_same_models_can_be_loaded_twice_at_once(
+    running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    """An activation loads what a container that follows the pointer is loading, too."""
+    release = ReleaseStore(running.releases).add(renamed(active_release, tmp_path / "twice", "r20990601_0000aaaa").path)
+    copy_models(release, running.triton_repository)
+    clients = [SyncInferenceClient(running.triton_url, release.release_id, release.signature) for _ in range(2)]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            for loaded in [pool.submit(client.load) for client in clients]:
+                loaded.result(timeout=600)
+        check_golden_queries(release, clients[0])
+        clients[0].unload()
+    finally:
+        for client in clients:
+            client.close()
 
 
 def test_a_lease_that_was_lost_changes_nothing(running: Endpoints, active_release: Release, tmp_path: Path) -> None:
