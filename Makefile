@@ -38,7 +38,7 @@ test-streaming-faults: setup ## Consumers, Redis and broker that die, lose or ar
 	BAGUNI_FAULTS_RESULT=benchmarks/results/faults-streaming.json $(BIN)/python -m pytest -m fault tests/faults/test_streaming_faults.py
 
 test-hostile: setup ## Hostile tokens, requests, records, features and manifests by the hundred thousand → benchmarks/results/faults-hostile.json
-	BAGUNI_FAULTS_RESULT=benchmarks/results/faults-hostile.json $(BIN)/python -m pytest -m fault tests/faults/test_hostile.py
+	BAGUNI_FAULTS_RESULT=benchmarks/results/faults-hostile.json $(BIN)/python -m pytest -m fault tests/faults/test_hostile.py tests/faults/test_parts.py
 
 test-releases: setup ## Thirty releases, one after the other: nothing may grow → benchmarks/results/releases.json
 	BAGUNI_FAULTS_RESULT=benchmarks/results/releases.json $(BIN)/python -m pytest -m fault tests/faults/test_releases.py

@@ -4,27 +4,51 @@ their rows to benchmarks/results/faults-hostile.json, too.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
 import grpc
+import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from baguni.inference import CHANNEL, LOAD_TIMEOUT_S
+from baguni.catalog import Catalog, Item
+from baguni.history import Action, HistoryEvent
+from baguni.inference import CHANNEL, LOAD_TIMEOUT_S, SyncInferenceClient, summarise, triton_inputs
+from baguni.item_index import IndexedItem, ItemIndex
+from baguni.item_search import AsyncItemIndex
+from baguni.release import Release, write_manifest
+from baguni.settings import Endpoints
+from baguni.v1 import recommendation_pb2 as pb
+from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.result import Row
 from deploy.containers.triton import load_missing
-from deploy.local.settings import StackSettings
+from deploy.local.settings import StackSettings, free_port
+from deploy.local.stack import LocalStack
+from tests.faults.load import NOW_MS
+from tests.faults.memory import listening, memory_mb
+from tests.faults.proxy import Proxy
 from tests.faults.streams import Own
+from tests.faults.test_server_faults import Broker
+from tests.gateway_process import gateway_process
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(7_200)]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 PROBE_S = 5.0
+SENT = 'baguni_exposures_total{outcome="sent"}'
+SHAPE_PASSES, CALLS, CANCEL_ROUNDS, AT_ONCE, AWAY_S, MILVUS_RESTARTS = 4, 1_000_000, 10, 50, 600.0, 100
+CHANGING_ITEMS, CHANGING_DIM, CHANGES_A_S, CHANGING_S = 100_000, 64, 50, 3_600
 LOAD_S = 200.0  # of an engine that Triton reads over a network
 MODEL = "slow_to_load"
 CONFIG = f'name: "{MODEL}"\nbackend: "python"\nmax_batch_size: 0\n'
@@ -105,3 +129,225 @@ def test_a_model_that_loads_for_minutes(
     record(Row(what, int(bool(failed)), "", "0", not failed))
     worst_s = max(answered_s)
     record(Row(f"its probe meanwhile, loaded {how}: the longest answer", worst_s, "s", "≤ 1 s", worst_s <= 1))
+
+
+def test_memory_of_every_shape(
+    record: Callable[[Row], None], local_stack: LocalStack, stack: Endpoints, active_release: Release
+) -> None:
+    """ONNX Runtime plans memory for each shape that it sees: after all of them, nothing grows."""
+    rng = np.random.default_rng(0)
+    signature = active_release.signature
+    seen: list[float] = []
+    with closing(SyncInferenceClient(stack.triton_url, active_release.release_id, signature)) as inference:
+        for _ in range(SHAPE_PASSES):
+            for bucket, batch in itertools.product(signature.buckets, range(1, signature.max_batch_size + 1)):
+                histories = [_history(rng, active_release, bucket) for _ in range(batch)]
+                inputs = summarise(histories, NOW_MS, active_release.catalog.index, signature)
+                arrays = triton_inputs(inputs, active_release.semantic_ids.codes_NL, signature)
+                inference.infer("user_encoder", arrays, 60.0)
+                node_mask = np.ones((batch, 1), np.bool_)  # every item
+                inference.infer("generator", {**arrays, "node_mask": node_mask}, 60.0)
+            seen.append(memory_mb(listening(local_stack.settings.triton_port)))
+    second, last = seen[1], seen[-1]
+    what = f"every bucket and batch size, {SHAPE_PASSES} times: MB of Triton's memory at the end"
+    record(Row(what, last, "MB", "≤ 1.02 ×", last <= 1.02 * second, "after the second time", second))
+
+
+async def test_calls_that_are_cancelled(
+    record: Callable[[Row], None], stack: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    """As clients do that hedge: half of the calls are cancelled at any moment."""
+    rng = random.Random(4)
+    with gateway_process(stack, tmp_path, max_in_flight=64, max_lag_s=10) as gateway:
+        used: list[float] = []
+        async with grpc.aio.insecure_channel(gateway.address) as channel:
+            stub = pb_grpc.RecommendationServiceStub(channel)
+
+            async def call() -> None:
+                answered = stub.Recommend(
+                    pb.RecommendRequest(user_id=f"u{rng.randrange(100)}", page_size=3), timeout=30
+                )
+                if rng.random() < 0.5:
+                    await asyncio.sleep(rng.random() * 0.004)
+                    answered.cancel()
+                with suppress(grpc.RpcError, asyncio.CancelledError):
+                    await answered
+
+            for _ in range(CANCEL_ROUNDS):
+                for _ in range(CALLS // CANCEL_ROUNDS // AT_ONCE):
+                    await asyncio.gather(*(call() for _ in range(AT_ONCE)))
+                used.append(memory_mb(gateway.process))
+    first, last = used[1], used[-1]
+    what = f"{CALLS:,} calls, half of them cancelled: MB of the gateway's memory at the end"
+    record(Row(what, last, "MB", "≤ 1.05 ×", last <= 1.05 * first, f"after {2 * CALLS // CANCEL_ROUNDS:,}", first))
+
+
+def test_a_broker_that_is_away_for_minutes(
+    record: Callable[[Row], None], local_stack: LocalStack, active_release: Release, tmp_path: Path
+) -> None:
+    """Exposures are sent again without a restart."""
+    port = free_port()
+    proxy = Proxy(port)
+    broker = Broker(local_stack, port, proxy.port)
+    endpoints = local_stack.settings.endpoints().model_copy(update={"kafka_bootstrap": f"127.0.0.1:{proxy.port}"})
+    failed = 0
+    try:
+        with gateway_process(endpoints, tmp_path) as gateway, grpc.insecure_channel(gateway.address) as channel:
+            stub = pb_grpc.RecommendationServiceStub(channel)
+
+            def sent() -> float:
+                lines = gateway.get("/metrics")[1].splitlines()
+                return sum(float(line.split()[-1]) for line in lines if line.startswith(SENT))
+
+            def ask() -> bool:
+                nonlocal failed
+                try:
+                    stub.Recommend(pb.RecommendRequest(user_id="u1", page_size=3), timeout=30)
+                except grpc.RpcError:
+                    failed += 1
+                return True
+
+            eventually(lambda: ask() and sent() > 0, "exposures are sent")
+            proxy.refuse()
+            until = time.monotonic() + AWAY_S
+            while time.monotonic() < until:
+                ask()
+                time.sleep(0.5)
+            before, started = sent(), time.monotonic()
+            proxy.accept()
+            eventually(lambda: ask() and sent() > before, "exposures are sent again")
+            again_s = time.monotonic() - started
+    finally:
+        proxy.close()
+        broker.process.kill()
+    what = f"a broker that is away for {AWAY_S:.0f} s"
+    record(Row(f"{what}: pages that failed", failed, "", "0", failed == 0))
+    record(Row(f"{what}: exposures are sent again after", again_s, "s", "≤ 60 s", again_s <= 60))
+
+
+def test_milvus_starts_again_and_again(
+    record: Callable[[Row], None],
+    local_stack: LocalStack,
+    active_release: Release,
+    users: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    """A page comes whatever Milvus does, and nothing but our own errors is in the log."""
+    codes: Counter[str] = Counter()
+    stopping = Event()
+    with gateway_process(local_stack.settings.endpoints(), tmp_path) as gateway:
+
+        def ask(number: int) -> None:
+            with grpc.insecure_channel(gateway.address, options=OWN_CONNECTION) as channel:
+                stub = pb_grpc.RecommendationServiceStub(channel)
+                while not stopping.is_set():
+                    try:
+                        stub.Recommend(pb.RecommendRequest(user_id=users[number], page_size=5), timeout=30)
+                        codes["OK"] += 1
+                    except grpc.RpcError as error:
+                        codes[error.code().name] += 1
+                    time.sleep(0.01)
+
+        askers = [Thread(target=ask, args=(number,)) for number in range(4)]
+        for asker in askers:
+            asker.start()
+        for _ in range(MILVUS_RESTARTS):
+            local_stack.restart("milvus")
+        stopping.set()
+        for asker in askers:
+            asker.join()
+        foreign = gateway.log.read_text().count("Traceback")
+    wrong = codes["INTERNAL"] + codes["UNKNOWN"]
+    what = f"Milvus started again {MILVUS_RESTARTS} times under load ({dict(codes)})"
+    record(Row(f"{what}: INTERNAL or UNKNOWN", wrong, "", "0", wrong == 0))
+    record(Row(f"{what}: errors in the log that are not ours", foreign, "", "0", foreign == 0))
+
+
+def test_items_that_change_all_the_time(record: Callable[[Row], None], local_stack: LocalStack, tmp_path: Path) -> None:
+    """Prices and stock of a large shop: fifty items a second, for an hour. What a search takes, what it finds and what Milvus
+    needs stays as it was in the first tenth."""
+    rng = np.random.default_rng(0)
+    items = [Item(f"i{number}", "title", attributes={"price": 1.0}) for number in range(CHANGING_ITEMS)]
+    vectors = rng.standard_normal((len(items), CHANGING_DIM)).astype(np.float32)
+    content = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    folder = tmp_path / "r"
+    folder.mkdir()
+    Catalog(items, {"price": "number"}).save(folder / "catalog.parquet")
+    np.save(folder / "item_vectors.npy", vectors)
+    np.save(folder / "content_vectors.npy", content)
+    release = write_manifest(folder, {"release_id": "r_changing"})
+    uri = local_stack.settings.endpoints().milvus_uri
+    index, searching = ItemIndex(uri, release.release_id, {"price": "number"}), AsyncItemIndex(uri, release.release_id)
+    index.fill(release)
+    took_ms: list[float] = []
+    recalls: list[float] = []
+    used_mb: list[float] = []
+    with asyncio.Runner() as runner:
+
+        def search(query_D: np.ndarray, limit: int) -> list[str]:
+            started = time.monotonic()
+            found = runner.run(searching.search_items(query_D, limit, "", timeout_s=30.0)).item_ids
+            took_ms.append(1000 * (time.monotonic() - started))
+            return list(found)
+
+        started = time.monotonic()
+        for second in range(CHANGING_S):
+            chosen = rng.integers(0, len(items), CHANGES_A_S)
+            changed = [
+                IndexedItem(replace(items[n], attributes={"price": float(second)}), vectors[n], content[n])
+                for n in sorted(set(chosen.tolist()))
+            ]
+            index.upsert(changed)
+            for _ in range(4):
+                search(rng.standard_normal(CHANGING_DIM).astype(np.float32), 100)
+            if second % (CHANGING_S // 10) == CHANGING_S // 10 - 1:
+                recalls.append(float(np.mean([_recall(search, vectors, rng) for _ in range(20)])))
+                used_mb.append(memory_mb(listening(local_stack.settings.milvus_port)))
+            time.sleep(max(started + second + 1 - time.monotonic(), 0))
+        runner.run(searching.close())
+    index.drop()
+    index.close()
+    tenth = len(took_ms) // 10
+    first_ms, last_ms = (float(np.percentile(some, 99)) for some in (took_ms[:tenth], took_ms[-tenth:]))
+    what = f"{CHANGES_A_S} changes a second for {CHANGING_S // 60} min, {CHANGING_ITEMS:,} items"
+    record(
+        Row(
+            f"{what}: p99 of a search in the last tenth",
+            last_ms,
+            "ms",
+            "≤ 1.5 ×",
+            last_ms <= 1.5 * first_ms,
+            "first",
+            first_ms,
+        )
+    )
+    recall = min(recalls)
+    record(
+        Row(f"{what}: recall@100, the least", recall, "", "≥ 0.99 ×", recall >= 0.99 * recalls[0], "first", recalls[0])
+    )
+    most = max(used_mb)
+    record(
+        Row(
+            f"{what}: MB of Milvus' memory, the most",
+            most,
+            "MB",
+            "≤ 1.25 ×",
+            most <= 1.25 * used_mb[0],
+            "first",
+            used_mb[0],
+        )
+    )
+
+
+def _recall(search: Callable[[np.ndarray, int], list[str]], vectors: np.ndarray, rng: np.random.Generator) -> float:
+    """Share of the hundred nearest that a search finds."""
+    query_D = rng.standard_normal(vectors.shape[1]).astype(np.float32)
+    nearest = {f"i{n}" for n in np.argpartition(-(vectors @ query_D), 100)[:100]}
+    return len(nearest & set(search(query_D, 100))) / 100
+
+
+def _history(rng: np.random.Generator, release: Release, tokens: int) -> list[HistoryEvent]:
+    """Clicks of many items: as long as a bucket."""
+    items = release.catalog.items
+    chosen = rng.integers(0, len(items), tokens)
+    return [HistoryEvent(items[n].item_id, Action.CLICKED, NOW_MS - 1_000 * (tokens - k)) for k, n in enumerate(chosen)]

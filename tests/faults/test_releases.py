@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 
 from baguni.activation import activate
@@ -22,6 +21,7 @@ from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.result import Row
 from deploy.local.stack import LocalStack
+from tests.faults.memory import listening, memory_mb
 from tests.gateway_process import GatewayProcess, gateway_process
 from tests.integration.test_release_switch import loaded_models
 from tests.tiny_release import renamed
@@ -31,7 +31,6 @@ pytestmark = [pytest.mark.stack, pytest.mark.fault, pytest.mark.timeout(3_600)]
 NIGHTS, KEPT = 30, 2
 FROM_NIGHT = 2  # from its end on, nothing may grow
 PAGES = 200  # asked for every day
-MB = 1 << 20
 
 
 def test_thirty_nights(
@@ -95,21 +94,6 @@ def _counted(
         "collections in Milvus": len(collections_of_releases(endpoints.milvus_uri)),
         "folders of models": len(list(endpoints.triton_repository.iterdir())),
         "releases in the store": len(store.ids()),
-        "MB of Triton's memory": _memory_mb(_listening(local_stack.settings.triton_port)),
-        "MB of the gateway's memory": _memory_mb(gateway.process),
+        "MB of Triton's memory": memory_mb(listening(local_stack.settings.triton_port)),
+        "MB of the gateway's memory": memory_mb(gateway.process),
     }
-
-
-def _listening(port: int) -> psutil.Process:
-    """The process that listens on a port."""
-    found = {
-        each.pid
-        for each in psutil.net_connections("tcp")
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == port
-    }
-    return psutil.Process(next(pid for pid in found if pid is not None))
-
-
-def _memory_mb(process: psutil.Process) -> float:
-    """Of a process and those that it started, what is theirs alone."""
-    return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True))) / MB

@@ -424,7 +424,7 @@ def test_connected_content_answers_every_user_at_once(shop: Shop, running: Endpo
             HistoryWriter(client).apply({shoppers[-1]: ordered(when, "bread-rye", "milk-fresh")})
     finally:
         server.terminate()
-        server.communicate(timeout=20)
+        server.communicate(timeout=60)
     assert server.returncode == 0
 
 

@@ -45,7 +45,7 @@ def test_a_documented_command_is_answered(command: str, running: Endpoints, acti
         pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
         described = pool.FindServiceByName(service).FindMethodByName(method)
         request = json_format.Parse(body, GetMessageClass(described.input_type)(), descriptor_pool=pool)
-        raw = channel.unary_unary(f"/{path}")(request.SerializeToString(), timeout=20)
+        raw = channel.unary_unary(f"/{path}")(request.SerializeToString(), timeout=60)
         answer = json_format.MessageToDict(GetMessageClass(described.output_type).FromString(raw))
     assert answer["releaseId"] == active_release.release_id
     assert answer.get("items") or answer.get("users")

@@ -74,11 +74,11 @@ def test_every_process_answers_on_the_one_port_and_their_metrics_are_one_sum(gat
 
 
 def test_bulk_is_answered_by_a_process_of_its_own(gateway, stub) -> None:
-    answered = stub.GenerateTopItems(pb.GenerateTopItemsRequest(user_ids=["u", ""], k=3, request_id="mine"), timeout=20)
+    answered = stub.GenerateTopItems(pb.GenerateTopItemsRequest(user_ids=["u", ""], k=3, request_id="mine"), timeout=60)
     assert [user.status for user in answered.users] == [pb.USER_STATUS_COLD_START, pb.USER_STATUS_INVALID_USER_ID]
     assert answered.request_id == "mine"
     with pytest.raises(grpc.RpcError) as failure:
-        stub.GenerateTopItems(pb.GenerateTopItemsRequest(), timeout=20)
+        stub.GenerateTopItems(pb.GenerateTopItemsRequest(), timeout=60)
     assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "user_ids" in failure.value.details()
     assert any(key == "grpc-status-details-bin" for key, _ in failure.value.trailing_metadata())
@@ -100,7 +100,7 @@ def test_page_views_go_on_while_the_bulk_process_hangs(gateway, stub) -> None:
     finally:
         bulk.send_signal(signal.SIGCONT)
     gateway.wait_until_ready()
-    assert stub.GenerateTopItems(pb.GenerateTopItemsRequest(user_ids=["u"]), timeout=20).users
+    assert stub.GenerateTopItems(pb.GenerateTopItemsRequest(user_ids=["u"]), timeout=60).users
 
 
 @pytest.mark.parametrize("name", ["online-0", "bulk-0"])

@@ -191,7 +191,7 @@ def test_with_mutual_tls_a_certificate_is_a_name(mutual, authority) -> None:
         assert refused(channel).code() is grpc.StatusCode.UNAVAILABLE
     with secure(mutual, authority, authority.issue_cert("crm.internal")) as channel:
         stub = pb_grpc.RecommendationServiceStub(channel)
-        assert stub.GenerateTopItems(pb.GenerateTopItemsRequest(user_ids=["u"]), timeout=20).users
+        assert stub.GenerateTopItems(pb.GenerateTopItemsRequest(user_ids=["u"]), timeout=60).users
         assert refused(channel).code() is grpc.StatusCode.PERMISSION_DENIED
     with secure(mutual, authority, authority.issue_cert("someone.else")) as channel:
         assert refused(channel).code() is grpc.StatusCode.UNAUTHENTICATED

@@ -197,7 +197,7 @@ def browsing(root: str) -> Iterator[Browser]:
 
 
 def _answers(port: int) -> bool:
-    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/item", timeout=20):
+    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/item", timeout=60):
         return True
     return False
 
