@@ -32,6 +32,16 @@ class Row:
     reference: str = ""
     reference_value: float | None = None
 
+    @classmethod
+    def at_most(cls, what: str, value: float, unit: str, limit: float) -> Row:
+        """Return a row that holds up to a limit."""
+        return cls(what, value, unit, f"≤ {limit:g} {unit}".strip() if limit else "0", value <= limit)
+
+    @classmethod
+    def at_most_times(cls, what: str, value: float, unit: str, factor: float, beside: tuple[str, float]) -> Row:
+        """Return a row that holds up to a multiple of what was measured `beside` it: its name, and its value."""
+        return cls(what, value, unit, f"≤ {factor:g} ×", value <= factor * beside[1], *beside)
+
     @property
     def ratio(self) -> float | None:
         """The value over its reference."""
