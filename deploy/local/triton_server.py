@@ -36,6 +36,7 @@ def main(repository: str, work_dir: str, pointer: str, grpc_port: str, http_port
         f"--grpc-port={grpc_port}",
         f"--http-port={http_port}",
         f"--metrics-port={metrics_port}",
+        "--strict-readiness=false",  # strictly, a server is not ready while it loads another release
         "--exit-timeout-secs=5",
         "--exit-on-error=false",  # a model that does not load leaves the others
         *(f"--load-model={model}" for model in active_models(Path(repository), Path(pointer))),

@@ -66,12 +66,16 @@ class ConsumerProcess:
             )
 
     def __enter__(self) -> Self:
-        eventually(
-            lambda: self._ready_file.is_file() or self.process.poll() is not None,
-            f"{self._ready_file.stem} is ready",
-            self.log.read_text,
-        )
-        assert self.process.poll() is None, self.log.read_text()
+        try:
+            eventually(
+                lambda: self._ready_file.is_file() or self.process.poll() is not None,
+                f"{self._ready_file.stem} is ready",
+                self.log.read_text,
+            )
+            assert self.process.poll() is None, self.log.read_text()
+        except BaseException:
+            self.process.kill()  # one that is left alone changes what other tests see
+            raise
         return self
 
     def __exit__(
