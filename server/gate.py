@@ -1,5 +1,5 @@
-"""What every RPC passes, in this order: is there room, who asks and may it, can the request be read. Then it is answered,
-traced and timed, and exceptions become statuses.
+"""Pass every RPC through these checks, in this order: is there room, who asks and may it, can the request be read. Then it is
+answered, traced and timed, and exceptions become statuses.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -24,9 +24,17 @@ from server.telemetry import Telemetry, request_id
 from server.validation import MAX_REQUEST_ID
 
 LAG_CHECK_S = 0.02
+OVERLOADED = OverloadedError("too many requests: try again")
 BULK_METHOD = "GenerateTopItems"
 OPEN_PREFIX = "/grpc.health.v1.Health/"  # probes have no token
 OWN_PEER = "unix:"  # processes of this gateway: they share a folder that nobody else may read
+
+
+class Elsewhere(Protocol):
+    """Another process that may have room for a page view."""
+
+    async def ask(self, path: str, raw: bytes, context: Any) -> bytes | None:
+        """Return its answer, None if it has no room either."""
 
 
 @dataclass
@@ -39,8 +47,8 @@ class Room:
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Of the online methods, at most `max_in_flight` are answered at a time, and a quarter of that while the event loop is
-    `max_lag_s` behind: then requests wait unseen, before they are counted. Bulk has room of its own. Health checks are
-    always answered."""
+    `max_lag_s` behind: then requests wait unseen, before they are counted. What finds no room is asked of `elsewhere`, then
+    refused. Bulk has room of its own. Health checks are always answered."""
 
     def __init__(
         self,
@@ -51,7 +59,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         online: Room,
         bulk: Room,
         max_lag_s: float,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
+        self._elsewhere = elsewhere
         self._prefix, self._callers, self._metrics, self._telemetry = f"/{service}/", callers, metrics, telemetry
         self._rooms = {Permission.ONLINE: online, Permission.BULK: bulk}
         self._max_lag_s, self._lag_s = max_lag_s, 0.0
@@ -80,15 +90,33 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = path.removeprefix(self._prefix)
         permission = Permission.BULK if method == BULK_METHOD else Permission.ONLINE
         room = self._rooms[permission]
-        if room.in_flight >= self._allowed(room):
-            self._metrics.refused.labels("overloaded").inc()
-            return _SHEDDING  # before the request is even read
+        if room.in_flight >= self._allowed(room):  # before the request is even read
+            return grpc.unary_unary_rpc_method_handler(self._shedding(path, permission, metadata))
         return grpc.unary_unary_rpc_method_handler(self._answering(handler, method, permission, metadata))
 
     def _allowed(self, room: Room) -> int:
         """A loop that is late with little to do is late because of something else: refusing would not help."""
         allowed = room.max_in_flight if self._lag_s <= self._max_lag_s else room.max_in_flight // 4
         return max(allowed, 1)
+
+    def _shedding(self, path: str, permission: Permission, metadata: dict[str, str]) -> Any:
+        async def handle(raw: bytes, context: Any) -> bytes | None:
+            is_of_a_sibling = context.peer().startswith(OWN_PEER)
+            if self._elsewhere is not None and permission is Permission.ONLINE and not is_of_a_sibling:
+                try:
+                    self._admit(metadata, context, permission)
+                except Exception as error:
+                    await context.abort_with_status(rpc_status.to_status(status_of(error)))
+                answer = await self._elsewhere.ask(path, raw, context)
+                if answer is not None:
+                    self._metrics.handed_over.inc()
+                    return answer
+            if not is_of_a_sibling:  # it counts what becomes of its request
+                self._metrics.refused.labels("overloaded").inc()
+            await context.abort_with_status(rpc_status.to_status(status_of(OVERLOADED)))
+            return None
+
+        return handle
 
     def _answering(self, handler: Any, method: str, permission: Permission, metadata: dict[str, str]) -> Any:
         async def handle(raw: bytes, context: Any) -> bytes:
@@ -164,10 +192,3 @@ def _parsed(deserialize: Callable[[bytes], Any], raw: bytes) -> Any:
         return deserialize(raw)
     except DecodeError as error:
         raise InvalidInputError(f"the request of {len(raw)} bytes is no message of this method", "request") from error
-
-
-async def _shed(request: bytes, context: Any) -> None:
-    await context.abort_with_status(rpc_status.to_status(status_of(OverloadedError("too many requests: try again"))))
-
-
-_SHEDDING = grpc.unary_unary_rpc_method_handler(_shed)

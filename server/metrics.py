@@ -40,6 +40,11 @@ class Metrics:
         self.refused = Counter(
             "baguni_refused", "Requests refused before they were read, by reason.", ["reason"], registry=registry
         )
+        self.handed_over = Counter(
+            "baguni_handed_over",
+            "Requests that another process of this gateway answered, because this one had no room.",
+            registry=registry,
+        )
         self.exposures = Counter(
             "baguni_exposures", "Pages that were served: told to Kafka, or dropped.", ["outcome"], registry=registry
         )

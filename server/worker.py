@@ -30,7 +30,6 @@ from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.active_release import ActiveRelease
 from server.background import Background
-from server.bulk import BulkForwarder
 from server.callers import Callers
 from server.capture import Capture
 from server.exposures import Exposures
@@ -41,6 +40,7 @@ from server.metrics import Metrics
 from server.parts import Parts
 from server.service import RecommendationService
 from server.settings import ServerSettings
+from server.siblings import BulkForwarder, Overflow, Siblings
 from server.telemetry import Telemetry, log_to_stderr
 from server.tls import certificates
 
@@ -72,6 +72,12 @@ class Worker:
         follower = ForgottenFollower(self._redis, process_name())
         self._forgetting = Forgetting(follower, self._parts.users, self._capture)
         self._callers = Callers(settings.callers, share=1 / settings.processes)
+        others = [other for other in settings.online_names if self._is_online and other != name]
+        self._siblings = Siblings([settings.socket_of(other) for other in others], settings.default_deadline_s)
+        self._bulk = Siblings(
+            [settings.socket_of(bulk) for bulk in settings.bulk_names if self._is_online],
+            settings.default_bulk_deadline_s,
+        )
         self._gate = Gate(
             SERVICE,
             self._callers,
@@ -81,11 +87,8 @@ class Worker:
             Room(settings.max_bulk_in_flight),
             # Batches make a loop late by themselves; where nobody waits for a page that is no reason to refuse.
             settings.max_lag_s if self._is_online else math.inf,
+            Overflow(self._siblings) if others else None,
         )
-        self._forwarder: BulkForwarder | None = None
-        if self._is_online and settings.bulk_processes:
-            sockets = [settings.socket_of(bulk) for bulk in settings.bulk_names]
-            self._forwarder = BulkForwarder(SERVICE, sockets, settings.default_bulk_deadline_s)
         self._health = grpc_health.aio.HealthServicer()  # type: ignore[attr-defined]
 
     async def serve(self, stopping: asyncio.Event) -> None:
@@ -111,7 +114,7 @@ class Worker:
         await self._close()
 
     def _server(self) -> grpc.aio.Server:
-        interceptors: list[Any] = [self._gate, *([self._forwarder] if self._forwarder else [])]
+        interceptors: list[Any] = [self._gate, *([BulkForwarder(SERVICE, self._bulk)] if self._bulk else [])]
         server = grpc.aio.server(interceptors=interceptors, options=_options(self._settings))
         service = RecommendationService(
             self._settings,
@@ -161,8 +164,8 @@ class Worker:
             self._callers.reload()
 
     async def _close(self) -> None:
-        if self._forwarder is not None:
-            await self._forwarder.close()
+        await self._siblings.close()
+        await self._bulk.close()
         await self._features.close()
         await self._active.close()
         await self._redis.aclose()

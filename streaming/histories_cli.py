@@ -12,7 +12,7 @@ import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from baguni.errors import InvalidInputError
+from baguni.errors import InvalidInputError, UnavailableError
 from baguni.events import DELETION_TOPIC, USER_TOPICS
 from baguni.history_store import HistoryWriter
 from baguni.plain_console import PlainConsole
@@ -60,7 +60,7 @@ def rebuild(from_topic: bool, drop: bool, accept_lost_deletions: bool) -> None:
     Refused where the broker keeps deletions of users for a shorter time than their events."""
     with _writer() as (writer, settings):
         if not accept_lost_deletions:
-            check_deletions_outlast(retentions(settings.kafka_bootstrap, USER_TOPICS))
+            check_deletions_outlast(_retentions(settings.kafka_bootstrap))
         if drop:
             click.confirm("Remove every stored history, those loaded from files included?", abort=True)
             _drop(writer)
@@ -96,6 +96,15 @@ def check_deletions_outlast(kept_s: Mapping[str, float | None]) -> None:
             f"{', '.join(longer)}: users who were deleted before could come back. Set its retention.ms to -1; if no deletion "
             "is lost yet, or they may come back, add --accept-lost-deletions"
         )
+
+
+def _retentions(bootstrap: str) -> dict[str, float | None]:
+    """Return how long user topics are kept; nothing is known where the broker does not let us ask."""
+    try:
+        return retentions(bootstrap, USER_TOPICS)
+    except UnavailableError as error:
+        click.echo(f"the retention of topics is not known: {error}", err=True)
+        return dict.fromkeys(USER_TOPICS)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Nothing crashes, nothing is INTERNAL, nothing blocks. `make test-hostile` writes
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,12 @@ from deploy.local.settings import free_port
 from server.experiments import KNOBS, parse
 from server.page_token import KIND as PAGE
 from server.page_token import PageToken
+from server.settings import ServerSettings
+from server.worker import Worker
 from tests.faults.fuzz import HOSTILE, Fuzzer
 from tests.faults.proxy import Proxy
 from tests.faults.streams import Consumers, Own, compare, expected, own_servers, sender, shop_events, shuffled, wait
-from tests.gateway_process import gateway_process
+from tests.gateway_process import environment, gateway_process
 from tests.integration.streams import click, timestamp
 from tests.integration.test_gateway import LARGE
 from tests.signing import SIGNER, sign
@@ -56,6 +59,7 @@ TIME_MS = 1_700_000_000_000
 TOKENS, REQUESTS, RECORDS, PAYLOADS, MANIFESTS = 100_000, 100_000, 200_000, 5_000, 5_000
 BATCH = 500
 FAILOVERS, FAILOVER_EVENTS = 8, 100_000
+NECESSARY = ("releases", "items", "loop")
 BRAZE_USERS, BRAZE_KILLS, BRAZE_ERRORS, MOST_RUNS = 100_000, 20, 0.03, 400
 
 
@@ -398,6 +402,94 @@ def test_a_process_that_hangs_is_replaced(
     )
 
 
+async def test_background_tasks(
+    record: Callable[[Row], None], stack: Any, active_release: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each raises while pages are asked for. The process is not ready while a necessary one is down."""
+    for name, value in environment(stack, tmp_path, run_dir=tmp_path).items():
+        if name.startswith("BAGUNI_"):
+            monkeypatch.setenv(name, value)
+    worker, stopping = Worker(ServerSettings(), "online-0"), asyncio.Event()
+    broken = {
+        "releases": _Breakable(worker._active, "follow"),
+        "items": _Breakable(worker._active, "follow_items"),
+        "loop": _Breakable(worker._gate, "watch_the_loop"),
+        "served": _Breakable(worker._active, "tell_what_is_served"),
+        "forgetting": _Breakable(worker._forgetting, "follow"),
+        "callers": _Breakable(worker, "_follow_callers"),
+    }
+    serving = asyncio.create_task(worker.serve(stopping))
+    failed, worst_s, wrongly_ready = 0, 0.0, 0
+    async with grpc.aio.insecure_channel(worker._settings.gateway_address) as channel:
+        stub, health = pb_grpc.RecommendationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+
+        async def is_ready() -> bool:
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=30, wait_for_ready=True)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        async def ask() -> None:
+            nonlocal failed
+            while True:
+                try:
+                    await stub.Recommend(pb.RecommendRequest(user_id="u1", page_size=3), timeout=30)
+                except grpc.aio.AioRpcError:
+                    failed += 1
+                await asyncio.sleep(0.01)
+
+        await until(is_ready)
+        asking = asyncio.create_task(ask())
+        for name, breakable in broken.items():
+            for _ in range(3):
+                runs, started = breakable.runs, time.monotonic()
+                breakable.raise_now.set()
+                await until(breakable.has_run_since(runs))
+                if name in NECESSARY:
+                    wrongly_ready += await is_ready()
+                await until(is_ready)
+                worst_s = max(worst_s, time.monotonic() - started)
+        asking.cancel()
+    stopping.set()
+    await serving
+    what = f"{len(broken)} background tasks raise, each three times"
+    record(Row.at_most(f"{what}: started again and ready after, the longest", worst_s, "s", 10))
+    record(Row.at_most(f"{what}: pages that failed meanwhile", failed, "", 0))
+    record(Row.at_most(f"{what}: ready although a necessary one had just failed", wrongly_ready, "", 0))
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return once a condition holds."""
+    while not await condition():  # noqa: ASYNC110 - of another process, or of one that restarts
+        await asyncio.sleep(0.01)
+
+
+class _Breakable:
+    """A method that runs for ever, and can be made to raise."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.raise_now, self.runs, self._run = asyncio.Event(), 0, getattr(owner, name)
+        setattr(owner, name, self)
+
+    def has_run_since(self, runs: int) -> Callable[[], Awaitable[bool]]:
+        """Return the condition that it was called again."""
+
+        async def has_run() -> bool:
+            return self.runs > runs
+
+        return has_run
+
+    async def __call__(self, *arguments: Any) -> None:
+        self.runs += 1
+        self.raise_now.clear()
+        running = asyncio.ensure_future(self._run(*arguments))
+        told = asyncio.ensure_future(self.raise_now.wait())
+        try:
+            await asyncio.wait([running, told], return_when=asyncio.FIRST_COMPLETED)
+            raise RuntimeError("as if a server had answered what nobody foresaw")
+        finally:
+            running.cancel()
+            told.cancel()
+
+
 def braze_faults(rng: random.Random, count: int) -> list[dict[str, Any]]:
     """How requests go: mostly well, else with an error of a kind that Braze documents, or a connection that breaks."""
     kinds: list[dict[str, Any]] = [
@@ -425,14 +517,14 @@ def test_braze(record: Callable[[Row], None], stack: Any, active_release: Any, t
         (tmp_path / "all.yaml").write_text(yaml.safe_dump(campaign))
         command = [sys.executable, "-m", "baguni.cli", "crm", "run", str(tmp_path / "all.yaml"), "--run-id", "monday"]
         own = {"BAGUNI_CRM_STATE": str(tmp_path / "crm"), "BAGUNI_CRM_BRAZE_KEY": KEY}
-        environment = {**os.environ, **stack.environment(), "BAGUNI_GATEWAY_ADDRESS": gateway.address, **own}
+        variables = {**os.environ, **stack.environment(), "BAGUNI_GATEWAY_ADDRESS": gateway.address, **own}
         kills = runs = 0
         with (tmp_path / "crm.log").open("w") as log:
             while True:
                 runs += 1
                 assert runs < MOST_RUNS, (tmp_path / "crm.log").read_text()[-3000:]
                 braze.break_next(*braze_faults(rng, 400))
-                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
                 if kills < BRAZE_KILLS and _is_sending(tmp_path / "crm"):
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(rng.uniform(4, 12))

@@ -126,6 +126,26 @@ def test_a_process_that_hangs_is_killed_and_replaced_and_the_other_answers(gatew
     assert [ask(gateway) for _ in range(20)] == ["OK"] * 20
 
 
+def test_none_refuses_while_another_idles(stack: Endpoints, active_release: Release, tmp_path: Path) -> None:
+    """One connection is one process's, whatever there are; it has room for two requests, and gets eight at a time."""
+    with (
+        gateway_process(stack, tmp_path, processes=4, bulk_processes=0, max_in_flight=2, max_lag_s=60) as gateway,
+        grpc.insecure_channel(gateway.address) as channel,
+    ):
+        stub = pb_grpc.RecommendationServiceStub(channel)
+        request = pb.RecommendRequest(user_id="u", page_size=3)
+        for _ in range(30):
+            for call in [stub.Recommend.future(request, timeout=60) for _ in range(8)]:
+                assert call.code() is grpc.StatusCode.OK, call.details()
+        assert counted(gateway, "baguni_handed_over_total") > 0
+        assert counted(gateway, "baguni_refused_total") == 0
+        many = [stub.Recommend.future(request, timeout=60) for _ in range(500)]
+        codes = {call.code() for call in many}
+        assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}  # all of them are full
+        refused = sum(call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED for call in many)
+        eventually(lambda: counted(gateway, "baguni_refused_total") == refused, f"{refused} are counted as refused")
+
+
 def test_connections_that_send_nothing_delay_no_probe(gateway) -> None:
     host, _, port = gateway.metrics_address.rpartition(":")
     silent = [socket.create_connection((host, int(port))) for _ in range(40)]
