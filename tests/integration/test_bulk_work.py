@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,12 +53,20 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 node = subprocess.Popen([*ray, *options], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
             nodes.append(node)
             eventually(lambda name=name: "Ray runtime started" in (folder / name).read_text())
+        eventually(lambda: num_nodes(ray[0], address) == 2, "the head knows the second node", interval_s=1.0)
         yield address
     finally:
         for node in reversed(nodes):
             for process in [*psutil.Process(node.pid).children(recursive=True), node]:
                 process.kill()
             node.wait(10)
+
+
+def num_nodes(ray: str, address: str) -> int:
+    """How many nodes work, by `ray status`; a node that has started is not known to the head at once."""
+    command = [ray, "status", "--address", address]
+    status = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False).stdout
+    return len(re.findall(r"^ \d+ node_\w+", status.partition("Pending:")[0], re.M))
 
 
 def run(*arguments: object) -> str:
