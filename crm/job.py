@@ -330,7 +330,8 @@ class Job:
         if choice.kafka is not None:
             return PushTopic(choice.kafka, self._parts.settings.kafka_bootstrap)
         assert choice.braze is not None
-        return Braze(choice.braze, self._parts.settings.crm_braze_key.get_secret_value(), self._state.told)
+        settings = self._parts.settings
+        return Braze(choice.braze, settings.crm_braze_key.get_secret_value(), self._state.told, settings.crm_backoff_s)
 
 
 def run_campaign(

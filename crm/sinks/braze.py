@@ -38,9 +38,10 @@ REFUSALS = {
 
 
 class Braze:
-    """A workspace. `told` says what of users' attributes was sent before."""
+    """A workspace. `told` returns what of users' attributes was sent before; `backoff_s` is waited before the second attempt."""
 
-    def __init__(self, sink: BrazeSink, key: str, told: Told) -> None:
+    def __init__(self, sink: BrazeSink, key: str, told: Told, backoff_s: float = FIRST_BACKOFF_S) -> None:
+        self._backoff_s = backoff_s
         self.name = f"braze {urlsplit(sink.url).netloc}"  # a workspace knows nothing of what another was told
         self._sink, self._told = sink, told
         self.batch = max(sink.batch // ((sink.attributes is not None) + (sink.event is not None)), 1)
@@ -128,7 +129,7 @@ class Braze:
 
     def _ask(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         """Post until Braze has decided. Returns its status, 2xx or 400, and its answer."""
-        payload, backoff_s = json.dumps(body).encode(), FIRST_BACKOFF_S
+        payload, backoff_s = json.dumps(body).encode(), self._backoff_s
         for attempt in range(ATTEMPTS):
             try:
                 response = self._http.request("POST", self._url, body=payload, headers=self._headers)

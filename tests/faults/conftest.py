@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 import redis
+from filelock import FileLock
 
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
@@ -26,18 +29,38 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="session")
-def record() -> Iterator[Callable[[Row], None]]:
+def measured() -> Iterator[list[tuple[str, Row]]]:
+    """Rows with the test that each is of, written at the end. Rows of tests that did not run stay as they were."""
+    rows: list[tuple[str, Row]] = []
+    yield rows
+    path = Path(os.environ.get("BAGUNI_FAULTS_RESULT", ""))
+    if not path.suffix or not rows:
+        return
+    with FileLock(path.with_suffix(".lock")):
+        earlier = json.loads(path.read_text())["rows"] if path.is_file() else []
+        write_result(path, path.stem, f"make {COMMANDS[path.stem]}", [row for _, row in rows])
+        result = json.loads(path.read_text())
+        new = [
+            {**row, "test": test, "commit": result["commit"]}
+            for row, (test, _) in zip(result["rows"], rows, strict=True)
+        ]
+        tests = {test for test, _ in rows}
+        result["rows"] = sorted(
+            [*(row for row in earlier if row.get("test") not in tests), *new], key=itemgetter("test")
+        )
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest, measured: list[tuple[str, Row]]) -> Callable[[Row], None]:
     """Take a row of the results; a row that does not hold fails the test."""
-    rows: list[Row] = []
+    test = f"{request.node.path.stem}.{request.node.name}"
 
     def take(row: Row) -> None:
-        rows.append(row)
+        measured.append((test, row))
         assert row.holds, row
 
-    yield take
-    if path := os.environ.get("BAGUNI_FAULTS_RESULT"):
-        name = Path(path).stem
-        write_result(Path(path), name, f"make {COMMANDS[name]}", rows)
+    return take
 
 
 @pytest.fixture(scope="session")

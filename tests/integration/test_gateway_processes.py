@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,15 +135,17 @@ def test_none_refuses_while_another_idles(stack: Endpoints, active_release: Rele
     ):
         stub = pb_grpc.RecommendationServiceStub(channel)
         request = pb.RecommendRequest(user_id="u", page_size=3)
-        for _ in range(30):
+        for _ in range(10):
             for call in [stub.Recommend.future(request, timeout=60) for _ in range(8)]:
                 assert call.code() is grpc.StatusCode.OK, call.details()
         assert counted(gateway, "baguni_handed_over_total") > 0
         assert counted(gateway, "baguni_refused_total") == 0
         many = [stub.Recommend.future(request, timeout=60) for _ in range(500)]
-        codes = {call.code() for call in many}
-        assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}  # all of them are full
-        refused = sum(call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED for call in many)
+        codes = Counter(call.code() for call in many)
+        refused = codes[grpc.StatusCode.RESOURCE_EXHAUSTED]  # all processes are full
+        assert refused > 0
+        # UNAVAILABLE are streams that the connection did not open.
+        assert refused + codes[grpc.StatusCode.OK] + codes[grpc.StatusCode.UNAVAILABLE] == len(many)
         eventually(lambda: counted(gateway, "baguni_refused_total") == refused, f"{refused} are counted as refused")
 
 
