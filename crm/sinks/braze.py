@@ -38,7 +38,7 @@ REFUSALS = {
 
 
 class Braze:
-    """A workspace. `told` returns what of users' attributes was sent before; `backoff_s` is waited before the second attempt."""
+    """A workspace. `told` returns what of users' attributes was sent before; `backoff_s` passes before the second attempt."""
 
     def __init__(self, sink: BrazeSink, key: str, told: Told, backoff_s: float = FIRST_BACKOFF_S) -> None:
         self._backoff_s = backoff_s
