@@ -27,6 +27,8 @@ POLL_MS, READ_RECORDS = 1_000, 5_000
 BOOTSTRAP_MS = 5_000
 MAX_SILENCE = 10  # polls without a record before the broker counts as away
 
+ISOLATION = "read_committed"  # what a producer took back never happened
+
 RECORD_REFUSALS = (MessageSizeTooLargeError, InvalidRecordError, RecordListTooLargeError)
 """Errors of a broker, or of the client in its place, for a record that it will never take."""
 
@@ -73,6 +75,7 @@ class TopicReader:
             bootstrap_servers=self._bootstrap,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            isolation_level=ISOLATION,
             bootstrap_timeout_ms=BOOTSTRAP_MS,
         )
 

@@ -29,7 +29,7 @@ from kafka.errors import KafkaError
 
 from baguni.errors import BaguniError, RefusedError, SchemaBreakError, UnavailableError
 from baguni.events import Event, MalformedEvent, latest_time_ms, read
-from baguni.topics import Record, UnreadableError, poll, record_of
+from baguni.topics import ISOLATION, Record, UnreadableError, poll, record_of
 from streaming.dead_letters import MAX_ERROR_LENGTH, DeadLetters, Quarantined
 from streaming.metrics import Metrics
 from streaming.positions import Place, Positions
@@ -93,6 +93,7 @@ class EventConsumer:
                 partition_assignment_strategy=[CooperativeStickyAssignor],
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
+                isolation_level=ISOLATION,
                 session_timeout_ms=settings.session_timeout_ms,
                 heartbeat_interval_ms=settings.session_timeout_ms // 3,
                 max_poll_records=batch_records,

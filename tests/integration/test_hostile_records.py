@@ -16,11 +16,12 @@ import redis
 from kafka import KafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
-from baguni.events import cloud_event_headers, producible
+from baguni.events import USER_TOPICS, cloud_event_headers, producible
 from baguni.exposure_token import KIND
 from baguni.history import Action, HistoryEvent
 from baguni.history_store import HistoryWriter
 from baguni.signed_tokens import TokenSigner
+from baguni.topics import TopicReader
 from baguni.v1 import events_pb2 as pb
 from deploy.local.settings import free_port
 from streaming.dead_letters import Quarantine
@@ -154,6 +155,24 @@ def test_tombstones_are_skipped_and_no_broken_schema(own, shop, user_id, goes_on
         shop.send_raw("baguni.users", f"{user_id}-{number}".encode(), None, [])  # type: ignore[arg-type]
     goes_on()
     eventually(lambda: count(metrics_port, "baguni_tombstones_total") == before + 150)
+
+
+def test_gaps_that_transactions_leave_in_offsets(own, user_id, goes_on) -> None:
+    """Each ends with a marker that has an offset and is no record, also the last in the topic. So it is with compaction."""
+    producer = confluent_kafka.Producer(
+        {"bootstrap.servers": own.endpoints.kafka_bootstrap, "transactional.id": user_id, "log_level": 0}
+    )
+    producer.init_transactions(WAIT_S)
+    for number in range(5):
+        producer.begin_transaction()
+        message = producible(click(user_id, f"i{number}", TIME_MS + number), "1" * 20, "test")
+        producer.produce(**message)
+        producer.produce("baguni.users", key=f"{user_id}-{number}", value=None)  # a tombstone
+        producer.commit_transaction(WAIT_S)
+    eventually(lambda: len(read_history(own.endpoints, user_id)) == 5)
+    read = TopicReader(own.endpoints.kafka_bootstrap, USER_TOPICS, {})
+    assert sum(record.key == user_id.encode() for record in read) == 5
+    goes_on()
 
 
 @pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
