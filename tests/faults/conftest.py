@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -36,7 +37,7 @@ def measured() -> Iterator[list[tuple[str, Row]]]:
     path = Path(os.environ.get("BAGUNI_FAULTS_RESULT", ""))
     if not path.suffix or not rows:
         return
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(Path(tempfile.gettempdir()) / f"{path.stem}.lock"):
         earlier = json.loads(path.read_text())["rows"] if path.is_file() else []
         write_result(path, path.stem, f"make {COMMANDS[path.stem]}", [row for _, row in rows])
         result = json.loads(path.read_text())
