@@ -34,7 +34,12 @@ PAGES = 200  # asked for every day
 
 
 def test_thirty_nights(
-    record: Callable[[Row], None], local_stack: LocalStack, stack: Endpoints, active_release: Release, tmp_path: Path
+    record: Callable[[Row], None],
+    local_stack: LocalStack,
+    stack: Endpoints,
+    tiny_release: Release,
+    active_release: Release,
+    tmp_path: Path,
 ) -> None:
     store = ReleaseStore(stack.releases)
     counts: dict[str, list[float]] = {}
@@ -42,7 +47,7 @@ def test_thirty_nights(
     with gateway_process(stack, tmp_path, processes=2) as gateway, grpc.insecure_channel(gateway.address) as channel:
         stub = pb_grpc.RecommendationServiceStub(channel)
         for night in range(1, NIGHTS + 1):
-            release = renamed(active_release, tmp_path / f"night-{night}", f"r2098{night:04}_0000aaaa")
+            release = renamed(tiny_release, tmp_path / f"night-{night}", f"r2098{night:04}_0000aaaa")
             store.add(release.path)
             activate(store, release.release_id, stack)
             failed += _ask_until_served(stub, release.release_id)
@@ -51,6 +56,7 @@ def test_thirty_nights(
             prune(store, stack, KEPT)
             for name, number in _counted(local_stack, stack, store, gateway).items():
                 counts.setdefault(name, []).append(number)
+        store.add(tiny_release.path)  # it was pruned
         activate(store, active_release.release_id, stack)
     record(Row.at_most(f"{NIGHTS} nights: pages that failed, {PAGES} a day", failed, "", 0))
     for name, numbers in counts.items():
