@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +34,10 @@ from server.settings import ServerSettings
 log = logging.getLogger(__name__)
 DAY_MS = 86_400_000
 FILE_MODE = 0o600
+PROCESS = re.compile(r"(.+\.)?online-\d+")  # begins the names of its files
+CAPTURED = re.compile(PROCESS.pattern + r"\.jsonl(\.\d+)?")
+TIDYING = ".tidying"  # a lock of those that change files that no process writes
+PARTIAL = re.compile(PROCESS.pattern + r"(\.\d+)?\.partial")
 BACKUPS = 1  # the file that was full, beside the one being written
 
 stage_ms: ContextVar[dict[str, float] | None] = ContextVar("stage_ms", default=None)
@@ -149,45 +154,48 @@ class Removal:
             request = fields["request"]
             names = {request.get("userId"), request.get("anonymous", {}).get("anonymousId")}
             written_ms = fields.get("written_ms") or file_ms
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-        ):  # cut short by a kill: of no use, perhaps of such a user
-            return True
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return True  # cut short by a kill: of no use, and perhaps of such a user
         return written_ms < self.before_ms or not self.user_ids.isdisjoint(names)
 
 
 def captured_of(folder: Path, user_id: str) -> list[tuple[Path, int]]:
     """Return the files below a folder that have requests of a user, and how many each has."""
     removal, found = Removal(frozenset([user_id])), []
-    for path in sorted(folder.rglob("*.jsonl*")):
+    for path in _captured(folder):
         with path.open(encoding="utf-8", errors="replace") as lines:
             found.append((path, sum(removal.takes(line, 0.0) for line in lines)))
     return [(path, count) for path, count in found if count]
 
 
 def remove_from_unused(folder: Path, removal: Removal) -> int:
-    """Remove requests from the files below a folder that no process writes. Returns their number."""
+    """Remove requests from the files below a folder that no process writes. Waits while another process does the same. Returns
+    the number of removed requests."""
     num_removed = 0
-    for path in sorted([*folder.rglob("*.jsonl*"), *folder.rglob("*.partial")]):
-        base = path.name.partition(".jsonl")[0].removesuffix(".partial")
-        with _locked_if_unused(path.with_name(f"{base}.jsonl")) as is_unused:
-            if is_unused and path.suffix == ".partial":
-                path.unlink(missing_ok=True)
-            elif is_unused and path.is_file() and removal.concerns(path):
-                num_removed += _rewrite([path], path, removal)
+    with (folder / TIDYING).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in [*_captured(folder, PARTIAL), *_captured(folder)]:
+            with _unused(path) as is_unused:
+                if is_unused and path.suffix == ".partial":
+                    path.unlink()
+                elif is_unused and removal.concerns(path):
+                    num_removed += _rewrite([path], path, removal)
     return num_removed
 
 
+def _captured(folder: Path, names: re.Pattern[str] = CAPTURED) -> list[Path]:
+    """Return the files of gateways below a folder. Somebody may keep other files there."""
+    return sorted(path for path in folder.rglob("*") if names.fullmatch(path.name) and path.is_file())
+
+
 @contextmanager
-def _locked_if_unused(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file while the body runs, if no process writes it."""
+def _unused(path: Path) -> Iterator[bool]:
+    """Hold the lock of the file that the process of a file writes while the body runs, if no process has it."""
+    writing = path.with_name(f"{PROCESS.match(path.name)[0]}.jsonl")  # type: ignore[index]
     with ExitStack() as opened:
         is_unused = True
         with suppress(FileNotFoundError):
-            file = opened.enter_context(path.open("rb"))
+            file = opened.enter_context(writing.open("rb"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -197,7 +205,7 @@ def _locked_if_unused(path: Path) -> Iterator[bool]:
 
 def _rewrite(sources: Sequence[Path], target: Path, removal: Removal) -> int:
     """Move what stays of some files to `target`. Returns the number of removed requests."""
-    partial, num_removed = target.with_name(target.name.partition(".jsonl")[0] + ".partial"), 0
+    partial, num_removed = target.with_name(target.name.replace(".jsonl", "") + ".partial"), 0
     last_s = max(path.stat().st_mtime for path in sources)
     with os.fdopen(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, FILE_MODE), "w", encoding="utf-8") as kept:
         for path in sources:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,29 @@ def test_what_is_too_old_goes_also_where_nobody_writes_any_more(tmp_path: Path) 
     own.close()
 
 
+def test_files_that_are_not_a_gateways_are_not_touched(tmp_path: Path) -> None:
+    """A folder may have been used for other things before."""
+    names = ["events.jsonl", "online.jsonl", "online-0.jsonl.gz", "u1.jsonl.1", "bulk-0.jsonl", "upload.partial"]
+    for name in names:
+        (tmp_path / name).write_text(recorded("u1", 1).line() + "\nno JSON\n")
+    assert remove_from_unused(tmp_path, Removal(frozenset(["u1"]), before_ms=now_ms())) == 0
+    assert captured_of(tmp_path, "u1") == []
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == sorted(names)
+
+
+def test_two_processes_that_tidy_up_at_once_lose_no_request(tmp_path: Path) -> None:
+    """Of a pod that is gone: only the file before the last is left, and one that was put aside."""
+    for number, name in enumerate(["pod.online-0.jsonl.1", "pod.online-0.jsonl.17"]):
+        lines = [recorded(f"u{(n + number) % 3}", now_ms(), str(n)).line() + "\n" for n in range(300)]
+        (tmp_path / name).write_text("".join(lines))
+    with ThreadPoolExecutor(4) as pool:
+        removals = [Removal(frozenset([f"u{n % 2}"])) for n in range(40)]
+        removed = sum(pool.map(lambda removal: remove_from_unused(tmp_path, removal), removals))
+    removed += sum(remove_from_unused(tmp_path, removal) for removal in removals[:2])
+    assert removed == 400
+    assert users(tmp_path) == ["u2"] * 200
+
+
 def test_a_file_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
     code = (
         "import sys; from tests.unit.server.test_capture import *\n"
@@ -110,6 +134,7 @@ def test_a_file_that_another_process_writes_is_left_to_it(tmp_path: Path) -> Non
         assert other.stdout.readline() == "written\n"
         removal = Removal(frozenset(["u1"]))
         assert remove_from_unused(tmp_path, removal) == 0
+        assert [path.name for path, _ in captured_of(tmp_path, "u1")] == ["other.online-0.jsonl"]
         assert users(tmp_path) == ["u1"]
         other.stdin.write("\n")
         other.stdin.flush()
@@ -123,4 +148,4 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     (tmp_path / "host.online-1.partial").write_text(recorded("u1", now_ms()).line())
     assert remove_from_unused(tmp_path, Removal(frozenset(["u1"]))) == 1
     assert users(tmp_path) == ["u2"]
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert [each.name for each in tmp_path.glob("[!.]*")] == [path.name]
