@@ -9,9 +9,11 @@ import asyncio
 import gc
 import logging
 import math
+import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from server.tls import certificates
 log = logging.getLogger("server")
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
 CALLERS_CHECK_S = 2.0
+CLOSE_S = 15.0  # beyond the drain: a connection to a server that is gone may never close
 # A history is hundreds of objects and no cycle: looking for some was half of what a bulk process did.
 GC_THRESHOLD = 100_000
 
@@ -191,14 +194,33 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
 
 async def _main(settings: ServerSettings, name: str) -> None:
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stop() -> None:
+        loop.remove_reader(sys.stdin)  # what has ended is readable for ever
+        if not stopping.is_set():
+            _end_within(settings.drain_s + CLOSE_S)
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stop)
     # The supervisor writes nothing: this ends when it does, however it does.
-    loop.add_reader(sys.stdin, stopping.set)
+    loop.add_reader(sys.stdin, stop)
     try:
         await Worker(settings, name).serve(stopping)
     finally:
         loop.remove_reader(sys.stdin)
+
+
+def _end_within(seconds: float) -> None:
+    """End the process after so many seconds, whatever it still waits for: nobody is served any more."""
+
+    def end() -> None:
+        log.error("not closed within_s=%.0f: ending", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def local_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack
     settings = StackSettings.on_free_ports(tmp_path_factory.mktemp("stack"))
     os.environ.update(PATIENT | PLACEMENTS)  # supervisord hands it on
     stack = LocalStack(
-        settings.model_copy(update={"fetch_wait_ms": 200})
+        settings.model_copy(update={"fetch_wait_ms": 200, "start_timeout_s": 600})
     )  # idle consumers leave the cores to the tests
     try:
         stack.start_servers()

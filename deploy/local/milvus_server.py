@@ -7,8 +7,10 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +49,8 @@ def main(data_dir: str, port: str, metrics_port: str) -> None:
         (data / "bin").symlink_to(binaries)
     for name, value in (LARGE_SEGMENTS | SHORT_STOP).items():
         os.environ.setdefault(name, value)
+    etcd_data = data / "data" / "etcd.data"
+    is_new = not etcd_data.exists()
     etcd_port, peer_port = free_ports(2)
     os.environ["ETCD_CONFIG_PATH"] = str(write_etcd_config(data, etcd_port, peer_port))
     config = Config(data_dir=str(data), proxy_port=int(port), etcd_port=etcd_port)
@@ -60,8 +64,21 @@ def main(data_dir: str, port: str, metrics_port: str) -> None:
         signal.signal(stop, lambda *_: milvus.terminate())
     # Waited for here: the wheel's own stop kills after a second, and a killed Milvus leaves sessions behind in its etcd
     # that keep the next one waiting for a minute.
-    status = milvus.wait()
+    has_listened = False
+    while (status := milvus.poll()) is None:
+        has_listened = has_listened or listens(int(port))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            milvus.wait(0.5 if not has_listened else None)
+    if is_new and not has_listened:  # a port was taken: an etcd that ended before its first write never elects a leader
+        shutil.rmtree(etcd_data, ignore_errors=True)
     sys.exit(status)
+
+
+def listens(port: int) -> bool:
+    """Return whether something listens on a port of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def write_etcd_config(data: Path, client_port: int, peer_port: int) -> Path:

@@ -11,8 +11,10 @@ import psutil
 import pytest
 
 from baguni.errors import InvalidInputError, NotFoundError
+from deploy.local.programs import servers
 from deploy.local.settings import StackSettings
 from deploy.local.stack import MARK, LocalStack
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 
@@ -66,3 +68,24 @@ def test_stopping_leaves_no_process_even_when_the_supervisor_was_killed(tmp_path
     assert marked_processes(stack) == []
     assert [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     assert stack.status() == []
+
+
+def test_a_milvus_that_ended_before_its_first_write_starts_again(tmp_path: Path) -> None:
+    """As one does whose port was taken in that very moment: the etcd that it leaves would never elect a leader."""
+    settings = StackSettings.on_free_ports(tmp_path)
+    (program,) = (program for program in servers(settings) if program.name == "milvus")
+    with (tmp_path / "milvus.log").open("w") as log:
+        for attempt in range(3):
+            first = psutil.Popen(program.command, stdout=log, stderr=log)
+            wal = tmp_path / "milvus" / "data" / "etcd.data" / "member" / "wal"
+            eventually(wal.is_dir, "etcd has a log", interval_s=0.002)
+            for child in first.children():
+                child.kill()
+            first.wait()
+            assert not wal.exists(), f"attempt {attempt}"
+        second = psutil.Popen(program.command, stdout=log, stderr=log)
+        try:
+            eventually(program.is_ready, "Milvus is ready", (tmp_path / "milvus.log").read_text)
+        finally:
+            second.terminate()
+            second.wait(60)
