@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,13 +139,6 @@ def test_none_refuses_while_another_idles(stack: Endpoints, active_release: Rele
                 assert call.code() is grpc.StatusCode.OK, call.details()
         assert counted(gateway, "baguni_handed_over_total") > 0
         assert counted(gateway, "baguni_refused_total") == 0
-        many = [stub.Recommend.future(request, timeout=60) for _ in range(500)]
-        codes = Counter(call.code() for call in many)
-        refused = codes[grpc.StatusCode.RESOURCE_EXHAUSTED]  # all processes are full
-        assert refused > 0
-        # UNAVAILABLE are streams that the connection did not open.
-        assert refused + codes[grpc.StatusCode.OK] + codes[grpc.StatusCode.UNAVAILABLE] == len(many)
-        eventually(lambda: counted(gateway, "baguni_refused_total") == refused, f"{refused} are counted as refused")
 
 
 def test_connections_that_send_nothing_delay_no_probe(gateway) -> None:
