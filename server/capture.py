@@ -134,7 +134,7 @@ class Capture:
 
 @dataclass(frozen=True)
 class Removal:
-    """Which captured requests are to be removed: those of some users, known or anonymous, and those written before a moment."""
+    """Selects captured requests to remove: those of some users, known or anonymous, and those written before a moment."""
 
     user_ids: frozenset[str]
     before_ms: float = -math.inf

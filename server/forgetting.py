@@ -26,7 +26,7 @@ AGAIN_S = 90.0  # a request that had read the history before it was deleted has 
 
 
 class Forgetting:
-    """What a process still has to forget."""
+    """Makes one process forget, and keeps whom it still has to forget."""
 
     def __init__(self, follower: ForgottenFollower, users: UserCache, capture: Capture) -> None:
         self._follower, self._users, self._capture = follower, users, capture

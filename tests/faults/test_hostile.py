@@ -548,7 +548,7 @@ def test_braze(record: Callable[[Row], None], stack: Any, active_release: Any, t
 
 
 def _is_sending(folder: Path) -> bool:
-    """Whether a run has been prepared: from then on it is killed."""
+    """Return whether a run has been prepared: from then on it is killed."""
     if not folder.is_dir():
         return False
     with closing(CampaignState(folder)) as state:

@@ -84,7 +84,7 @@ def _ask_until_served(stub: pb_grpc.RecommendationServiceStub, release_id: str) 
 def _counted(
     local_stack: LocalStack, endpoints: Endpoints, store: ReleaseStore, gateway: GatewayProcess
 ) -> dict[str, float]:
-    """What may grow, by name."""
+    """Return what may grow, by name."""
     return {
         "models in Triton": len(loaded_models(endpoints)),
         "collections in Milvus": len(collections_of_releases(endpoints.milvus_uri)),

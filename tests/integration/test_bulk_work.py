@@ -63,7 +63,7 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def num_nodes(ray: str, address: str) -> int:
-    """How many nodes work, by `ray status`; a node that has started is not known to the head at once."""
+    """Return how many nodes work, by `ray status`; the head does not know a node at once that has started."""
     command = [ray, "status", "--address", address]
     status = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False).stdout
     return len(re.findall(r"^ \d+ node_\w+", status.partition("Pending:")[0], re.M))

@@ -109,7 +109,7 @@ def test_files_that_are_not_a_gateways_are_not_touched(tmp_path: Path) -> None:
 
 
 def test_two_processes_that_tidy_up_at_once_lose_no_request(tmp_path: Path) -> None:
-    """Of a pod that is gone: only the file before the last is left, and one that was put aside."""
+    """A pod is gone: only the file before its last is left, and one that was put aside."""
     for number, name in enumerate(["pod.online-0.jsonl.1", "pod.online-0.jsonl.17"]):
         lines = [recorded(f"u{(n + number) % 3}", now_ms(), str(n)).line() + "\n" for n in range(300)]
         (tmp_path / name).write_text("".join(lines))
