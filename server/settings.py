@@ -43,6 +43,7 @@ class ServerSettings(Endpoints):
     breaker_failures: int = Field(default=5, ge=1)  # in a row, before calls to a part fail at once
     breaker_open_s: float = Field(default=1.0, gt=0)
     hang_s: float = Field(default=6.0, gt=1)  # a process that has not answered for so long is killed and replaced
+    start_s: float = Field(default=180.0, gt=0)  # the same for one that has not answered since it was started
     max_in_flight: int = Field(default=24, ge=1)  # requests answered at a time by a process; more are refused at once
     max_bulk_in_flight: int = Field(default=4, ge=1)  # the same, of GenerateTopItems
     max_lag_s: float = Field(default=0.05, gt=0)  # how late the event loop may be before requests are refused

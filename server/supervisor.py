@@ -55,6 +55,10 @@ class Process:
     due: float = 0.0
     seen: float = 0.0  # when it last answered; 0 until it first has
 
+    def silent_s(self, now: float) -> float:
+        """Return for how long it has not answered: since it last did, or since it was started."""
+        return now - (self.seen or self.started)
+
 
 class Supervisor:
     """Keeps the processes of the settings running."""
@@ -86,15 +90,19 @@ class Supervisor:
     def _listen(self, process: Process, stopping: threading.Event) -> None:
         """Ask a process for its health again and again: one that hangs does not answer."""
         while not stopping.wait(HEARTBEAT_S):
-            running = process.running
-            if running is None or _health(self._settings.socket_of(process.name)) == UNREACHABLE:
-                continue
-            if running is process.running:  # not of one that was replaced meanwhile
-                process.seen = time.monotonic()
+            self._ask(process)
+
+    def _ask(self, process: Process) -> str:
+        """Return the health of a process, and note that it answered."""
+        running = process.running
+        health = _health(self._settings.socket_of(process.name))
+        if health != UNREACHABLE and running is process.running:  # not of one that was replaced meanwhile
+            process.seen = time.monotonic()
+        return health
 
     def states(self) -> dict[str, str]:
         """Process name → SERVING, NOT_SERVING or UNREACHABLE."""
-        return {process.name: _health(self._settings.socket_of(process.name)) for process in self._processes}
+        return {process.name: self._ask(process) for process in self._processes}
 
     def _prepare(self) -> None:
         run_dir = self._settings.run_dir
@@ -117,8 +125,8 @@ class Supervisor:
             return
         code = process.running.poll()
         if code is None:
-            silent_s = now - process.seen if process.seen else 0.0
-            if silent_s <= self._settings.hang_s:
+            silent_s = process.silent_s(now)
+            if silent_s <= (self._settings.hang_s if process.seen else self._settings.start_s):
                 return
             log.error("killed process=%s: it has not answered for %.1f s", process.name, silent_s)
             process.running.kill()

@@ -1,0 +1,71 @@
+"""Processes that hang are replaced, whatever they had done before."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server import supervisor
+from server.settings import ServerSettings
+from server.supervisor import Process, Supervisor
+from tests.waiting import eventually
+
+
+class Supervised:
+    """A supervisor whose processes are looked after when the test says so."""
+
+    def __init__(self, run_dir: Path, **settings: float) -> None:
+        self.supervisor = Supervisor(ServerSettings(run_dir=run_dir, processes=1, bulk_processes=0, **settings))
+        self.supervisor._prepare()
+        self.process: Process = self.supervisor._processes[0]
+
+    def pid(self) -> int:
+        """The process id, or 0 while none runs."""
+        return self.process.running.pid if self.process.running else 0
+
+    def start_and_stop_it(self) -> int:
+        """Start the process, and stop it before it could answer; return its id."""
+        self.supervisor._look_after(self.process)
+        pid = self.pid()
+        psutil.Process(pid).send_signal(signal.SIGSTOP)
+        return pid
+
+    def is_replaced(self, pid: int) -> bool:
+        """Look after it once."""
+        self.supervisor._look_after(self.process)
+        return self.pid() not in (0, pid)
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[Supervised]:
+    """A process has a tenth of a second to answer after its start, an hour later on."""
+    supervised = Supervised(tmp_path, start_s=0.1, hang_s=3600)
+    yield supervised
+    if running := supervised.process.running:
+        running.kill()
+        running.wait()
+
+
+def test_a_process_that_hangs_before_it_ever_answered_is_replaced(hasty) -> None:
+    pid = hasty.start_and_stop_it()
+    eventually(lambda: hasty.is_replaced(pid), "another process")
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda it: it.states(), lambda it: it._ask(it._processes[0])], ids=["probe", "listener"]
+)
+def test_an_answer_to_anybody_counts(hasty, monkeypatch, ask) -> None:
+    """One that served and hangs a moment later, before the supervisor asked again, hangs all the same."""
+    pid = hasty.start_and_stop_it()
+    monkeypatch.setattr(supervisor, "_health", lambda socket: "NOT_SERVING")
+    ask(hasty.supervisor)
+    monkeypatch.undo()
+    time.sleep(0.2)
+    assert not hasty.is_replaced(pid)  # it has answered: the hour counts
+    hasty.process.seen -= 3601
+    eventually(lambda: hasty.is_replaced(pid), "another process")
