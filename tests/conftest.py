@@ -106,14 +106,25 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)  # after the tests were put into a random order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with slow modules: workers then end at about the same time."""
-    slow_modules = {item.path for item in items if _is_slow_module(item)}
-    items.sort(key=lambda item: item.path not in slow_modules)
+    """Begin with slow modules, end with those that need no server: workers then end at about the same time. One worker makes
+    the tiny release, while the others run what does not wait for it."""
+    slow = list(dict.fromkeys(item.path for item in items if _is_module(item, "slow")))
+    served = {item.path for item in items if _is_module(item, "stack")}
+    waiting = {item.path for item in items if "tiny_release" in getattr(item, "fixturenames", ())}
+    maker = next((path for path in slow if path in waiting), None)
+
+    def place(item: pytest.Item) -> int:
+        if item.path not in slow:
+            return 3 if item.path in served else 4
+        return 0 if item.path == maker else 1 + (item.path in waiting)
+
+    items.sort(key=place)
 
 
-def _is_slow_module(item: pytest.Item) -> bool:
+def _is_module(item: pytest.Item, mark: str) -> bool:
+    """Return whether the item's module has this mark."""
     module = item.getparent(pytest.Module)
-    return module is not None and any(mark.name == "slow" for mark in module.iter_markers())
+    return module is not None and any(each.name == mark for each in module.iter_markers())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

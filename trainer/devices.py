@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from lightning_fabric import Fabric
 
 from trainer.recipes import Recipe
+
+if TYPE_CHECKING:  # seconds to import, and only trainings need it
+    from lightning_fabric import Fabric
 
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")  # of x86 and of Arm, as torch calls them
 
@@ -21,9 +23,18 @@ def precision_here(recipe: Recipe) -> Literal["32-true", "bf16-mixed"]:
     return "32-true"
 
 
+def cpu_fabric(recipe: Recipe) -> Fabric:
+    """One process on the CPU."""
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator="cpu", devices=1, precision=precision_here(recipe))
+
+
 def launch(recipe: Recipe) -> Fabric:
     """The machine's best device, in the recipe's precision where it has that. Under `torchrun`, this process's share of a
     group: gradients are averaged over it, and each process takes its rows of every batch."""
+    from lightning_fabric import Fabric
+
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes
     fabric = Fabric(

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from baguni.errors import InvalidInputError
@@ -94,6 +93,8 @@ class RqVae(nn.Module):
     @torch.no_grad()
     def initialise(self, text_NT: Tensor, seed: int) -> None:
         """Statistics of the catalogue, then codebooks as residual k-means of the latents."""
+        from sklearn.cluster import KMeans  # seconds to import, and only a training needs it
+
         self.mean_T.copy_(text_NT.mean(0))
         self.std_T.copy_(text_NT.std(0, unbiased=False).clamp(min=1e-6))
         residual = self.encoder(self.standardise(text_NT))

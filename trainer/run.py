@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -45,6 +44,9 @@ from trainer.statistics import ItemStatistics, TextRegression
 from trainer.text import TextEncoder
 from trainer.tracking import Tracking
 from trainer.train import Losses, TrainingSet, build_model, train
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 POPULARITY_DAYS = 28
 MIN_SUFFIX_CODES = 16

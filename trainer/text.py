@@ -11,16 +11,18 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from transformers.utils.logging import disable_progress_bar
 
 from baguni.errors import InvalidInputError
 from trainer.cluster import Work, on_cluster
+
+if TYPE_CHECKING:  # seconds to import, and most commands read texts that were embedded before
+    from sentence_transformers import SentenceTransformer
 
 BATCH = 256  # texts of about one length; as many give the same bits
 MAX_WORD_PIECES = 128
@@ -31,6 +33,9 @@ class TextEncoder:
     """A sentence encoder. `name` is a sentence-transformers name or path, or "all-minilm-l6-v2" for the bundled one."""
 
     def __init__(self, name: str, cache_dir: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
+
         self._name, self._cache_dir = name, cache_dir
         path = _unpack_bundled(cache_dir) if name == BUNDLED else name
         disable_progress_bar()  # a run shows its own

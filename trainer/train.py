@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -26,7 +25,7 @@ from torch.profiler import record_function
 
 from baguni.errors import BaguniError
 from baguni.semantic_ids import SemanticIdTable
-from trainer.devices import precision_here
+from trainer.devices import cpu_fabric
 from trainer.distill import candidate_lists, distillation_losses, teacher_scores
 from trainer.files import written_whole
 from trainer.losses import code_loss
@@ -35,6 +34,9 @@ from trainer.recipes import Recipe
 from trainer.retrieval import sampled, score, whole_catalogue
 from trainer.samples import Batch, OrderSamples, Shelves, sample_targets
 from trainer.statistics import ItemStatistics
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Losses = dict[str, float]
 PHASES = (
@@ -145,7 +147,7 @@ def train(
     """Train both heads of a fresh model for `recipe.steps` steps or, with a frozen `teacher`, a trained one for
     `recipe.distill.steps` more; resumes from `checkpoint` if it exists. The model ends with the averaged weights. Returns each
     step's losses."""
-    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=precision_here(recipe))
+    fabric = fabric or cpu_fabric(recipe)
     phase, first_step = (recipe, 0) if teacher is None else (recipe.distill, recipe.steps)
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=phase.learning_rate)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
