@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from baguni.channels import KEEPALIVE, RECONNECT, UNLIMITED, balanced, replicas
 from baguni.errors import ReleaseMismatchError, UnavailableError
 from baguni.history import HistoryEvent
-from baguni.sequences import ModelInputs, event_batch, model_inputs
+from baguni.sequences import ModelInputs, event_batch, first_tokens, longest, model_inputs, sequence_arrays
 from baguni.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
 from baguni.telemetry import trace_headers
 
@@ -46,22 +46,14 @@ def summarise(
 
 
 def triton_inputs(inputs: ModelInputs, codes_NL: NDArray[np.int32], signature: ModelSignature) -> Arrays:
-    """The history inputs of `user_encoder`, `generator` and `scorer`, as long as the shortest bucket that holds all rows.
+    """Return the sequence inputs of `user_encoder`, `generator` and `scorer`, as long as the shortest bucket for all rows.
 
-    `codes_NL` has a row for every item index in `inputs`; items beyond the signature's are known by their codes only.
-    Padding has item_index 0 and codes -1.
+    Items beyond the signature's have item_index 0, like padding: the models know them by their codes only.
     """
-    longest = int((inputs.item_BS >= 0).sum(axis=1).max(initial=0))
-    length = next(size for size in signature.buckets if size >= longest)
-    item_BS = inputs.item_BS[:, :length]
-    return {
-        "item_index": np.where((item_BS >= 0) & (item_BS < signature.num_items), item_BS + 1, 0).astype(np.int32),
-        "codes": np.where(item_BS[:, :, None] >= 0, codes_NL[item_BS], -1).astype(np.int32),
-        "position": inputs.position_BS[:, :length],
-        "actions": inputs.actions_BS[:, :length],
-        "features": inputs.features_BSF[:, :length],
-        "context": inputs.context_BC,
-    }
+    length = next(size for size in signature.buckets if size >= longest(inputs))
+    arrays = sequence_arrays(first_tokens(inputs, length), codes_NL)
+    arrays["item_index"] = np.where(arrays["item_index"] <= signature.num_items, arrays["item_index"], np.int32(0))
+    return arrays
 
 
 class InferenceClient:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -71,6 +72,38 @@ class ModelInputs:
     actions_BS: Int32
     features_BSF: Float32
     context_BC: Float32
+
+
+def sequence_arrays(inputs: ModelInputs, codes_NL: Int32) -> dict[str, NDArray[Any]]:
+    """Return what the models read of their items and tokens, by the names of `baguni.signature`.
+
+    `codes_NL` has a row for every item index in `inputs`. Padding has item_index 0 and codes of -1.
+    """
+    known_BS1 = inputs.item_BS[:, :, None] >= 0
+    return {
+        "item_index": inputs.item_BS + np.int32(1),
+        "codes": np.where(known_BS1, codes_NL[inputs.item_BS], np.int32(-1)),
+        "position": inputs.position_BS,
+        "actions": inputs.actions_BS,
+        "features": inputs.features_BSF,
+        "context": inputs.context_BC,
+    }
+
+
+def first_tokens(inputs: ModelInputs, length: int) -> ModelInputs:
+    """Return the inputs with at most `length` tokens a row."""
+    return ModelInputs(
+        inputs.item_BS[:, :length],
+        inputs.position_BS[:, :length],
+        inputs.actions_BS[:, :length],
+        inputs.features_BSF[:, :length],
+        inputs.context_BC,
+    )
+
+
+def longest(inputs: ModelInputs) -> int:
+    """Return the number of tokens of the longest row."""
+    return int((inputs.item_BS >= 0).sum(axis=1).max(initial=0))
 
 
 def event_batch(histories: Sequence[Sequence[HistoryEvent]], item_index: dict[str, int]) -> EventBatch:

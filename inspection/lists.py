@@ -14,10 +14,11 @@ from baguni.errors import NotFoundError, UnavailableError
 from baguni.events import LOOKED_AT
 from baguni.history import HistoryEvent
 from baguni.release import Release
+from baguni.scoring import Float32, Int64, served_scores
 from baguni.v1 import recommendation_pb2 as pb
 from inspection.models import ReleaseModels
 from inspection.reasons import MAX_LEFT_OUT, Reason, left_out, strongest
-from inspection.retrieval import Encoded, Float32, best
+from inspection.retrieval import Encoded, best, scores
 from inspection.words import TIERS, sources
 
 RETRIEVAL, GENERATIVE, SERVED = "retrieval", "generative", "served"
@@ -102,10 +103,10 @@ def similar_list(gateway: GatewayClient, item_id: str, space: pb.Space.ValueType
 def explained(
     models: ReleaseModels, events: Sequence[HistoryEvent], now_ms: int, item_ids: Sequence[str]
 ) -> tuple[Reasons, int]:
-    """What drove each item in the three lists, and how many items of the history were left out to see it.
+    """Return what drove each item in the three lists, and how many items of the history were left out to measure it.
 
-    retrieval: change of the retrieval score; generative: of the log-likelihood, in nats; served: of the mix of both that
-    orders what is served, (1 − share) · retrieval + share · log-likelihood with the release's share.
+    retrieval: change of the retrieval score; generative: of the log-likelihood, in nats; served: of their mix with the
+    release's share.
     """
     release = models.release
     items = [release.catalog.index[item_id] for item_id in item_ids if item_id in release.catalog.index]
@@ -115,13 +116,13 @@ def explained(
         return {}, 0
     histories = [tuple(events), *left_out(events, causes)]
     vectors = release.item_vectors
-    retrieval = np.stack([_scores(user, items, vectors) for user in models.encode(histories, now_ms)])
+    retrieval = np.stack([_scores(user, np.asarray(items), vectors) for user in models.encode(histories, now_ms)])
     generative = models.log_likelihoods(histories, now_ms, items)
     share = release.signature.rescored_share
     kinds = {
         RETRIEVAL: retrieval,
         GENERATIVE: generative,
-        SERVED: ((1 - share) * retrieval + share * generative).astype(np.float32),
+        SERVED: served_scores(retrieval, generative, share).astype(np.float32),
     }
     reasons = {
         kind: dict(zip(asked_ids, strongest(causes, scores_HI[0], scores_HI[1:]), strict=True))
@@ -130,13 +131,11 @@ def explained(
     return reasons, len(causes)
 
 
-def _scores(user: Encoded | None, items: Sequence[int], item_vectors_NV: Float32) -> Float32:
-    """Of the items; all 0 for one of whom nothing is known."""
+def _scores(user: Encoded | None, item_I: Int64, item_vectors_NV: Float32) -> Float32:
+    """Return the [I] scores of the items, all 0 for a user without a known item."""
     if user is None:
-        return np.zeros(len(items), np.float32)
-    gains = dict(zip(user.known_S.tolist(), user.repeat_S.tolist(), strict=True))
-    gain_I = np.asarray([gains.get(item, 0.0) for item in items], np.float32)
-    return np.asarray(item_vectors_NV[list(items)] @ user.embedding_V + gain_I)
+        return np.zeros(len(item_I), np.float32)
+    return np.asarray(scores([user], item_vectors_NV[item_I], item_I)[0])
 
 
 def title(release: Release, item_id: str) -> str:

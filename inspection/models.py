@@ -15,7 +15,8 @@ from baguni.errors import UnavailableError
 from baguni.history import HistoryEvent
 from baguni.inference import Arrays, SyncInferenceClient, summarise, triton_inputs
 from baguni.release import Release
-from baguni.signature import EVERYTHING, NUM_CANDIDATES
+from baguni.scoring import candidate_codes
+from baguni.signature import EVERYTHING
 from inspection.retrieval import Encoded
 
 TIMEOUT_S = 20.0
@@ -55,10 +56,8 @@ class ReleaseModels:
         return encoded
 
     def log_likelihoods(self, histories: Sequence[Events], now_ms: int, items: Sequence[int]) -> NDArray[np.float32]:
-        """[U, C] the generative head's log-likelihood, in nats, of at most NUM_CANDIDATES items for each user."""
-        signature = self.release.signature
-        codes_CL = np.full((NUM_CANDIDATES, signature.num_levels), -1, np.int32)
-        codes_CL[: len(items)] = self.release.semantic_ids.codes_NL[list(items)]
+        """Return [U, C], the generative head's log-likelihoods, in nats, of at most NUM_CANDIDATES items for each user."""
+        codes_CL = candidate_codes(self.release.semantic_ids.codes_NL, np.asarray(items))
         rows = []
         for arrays in self._batches(histories, now_ms):
             asked = {**arrays, "candidate_codes": np.tile(codes_CL, (len(arrays["position"]), 1, 1))}

@@ -1,6 +1,4 @@
-"""The retrieval head alone, exactly and over the whole release: score(user, item) = u · v + what the item gains because the
-user knows it. The gateway looks for the same by approximate search.
-"""
+"""The retrieval head alone, exactly and over the whole release. The gateway finds the same items by approximate search."""
 
 # U = users, N = items, V = vector dim, S = items that a user knows
 
@@ -10,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
-Int64 = NDArray[np.int64]
+from baguni.scoring import Float32, Int64, with_repeat_scores
+
 USERS_AT_ONCE = 32  # rows of scores over the whole catalogue
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A user as the retrieval head sees them: an embedding, and for each item known the gain in its score."""
+    """A user as the retrieval head reads them: an embedding, and the repeat scores of the items in their sequence."""
 
     embedding_V: Float32
     known_S: Int64
@@ -35,16 +32,16 @@ class Scored:
     known: bool
 
 
-def scores(users: Sequence[Encoded], item_vectors_NV: Float32) -> Float32:
-    """[U, N] the score of every item for each user."""
-    scores_UN = np.stack([user.embedding_V for user in users]) @ item_vectors_NV.T
-    for row, user in enumerate(users):
-        scores_UN[row, user.known_S] += user.repeat_S
-    return np.asarray(scores_UN, np.float32)
+def scores(users: Sequence[Encoded], item_vectors_IV: Float32, index_I: Int64 | None = None) -> Float32:
+    """Return [U, I], the scores of the items `index_I` for each user; by default of all items."""
+    index_I = np.arange(len(item_vectors_IV)) if index_I is None else index_I
+    scores_UI = np.stack([user.embedding_V for user in users]) @ item_vectors_IV.T
+    rows = zip(scores_UI, users, strict=True)
+    return np.stack([with_repeat_scores(score_I, index_I, user.known_S, user.repeat_S) for score_I, user in rows])
 
 
 def best(user: Encoded, item_vectors_NV: Float32, count: int) -> list[Scored]:
-    """The first items, best first."""
+    """Return the first `count` items, best first."""
     score_N = scores([user], item_vectors_NV)[0]
     known = set(user.known_S.tolist())
     order = np.argsort(-score_N, kind="stable")[:count]
@@ -64,7 +61,7 @@ class Buyer:
 
 
 def buyers(users: Sequence[tuple[str, Encoded]], item: int, item_vectors_NV: Float32, count: int) -> list[Buyer]:
-    """The users for whom the item has the largest share. Scores differ in level from user to user: a share does not."""
+    """Return the users for whom the item has the largest share. Users' scores have different levels; shares can be compared."""
     found = [_buyer(user_id, user, score_N, item) for user_id, user, score_N in _each(users, item_vectors_NV)]
     return sorted(found, key=lambda buyer: (-buyer.share, buyer.user_id))[:count]
 

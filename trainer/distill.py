@@ -46,7 +46,7 @@ def teacher_scores(
     not on the same items. A share of 1 is the generative head alone."""
     catalogue = whole_catalogue(len(text_NT), text_NT.device)
     vectors_NX = teacher.item_vectors(text_NT)
-    memory = teacher.encode(batch.history, vectors_NX)
+    memory = teacher.encode(batch.sequences, vectors_NX)
     likelihood_BC = teacher.log_likelihood(memory, codes_NL[item_BC])
     own = score(teacher, memory, batch, catalogue, vectors_NX, values_TNP)
     return TeacherScores(
@@ -95,7 +95,7 @@ def candidate_lists(
     """
     num_items, device = scores.everything_BM.shape[1], scores.everything_BM.device
     true_BC, present_BC = sample_targets(batch, torch.ones(num_items, device=device), settings.num_true, generator)
-    known = batch.history.item_BS[:, : settings.num_known].long() - 1
+    known = batch.sequences.item_BS[:, : settings.num_known].long() - 1
     num_student = min(settings.num_student, num_items)
     best = scores.everything_BM.detach().topk(num_student, dim=-1).indices
     best_new = scores.new_BM.detach().topk(num_student, dim=-1).indices

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from baguni.scoring import served_scores
 from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from trainer.data.splits import evaluation_queries
 from trainer.decoding import BeamSearch
@@ -99,16 +100,16 @@ def retrieval_ranker(model: DualHeadModel, run: Run, rescored_share: float = 0.0
 
     @torch.no_grad()
     def rank(batch: Batch, novel: bool) -> Lists:
-        memory = model.encode(batch.history, vectors_NX)
+        memory = model.encode(batch.sequences, vectors_NX)
         user_BQX = model.user_embedding(memory)
         if novel:
             return _top(_without_owned(user_BQX[:, NOVEL] @ vectors_NX.T, batch))
-        repeat_BS = model.repeat_score(memory, batch.history)
-        score_BN = with_repeat_score(user_BQX[:, EVERYTHING] @ vectors_NX.T, repeat_BS, batch.history, catalogue)
+        repeat_BS = model.repeat_score(memory, batch.sequences)
+        score_BN = with_repeat_score(user_BQX[:, EVERYTHING] @ vectors_NX.T, repeat_BS, batch.sequences, catalogue)
         if rescored_share > 0:
             first = score_BN.topk(min(NUM_CANDIDATES, score_BN.shape[1]), dim=-1)
             generative_BC = model.log_likelihood(memory, codes_NL[first.indices])
-            mixed_BC = (1 - rescored_share) * first.values + rescored_share * generative_BC
+            mixed_BC = served_scores(first.values, generative_BC, rescored_share)
             score_BN = torch.full_like(score_BN, -torch.inf).scatter(1, first.indices, mixed_BC)
         return _top(score_BN)
 
@@ -130,7 +131,7 @@ def generative_ranker(model: DualHeadModel, run: Run, num_beams: int = 32) -> Ra
             allowed = np.ones((batch.size, len(table)), bool)
             allowed[batch.owned_row.numpy(), batch.owned_item.numpy()] = False
             mask = np.stack([trie.node_mask(row) for row in allowed])
-        items, _ = search(model.encode(batch.history, vectors_NX), torch.from_numpy(mask))
+        items, _ = search(model.encode(batch.sequences, vectors_NX), torch.from_numpy(mask))
         return np.asarray(items[:, :K].numpy(), np.int64)
 
     return rank

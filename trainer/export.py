@@ -23,6 +23,7 @@ from baguni import processors
 from baguni.errors import InvalidInputError
 from baguni.inference import summarise, triton_inputs
 from baguni.release import Release, ReleaseStore, sha256_of, write_manifest
+from baguni.scoring import candidate_codes
 from baguni.semantic_ids import SemanticIdTable
 from baguni.signature import (
     GOLDEN_OUTPUTS,
@@ -199,10 +200,8 @@ def _save_golden_queries(run: Run, modules: Mapping[str, nn.Module], signature: 
     inputs = summarise(histories, run.test_start_ms, log.catalog.index, signature)
     codes_NL = run.semantic_ids().codes_NL
     arrays = dict(triton_inputs(inputs, codes_NL, signature))
-    codes_CL = np.full((NUM_CANDIDATES, codes_NL.shape[1]), -1, np.int32)
     asked = np.linspace(0, len(codes_NL) - 1, min(NUM_CANDIDATES, len(codes_NL))).astype(int)
-    codes_CL[: len(asked)] = codes_NL[asked]
-    arrays["candidate_codes"] = np.tile(codes_CL, (len(users), 1, 1))
+    arrays["candidate_codes"] = np.tile(candidate_codes(codes_NL, asked), (len(users), 1, 1))
     arrays["node_mask"] = np.ones((len(users), 1), bool)
     answers = {}
     for name, output in GOLDEN_OUTPUTS.items():

@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from baguni.signature import ModelSpec
 from trainer.decoding import ILLEGAL, BeamSearch
-from trainer.model import DualHeadModel, History, with_statistics
+from trainer.model import DualHeadModel, Sequences, with_statistics
 from trainer.rqvae import RqVae
 from trainer.statistics import TextRegression
 
@@ -36,17 +36,17 @@ class FrozenItems(nn.Module):
         self.register_buffer("vectors_NX", vectors_NX, persistent=False)
         self.register_buffer("statistics_NP", F.pad(statistics_NP, (0, 0, 1, 0)), persistent=False)
 
-    def history(
+    def sequences(
         self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
-    ) -> History:
+    ) -> Sequences:
         """The inputs of `baguni.signature`, and each token's item statistics."""
-        return History(
+        return Sequences(
             item_index, codes, position, actions, features, context, F.embedding(item_index, self.statistics_NP)
         )
 
 
 class UserEncoderGraph(nn.Module):
-    """History → user embedding and repeat scores."""
+    """Sequences → user embedding and repeat scores."""
 
     def __init__(self, model: DualHeadModel, items: FrozenItems) -> None:
         super().__init__()
@@ -55,13 +55,13 @@ class UserEncoderGraph(nn.Module):
     def forward(
         self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
     ) -> tuple[Tensor, Tensor]:
-        history = self.items.history(item_index, codes, position, actions, features, context)
-        memory = self.model.encode(history, self.items.vectors_NX)
-        return self.model.user_embedding(memory), self.model.repeat_score(memory, history)
+        sequences = self.items.sequences(item_index, codes, position, actions, features, context)
+        memory = self.model.encode(sequences, self.items.vectors_NX)
+        return self.model.user_embedding(memory), self.model.repeat_score(memory, sequences)
 
 
 class GeneratorGraph(nn.Module):
-    """History and node mask → items and log-likelihoods: encoder, decoder and beam search in one graph."""
+    """Sequences and node mask → items and log-likelihoods: encoder, decoder and beam search in one graph."""
 
     def __init__(self, search: BeamSearch, items: FrozenItems) -> None:
         super().__init__()
@@ -77,14 +77,14 @@ class GeneratorGraph(nn.Module):
         context: Tensor,
         node_mask: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        history = self.items.history(item_index, codes, position, actions, features, context)
-        memory = self.search.model.encode(history, self.items.vectors_NX)
+        sequences = self.items.sequences(item_index, codes, position, actions, features, context)
+        memory = self.search.model.encode(sequences, self.items.vectors_NX)
         result: tuple[Tensor, Tensor] = self.search(memory, node_mask)
         return result
 
 
 class ScorerGraph(nn.Module):
-    """History and Semantic IDs → their log-likelihoods: the generative head's judgement of items that others found."""
+    """Sequences and Semantic IDs → their log-likelihoods: the generative head's judgement of items that others found."""
 
     def __init__(self, model: DualHeadModel, items: FrozenItems) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class ScorerGraph(nn.Module):
         context: Tensor,
         candidate_codes: Tensor,
     ) -> Tensor:
-        history = self.items.history(item_index, codes, position, actions, features, context)
-        memory = self.model.encode(history, self.items.vectors_NX)
+        sequences = self.items.sequences(item_index, codes, position, actions, features, context)
+        memory = self.model.encode(sequences, self.items.vectors_NX)
         scores_BC = self.model.log_likelihood(memory, candidate_codes)
         return torch.where(candidate_codes[:, :, 0] >= 0, scores_BC, ILLEGAL)
 

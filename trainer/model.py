@@ -1,4 +1,4 @@
-"""The model: one Transformer encoder over a user's history, and two heads.
+"""The model: one Transformer encoder over a user's sequence, and two heads.
 
 The *generative head* writes the next items' Semantic IDs code by code (Rajput et al. 2023, arXiv:2305.05065), and may copy
 codes from the history (See et al. 2017, arXiv:1704.04368). The *retrieval head* places users and items in one space, so
@@ -57,9 +57,9 @@ class ModelConfig:
         return self.vector_dim + self.num_statistics + 1
 
 
-class History(NamedTuple):
-    """A batch of histories as the models read them: the first six inputs of `baguni.signature`, and what the release knows
-    of each token's item.
+class Sequences(NamedTuple):
+    """A batch of histories as the models read them: the first six inputs of `baguni.signature`, and the statistics of each
+    token's item.
 
     item_BS: item index + 1, 0 where there is no token or training never saw the item
     codes_BSL: -1 where there is no token
@@ -81,7 +81,7 @@ class History(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the encoder made of a history: states_BMD, one token per query first, an additive mask_B11M, the codes of the
+    """What the encoder made of sequences: states_BMD, one token per query first, an additive mask_B11M, the codes of the
     tokens and what speaks for copying each, and per query a weighted sum of the tokens' item vectors and one of their
     factors."""
 
@@ -265,44 +265,44 @@ class DualHeadModel(nn.Module):
                 if module.padding_idx is not None:
                     nn.init.zeros_(module.weight[module.padding_idx : module.padding_idx + 1])
 
-    def encode(self, history: History, vectors_NX: Tensor) -> Memory:
+    def encode(self, sequences: Sequences, vectors_NX: Tensor) -> Memory:
         """Read the history. `vectors_NX` are the item vectors (at least their first V components), so that an item means
         the same where it is read and where it is found. Padding never changes an output."""
         identity = F.pad(vectors_NX[:, : self.config.vector_dim], (0, 0, 1, 0))
-        item_BSV = F.embedding(history.item_BS.long(), identity)
+        item_BSV = F.embedding(sequences.item_BS.long(), identity)
         x_BSD = self.item_projection(item_BSV)
-        described_BSF = self._described(history)
+        described_BSF = self._described(sequences)
         x_BSD = x_BSD + self.feature_projection(described_BSF)
         for level, embedding in enumerate(self.code_embeddings):
-            x_BSD = x_BSD + embedding(history.codes_BSL[:, :, level].long() + 1)
-        x_BSD = x_BSD + self.position_embedding(history.position_BS.long())
-        x_BSD = x_BSD + self.action_embedding(history.actions_BS.long())
-        context_BqD = self.context_projection(history.context_BC).unsqueeze(1) + self.query_embedding.weight
-        visible_BS = self._visible(history)
+            x_BSD = x_BSD + embedding(sequences.codes_BSL[:, :, level].long() + 1)
+        x_BSD = x_BSD + self.position_embedding(sequences.position_BS.long())
+        x_BSD = x_BSD + self.action_embedding(sequences.actions_BS.long())
+        context_BqD = self.context_projection(sequences.context_BC).unsqueeze(1) + self.query_embedding.weight
+        visible_BS = self._visible(sequences)
         mask_BM = F.pad(torch.where(visible_BS, 0.0, MASKED), (NUM_QUERIES, 0))
         x_BMD = self.input_dropout(torch.cat([context_BqD, x_BSD], dim=1))
         mask = mask_BM[:, None, None, :]
         for block in self.encoder:
             x_BMD = block(x_BMD, mask)
         states_BMD = self.encoder_norm(x_BMD)
-        copy_bias_BS = self.copy_bias(self._known(states_BMD, history)).squeeze(-1)
+        copy_bias_BS = self.copy_bias(self._known(states_BMD, sequences)).squeeze(-1)
         share_BSq = (self.interest_share(states_BMD[:, NUM_QUERIES:]) + mask_BM[:, NUM_QUERIES:, None]).softmax(1)
         # Of about the length of one item vector however many there are: a mean of a hundred would hardly be heard.
         interest_BqV = F.normalize(share_BSq, dim=1).transpose(1, 2) @ item_BSV
         weight_BSq = F.softplus(self.factor_weight(described_BSF)) * visible_BS.unsqueeze(-1)
-        factors_BqK = weight_BSq.transpose(1, 2) @ history.statistics_BSP[:, :, self.num_described :]
-        return Memory(states_BMD, mask, history.codes_BSL, copy_bias_BS, interest_BqV, factors_BqK)
+        factors_BqK = weight_BSq.transpose(1, 2) @ sequences.statistics_BSP[:, :, self.num_described :]
+        return Memory(states_BMD, mask, sequences.codes_BSL, copy_bias_BS, interest_BqV, factors_BqK)
 
-    def _described(self, history: History) -> Tensor:
+    def _described(self, sequences: Sequences) -> Tensor:
         """What is known of each token in numbers, [B, S, F + P - K]: factors are no description, their axes turn."""
-        return torch.cat([history.features_BSF, history.statistics_BSP[:, :, : self.num_described]], dim=-1)
+        return torch.cat([sequences.features_BSF, sequences.statistics_BSP[:, :, : self.num_described]], dim=-1)
 
-    def _known(self, states_BMD: Tensor, history: History) -> Tensor:
+    def _known(self, states_BMD: Tensor, sequences: Sequences) -> Tensor:
         """All that is known of each token: its state, and the numbers it was made of."""
-        return torch.cat([states_BMD[:, NUM_QUERIES:], self._described(history)], dim=-1)
+        return torch.cat([states_BMD[:, NUM_QUERIES:], self._described(sequences)], dim=-1)
 
-    def _visible(self, history: History) -> Tensor:
-        visible_BS = history.present_BS
+    def _visible(self, sequences: Sequences) -> Tensor:
+        visible_BS = sequences.present_BS
         if self.training and self.config.token_dropout > 0:
             visible_BS = visible_BS & (
                 torch.rand(visible_BS.shape, device=visible_BS.device) >= self.config.token_dropout
@@ -323,9 +323,9 @@ class DualHeadModel(nn.Module):
             parts.append(torch.cat([wanted_BV, weights(state_BD), expected_BqK[:, number]], dim=-1))
         return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
 
-    def repeat_score(self, memory: Memory, history: History) -> Tensor:
+    def repeat_score(self, memory: Memory, sequences: Sequences) -> Tensor:
         """[B, S]: what each token's item gains in the query for everything, because the user knows it. 0 = padding."""
-        return self.repeat_head(self._known(memory.states_BMD, history)).squeeze(-1).float() * history.present_BS
+        return self.repeat_head(self._known(memory.states_BMD, sequences)).squeeze(-1).float() * sequences.present_BS
 
     def item_vectors(self, text_NT: Tensor) -> Tensor:
         """[N, V + 1]: the learned part of the whole catalogue's item vectors, the bias last."""

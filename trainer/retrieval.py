@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baguni.signature import EVERYTHING, NOVEL
 from trainer.losses import multi_positive_infonce
-from trainer.model import MASKED, DualHeadModel, History, Memory
+from trainer.model import MASKED, DualHeadModel, Memory, Sequences
 from trainer.samples import Batch, Shelves
 
 
@@ -100,9 +100,9 @@ def score(
     everything, novel = (
         score_items(user_BQX[:, query], vectors_MX, values_TMP, batch.month_B) for query in (EVERYTHING, NOVEL)
     )
-    repeat_BS = model.repeat_score(memory, batch.history)
+    repeat_BS = model.repeat_score(memory, batch.sequences)
     return RetrievalScores(
-        with_repeat_score(everything, repeat_BS, batch.history, candidates),
+        with_repeat_score(everything, repeat_BS, batch.sequences, candidates),
         novel,
         _marks(batch.size, batch.target_row_P, candidates.slots(batch.target_item_P), len(candidates.item_M)),
         _marks(batch.size, batch.owned_row, candidates.slots(batch.owned_item), len(candidates.item_M)),
@@ -122,9 +122,9 @@ def score_items(user_BX: Tensor, vectors_MX: Tensor, values_TMP: Tensor, month_B
     return learned + torch.cat([weight_bP @ values_TMP[month].T for weight_bP, month in pairs])
 
 
-def with_repeat_score(scores_BM: Tensor, repeat_BS: Tensor, history: History, candidates: Candidates) -> Tensor:
+def with_repeat_score(scores_BM: Tensor, repeat_BS: Tensor, sequences: Sequences, candidates: Candidates) -> Tensor:
     """Add each token's repeat score to its item's score; tokens whose item is no candidate are left out."""
-    slot_BS = candidates.slot_N1[history.item_BS.long()]
+    slot_BS = candidates.slot_N1[sequences.item_BS.long()]
     return F.pad(scores_BM, (0, 1)).scatter_add(1, slot_BS, repeat_BS)[:, :-1]
 
 

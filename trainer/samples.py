@@ -17,9 +17,9 @@ from torch import Tensor
 
 from baguni.history import MAX_EVENTS, Action
 from baguni.semantic_ids import SemanticIdTable
-from baguni.sequences import EventBatch, ModelInputs, model_inputs
+from baguni.sequences import EventBatch, ModelInputs, first_tokens, longest, model_inputs, sequence_arrays
 from trainer.data.dataset import Dataset
-from trainer.model import History
+from trainer.model import Sequences
 from trainer.statistics import ItemStatistics
 
 Int64 = NDArray[np.int64]
@@ -28,10 +28,10 @@ BATCHES_PER_GROUP = 20
 
 
 class Batch(NamedTuple):
-    """history as tensors; the month of each row, ascending, for its item statistics; target lines flat (row_P, item_P);
+    """sequences: what the models read; the month of each row, ascending, for its item statistics; target lines (row_P, item_P);
     `owned_*`: every (row, item) ordered before."""
 
-    history: History
+    sequences: Sequences
     month_B: Tensor
     target_row_P: Tensor
     target_item_P: Tensor
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     @property
     def size(self) -> int:
         """Number of users."""
-        return len(self.history.item_BS)
+        return len(self.sequences.item_BS)
 
 
 class Shelves(NamedTuple):
@@ -123,7 +123,7 @@ class OrderSamples:
         inputs = trimmed(model_inputs(events, now_B, self.max_tokens, self.dataset.store_timezone))
         month_B = self.statistics.month(now_B)
         return Batch(
-            to_history(inputs, self._codes_NL, self.statistics.values_TNP, month_B),
+            to_sequences(inputs, self._codes_NL, self.statistics.values_TNP, month_B),
             torch.from_numpy(month_B),
             *(torch.from_numpy(np.ascontiguousarray(column)) for column in (row_P, item_P, owned_row, owned_item)),
         )
@@ -171,34 +171,18 @@ class OrderSamples:
 
 
 def trimmed(inputs: ModelInputs) -> ModelInputs:
-    """Without the columns in which no row has a token: short histories do not pay for long ones."""
-    longest = max(int((inputs.item_BS >= 0).sum(axis=1).max(initial=0)), 1)
-    return ModelInputs(
-        inputs.item_BS[:, :longest],
-        inputs.position_BS[:, :longest],
-        inputs.actions_BS[:, :longest],
-        inputs.features_BSF[:, :longest],
-        inputs.context_BC,
-    )
+    """Return the inputs without columns that have no token: short histories do not pay for long ones."""
+    return first_tokens(inputs, max(longest(inputs), 1))
 
 
-def to_history(
+def to_sequences(
     inputs: ModelInputs, codes_NL: NDArray[np.int32], statistics_TNP: NDArray[np.float32], month_B: Int64
-) -> History:
-    """The models' tensors of summarised histories."""
-    known_BS = inputs.item_BS >= 0
-    statistics_BSP = statistics_TNP[month_B[:, None], inputs.item_BS] * known_BS[:, :, None]
-    codes_BSL = np.where(inputs.item_BS[:, :, None] >= 0, codes_NL[inputs.item_BS], -1)
-    arrays = (
-        inputs.item_BS + 1,
-        codes_BSL,
-        inputs.position_BS,
-        inputs.actions_BS,
-        inputs.features_BSF,
-        inputs.context_BC,
-        statistics_BSP,
-    )
-    return History(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+) -> Sequences:
+    """Return the models' tensors of some histories: what is served, and the items' statistics."""
+    known_BS1 = inputs.item_BS[:, :, None] >= 0
+    statistics_BSP = statistics_TNP[month_B[:, None], inputs.item_BS] * known_BS1
+    arrays = [*sequence_arrays(inputs, codes_NL).values(), statistics_BSP]
+    return Sequences(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
 def sample_targets(

@@ -116,7 +116,7 @@ class TrainingStep(nn.Module):
         with record_function("items"):
             vectors_NX = model.item_vectors(self.text_NT)
         with record_function("encoder"):
-            memory = model.encode(batch.history, vectors_NX)
+            memory = model.encode(batch.sequences, vectors_NX)
         with record_function("retrieval head"):
             scores = score(model, memory, batch, candidates, vectors_NX, self.values_TNP)
             losses = {"retrieval": scores.loss(candidates.log_q_M, recipe.everything_weight, recipe.novel_weight)}

@@ -26,12 +26,12 @@ def rows(folder: Path) -> Iterator[Row]:
     exact, coarse = subject.export("generator", folder), folder / "generator.int8.onnx"
     int8(exact, coarse)
     graphs = {"fp32": session(exact), "int8": session(coarse)}
-    history = subject.items.history(*(torch.from_numpy(inputs[name]) for name in list(inputs)[:6]))
+    sequences = subject.items.sequences(*(torch.from_numpy(inputs[name]) for name in list(inputs)[:6]))
     naive, generate = NaiveSearch(subject.model, subject.table, subject.num_beams), TransformersSearch(subject)
 
     @torch.no_grad()
     def loop() -> object:
-        return naive(subject.model.encode(history, subject.items.vectors_NX))
+        return naive(subject.model.encode(sequences, subject.items.vectors_NX))
 
     times = in_turn(
         {

@@ -29,7 +29,7 @@ from baguni.sequences import model_inputs
 from trainer.decoding import one_hot
 from trainer.model import DualHeadModel, Memory, mix_copied
 from trainer.run import Progress, Run, silent
-from trainer.samples import OrderSamples, to_history, trimmed
+from trainer.samples import OrderSamples, to_sequences, trimmed
 
 NODES_AT_ONCE = 512  # with USERS_AT_ONCE, some 100 MB of decoder states and attention weights
 USERS_AT_ONCE = 16
@@ -178,9 +178,9 @@ class NextItem:
         events = self.samples.history_events(user_B, known_B)
         inputs = trimmed(model_inputs(events, now_B, self.samples.max_tokens, self.dataset.store_timezone))
         statistics = self.samples.statistics
-        history = to_history(inputs, self._codes_NL, statistics.values_TNP, statistics.month(known_B))
+        sequences = to_sequences(inputs, self._codes_NL, statistics.values_TNP, statistics.month(known_B))
         with torch.no_grad():
-            memory = self._model.encode(history, self._vectors_NX)
+            memory = self._model.encode(sequences, self._vectors_NX)
         return item_probabilities(self._model, memory, self._tree)
 
     def batches(

@@ -144,8 +144,8 @@ def survival(hazard_PJ: Float64, day_H: Float64) -> Float64:
 def expected_days(hazard_PJ: Float64, horizon_days: float = HORIZON_DAYS) -> Float64:
     """Mean days to the next purchase, of which at most the horizon counts.
 
-    >>> float(expected_days(np.full((1, 3), 1 / 7)).round(2))
-    7.0
+    >>> expected_days(np.full((1, 3), 1 / 7)).round(2)
+    array([7.])
     """
     day_H = np.linspace(0.0, horizon_days, max(2, round(2 * horizon_days) + 1))
     return np.asarray(np.trapezoid(survival(hazard_PJ, day_H), day_H, axis=1))

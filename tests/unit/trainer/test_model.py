@@ -8,7 +8,7 @@ import torch
 from trainer.decoding import BeamSearch
 from trainer.export import frozen_items
 from trainer.graphs import ItemEncoderGraph, UserEncoderGraph
-from trainer.model import DualHeadModel, History, Memory, mix_copied
+from trainer.model import DualHeadModel, Memory, Sequences, mix_copied
 from trainer.retrieval import score_items
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples
@@ -20,29 +20,29 @@ def some_batch(run: Run, max_tokens: int | None = None) -> Batch:
     return samples.batch(np.arange(40, 56))
 
 
-def pad(history: History, extra: int) -> History:
+def pad(sequences: Sequences, extra: int) -> Sequences:
     width = (0, extra)
-    return History(
-        torch.nn.functional.pad(history.item_BS, width),
-        torch.nn.functional.pad(history.codes_BSL, (0, 0, 0, extra), value=-1),
-        torch.nn.functional.pad(history.position_BS, width),
-        torch.nn.functional.pad(history.actions_BS, width),
-        torch.nn.functional.pad(history.features_BSF, (0, 0, 0, extra)),
-        history.context_BC,
-        torch.nn.functional.pad(history.statistics_BSP, (0, 0, 0, extra)),
+    return Sequences(
+        torch.nn.functional.pad(sequences.item_BS, width),
+        torch.nn.functional.pad(sequences.codes_BSL, (0, 0, 0, extra), value=-1),
+        torch.nn.functional.pad(sequences.position_BS, width),
+        torch.nn.functional.pad(sequences.actions_BS, width),
+        torch.nn.functional.pad(sequences.features_BSF, (0, 0, 0, extra)),
+        sequences.context_BC,
+        torch.nn.functional.pad(sequences.statistics_BSP, (0, 0, 0, extra)),
     )
 
 
-def encode(run: Run, model: DualHeadModel, history: History) -> Memory:
-    return model.encode(history, frozen_items(run, model).vectors_NX)
+def encode(run: Run, model: DualHeadModel, sequences: Sequences) -> Memory:
+    return model.encode(sequences, frozen_items(run, model).vectors_NX)
 
 
 @torch.no_grad()
 def test_padding_never_changes_an_output(trained: Run) -> None:
-    model, history = trained.model(), some_batch(trained).history
+    model, sequences = trained.model(), some_batch(trained).sequences
     graph = UserEncoderGraph(model, frozen_items(trained, model))
-    embedding, repeat = graph(*history[:6])
-    padded_embedding, padded_repeat = graph(*pad(history, 9)[:6])
+    embedding, repeat = graph(*sequences[:6])
+    padded_embedding, padded_repeat = graph(*pad(sequences, 9)[:6])
     torch.testing.assert_close(padded_embedding, embedding, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(padded_repeat[:, : repeat.shape[1]], repeat, atol=1e-5, rtol=1e-5)
     assert (padded_repeat[:, repeat.shape[1] :] == 0).all()
@@ -50,20 +50,20 @@ def test_padding_never_changes_an_output(trained: Run) -> None:
 
 @torch.no_grad()
 def test_a_user_does_not_depend_on_the_others_of_the_batch(trained: Run) -> None:
-    model, history = trained.model(), some_batch(trained).history
-    together = model.user_embedding(encode(trained, model, history))
-    alone = model.user_embedding(encode(trained, model, History(*(tensor[3:4] for tensor in history))))
+    model, sequences = trained.model(), some_batch(trained).sequences
+    together = model.user_embedding(encode(trained, model, sequences))
+    alone = model.user_embedding(encode(trained, model, Sequences(*(tensor[3:4] for tensor in sequences))))
     torch.testing.assert_close(alone[0], together[3], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(trained: Run) -> None:
     """With a beam per item nothing is pruned: the search must agree with scoring every Semantic ID in one pass."""
-    model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
+    model, table, sequences = trained.model(), trained.semantic_ids(), some_batch(trained).sequences
     search = BeamSearch(model, table.trie, num_beams=len(table)).eval()
-    memory = encode(trained, model, history)
-    items, scores = search(memory, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.bool))
-    codes = torch.from_numpy(table.codes_NL).long().expand(len(history.item_BS), -1, -1)
+    memory = encode(trained, model, sequences)
+    items, scores = search(memory, torch.ones(len(sequences.item_BS), table.trie.num_nodes, dtype=torch.bool))
+    codes = torch.from_numpy(table.codes_NL).long().expand(len(sequences.item_BS), -1, -1)
     exact = model.log_likelihood(memory, codes)
     torch.testing.assert_close(scores, exact.gather(1, items.long()), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(scores, exact.sort(dim=-1, descending=True).values, atol=1e-4, rtol=1e-4)
@@ -71,11 +71,11 @@ def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(trained: Run
 
 @torch.no_grad()
 def test_beams_return_only_allowed_items_and_say_when_there_are_no_more(trained: Run) -> None:
-    model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
+    model, table, sequences = trained.model(), trained.semantic_ids(), some_batch(trained).sequences
     allowed = np.zeros(len(table), bool)
     allowed[[3, 17, 41, 59]] = True
-    mask = torch.from_numpy(table.trie.node_mask(allowed)).expand(len(history.item_BS), -1)
-    items, scores = BeamSearch(model, table.trie, num_beams=16).eval()(encode(trained, model, history), mask)
+    mask = torch.from_numpy(table.trie.node_mask(allowed)).expand(len(sequences.item_BS), -1)
+    items, scores = BeamSearch(model, table.trie, num_beams=16).eval()(encode(trained, model, sequences), mask)
     assert {frozenset(row[row >= 0].tolist()) for row in items} == {frozenset({3, 17, 41, 59})}
     assert (items[:, 4:] == -1).all()
     assert (scores[:, 0] < 0).all()
@@ -83,10 +83,10 @@ def test_beams_return_only_allowed_items_and_say_when_there_are_no_more(trained:
 
 @torch.no_grad()
 def test_a_mask_of_one_column_allows_everything(trained: Run) -> None:
-    model, table, history = trained.model(), trained.semantic_ids(), some_batch(trained).history
-    search, memory = BeamSearch(model, table.trie, num_beams=16).eval(), encode(trained, model, history)
-    free = search(memory, torch.ones(len(history.item_BS), 1, dtype=torch.bool))
-    full = search(memory, torch.ones(len(history.item_BS), table.trie.num_nodes, dtype=torch.bool))
+    model, table, sequences = trained.model(), trained.semantic_ids(), some_batch(trained).sequences
+    search, memory = BeamSearch(model, table.trie, num_beams=16).eval(), encode(trained, model, sequences)
+    free = search(memory, torch.ones(len(sequences.item_BS), 1, dtype=torch.bool))
+    full = search(memory, torch.ones(len(sequences.item_BS), table.trie.num_nodes, dtype=torch.bool))
     assert torch.equal(free[0], full[0])
     assert torch.equal(free[1], full[1])
 
@@ -99,10 +99,10 @@ def test_a_mixture_of_copied_and_written_codes_by_hand() -> None:
 
 @torch.no_grad()
 def test_a_code_is_copied_only_from_tokens_that_began_like_the_prefix(trained: Run) -> None:
-    model, history = trained.model(), some_batch(trained).history
-    memory = encode(trained, model, history)
-    codes, counts = history.codes_BSL[:, :, 0][history.present_BS].unique(return_counts=True)
-    match = history.codes_BSL[:, None, :, 0] == codes[counts.argmin()]
+    model, sequences = trained.model(), some_batch(trained).sequences
+    memory = encode(trained, model, sequences)
+    codes, counts = sequences.codes_BSL[:, :, 0][sequences.present_BS].unique(return_counts=True)
+    match = sequences.codes_BSL[:, None, :, 0] == codes[counts.argmin()]
     gate, weight = model.copy_weights(model.first_input(memory), memory, match)
     found = match.any(-1)
     assert found.any()
@@ -117,7 +117,7 @@ def test_statistics_stand_in_a_served_vector_as_in_training(trained: Run) -> Non
     """One product with the served vector is what training scores with the month's statistics added."""
     model, batch, data = trained.model(), some_batch(trained), trained.training_set
     vectors = frozen_items(trained, model).vectors_NX
-    user = model.user_embedding(encode(trained, model, batch.history))[:, 0]
+    user = model.user_embedding(encode(trained, model, batch.sequences))[:, 0]
     newest = torch.full_like(batch.month_B, len(data.values_TNP) - 1)
     served = user @ model.served_vectors(data.text_NT, data.values_TNP[-1]).T
     torch.testing.assert_close(score_items(user, vectors, data.values_TNP, newest), served, atol=1e-4, rtol=1e-4)
@@ -130,9 +130,9 @@ def test_the_axes_of_the_factors_mean_nothing(trained: Run) -> None:
     num_factors = model.config.num_factors
     turn_KK = torch.linalg.qr(torch.randn(num_factors, num_factors, generator=torch.Generator().manual_seed(0)))[0]
     turn_PP = torch.block_diag(torch.eye(model.num_described), turn_KK)
-    history = batch.history._replace(statistics_BSP=batch.history.statistics_BSP @ turn_PP)
+    sequences = batch.sequences._replace(statistics_BSP=batch.sequences.statistics_BSP @ turn_PP)
     scores = []
-    for read, values_TNP in ((batch.history, data.values_TNP), (history, data.values_TNP @ turn_PP)):
+    for read, values_TNP in ((batch.sequences, data.values_TNP), (sequences, data.values_TNP @ turn_PP)):
         memory = encode(trained, model, read)
         user = model.user_embedding(memory)[:, 1]
         assert memory.factors_BqK.abs().sum() > 0

@@ -58,7 +58,7 @@ def some_batch(run: Run) -> Batch:
 def test_the_whole_catalogue_is_scored_as_one_item_at_a_time_is(trained: Run, nodes_at_once: int) -> None:
     model, table, batch = trained.model(), trained.semantic_ids(), some_batch(trained)
     vectors = model.item_vectors(trained.training_set.text_NT)
-    memory = model.encode(batch.history, vectors)
+    memory = model.encode(batch.sequences, vectors)
     found = item_log_likelihoods(model, memory, PrefixTree.of(table), nodes_at_once)
     codes = torch.from_numpy(table.codes_NL).long()
     for item in range(len(table)):

@@ -31,7 +31,7 @@ def samples_of(run: Run, dataset: Dataset) -> OrderSamples:
 def scores_of(run: Run, model: DualHeadModel, batch: Batch) -> tuple[RetrievalScores, Memory]:
     """The retrieval head over the whole catalogue."""
     data, vectors = run.training_set, frozen_items(run, model).vectors_NX
-    memory = model.encode(batch.history, vectors)
+    memory = model.encode(batch.sequences, vectors)
     return score(model, memory, batch, whole_catalogue(data.num_items), vectors, data.values_TNP), memory
 
 
@@ -42,7 +42,7 @@ def test_deleting_the_future_changes_no_sample(trained: Run) -> None:
     kept = [i for i, key in enumerate(zip(before.user_O.tolist(), before.time_O.tolist(), strict=True)) if key in times]
     assert len(kept) == len(after)
     one, other = before.batch(np.asarray(kept)[:200]), after.batch(np.arange(len(after))[:200])
-    for tensor, same in zip(one.history, other.history, strict=True):
+    for tensor, same in zip(one.sequences, other.sequences, strict=True):
         assert torch.equal(tensor, same)
 
 
