@@ -1,7 +1,7 @@
 """Opaque tokens that leave the process and come back: fields with an HMAC, so that only a holder of the key can make one.
 
 This module knows keys and signatures. What the fields mean, and which values they may have, is the business of each kind of
-token: `baguni.exposure_token` and `server.page_token`.
+token: `baguni.exposure_token` and `server.edge.page_token`.
 """
 
 from __future__ import annotations

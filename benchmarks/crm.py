@@ -32,7 +32,7 @@ from crm.job import Job, open_parts
 from crm.settings import CrmSettings
 from crm.state import CampaignState
 from deploy.local.braze_process import KEY, braze_process
-from server.experiments import Experiments
+from server.experiments.choices import Experiments
 
 ROUNDS, USERS = 3, 1_000
 AUDIENCE, HISTORY = 100_000, 20  # users of the large campaign, and how many of a household's events each has

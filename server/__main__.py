@@ -8,12 +8,12 @@ import sys
 import threading
 
 from baguni.errors import BaguniError
-from server.callers import Callers
-from server.listening import check_address
+from server.edge.callers import Callers
+from server.process.listening import check_address
+from server.process.supervisor import Supervisor
+from server.process.tls import certificates
 from server.settings import ServerSettings
-from server.supervisor import Supervisor
-from server.telemetry import log_to_stderr
-from server.tls import certificates
+from server.telemetry.tracing import log_to_stderr
 
 log = logging.getLogger("server")
 

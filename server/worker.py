@@ -30,21 +30,21 @@ from baguni.release import ReleaseStore
 from baguni.served import process_name
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
-from server.active_release import ActiveRelease
-from server.background import Background
-from server.callers import Callers
-from server.capture import Capture
-from server.exposures import Exposures
-from server.features import Features
-from server.forgetting import Forgetting
-from server.gate import Gate, Room
-from server.metrics import Metrics
-from server.parts import Parts
-from server.service import RecommendationService
+from server.edge.callers import Callers
+from server.edge.gate import Gate, Room
+from server.edge.service import RecommendationService
+from server.experiments.features import Features
+from server.lists.calls import Calls
+from server.process.background import Background
+from server.process.forgetting import Forgetting
+from server.process.siblings import BulkForwarder, Overflow, Siblings
+from server.process.tls import certificates
+from server.release.active_release import ActiveRelease
 from server.settings import ServerSettings
-from server.siblings import BulkForwarder, Overflow, Siblings
-from server.telemetry import Telemetry, log_to_stderr
-from server.tls import certificates
+from server.telemetry.capture import Capture
+from server.telemetry.exposures import Exposures
+from server.telemetry.metrics import Metrics
+from server.telemetry.tracing import Telemetry, log_to_stderr
 
 log = logging.getLogger("server")
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
@@ -67,13 +67,13 @@ class Worker:
         )
         self._metrics, self._telemetry = Metrics(settings.placement_names), Telemetry.from_environment()
         self._background, self._is_serving = Background(self._metrics.restarts, self._tell_health), False
-        self._parts = Parts.of(settings, self._redis, self._metrics, self._telemetry)
+        self._calls = Calls.of(settings, self._redis, self._metrics, self._telemetry)
         topic = settings.exposure_topic if self._is_online else ""
         self._exposures = Exposures(settings.kafka_bootstrap, topic, self._metrics)
         capture_dir = settings.capture_dir if self._is_online else None
         self._capture = Capture(capture_dir, f"{socket.gethostname()}.{name}", settings, self._metrics)
         follower = ForgottenFollower(self._redis, process_name())
-        self._forgetting = Forgetting(follower, self._parts.users, self._capture)
+        self._forgetting = Forgetting(follower, self._calls.users, self._capture)
         self._callers = Callers(settings.callers, share=1 / settings.processes)
         others = [other for other in settings.online_names if self._is_online and other != name]
         self._siblings = Siblings([settings.socket_of(other) for other in others], settings.default_deadline_s)
@@ -122,7 +122,7 @@ class Worker:
         service = RecommendationService(
             self._settings,
             self._active,
-            self._parts,
+            self._calls,
             self._exposures,
             self._capture,
             self._features,

@@ -160,7 +160,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 if __name__ == "__main__":
     import server.worker  # noqa: F401 - a gateway process has imported it
-    from server.items import ItemTable
+    from server.release.items import ItemTable
 
     table = ItemTable(load_release(Path(sys.argv[1])))
     print(psutil.Process().memory_info().rss / 1e6)

@@ -21,8 +21,8 @@ from baguni.settings import Endpoints
 from crm.metrics import Metrics as CampaignMetrics
 from crm.settings import CrmSettings
 from deploy.local.settings import StackSettings
-from server.metrics import Metrics as GatewayMetrics
 from server.settings import ServerSettings
+from server.telemetry.metrics import Metrics as GatewayMetrics
 from streaming.metrics import Metrics as ConsumerMetrics
 from streaming.settings import StreamingSettings
 

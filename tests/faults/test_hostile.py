@@ -41,9 +41,9 @@ from benchmarks.result import Row
 from crm.state import CampaignState
 from deploy.local.braze_process import KEY, braze_process
 from deploy.local.settings import free_port
-from server.experiments import KNOBS, parse
-from server.page_token import KIND as PAGE
-from server.page_token import PageToken
+from server.edge.page_token import KIND as PAGE
+from server.edge.page_token import PageToken
+from server.experiments.choices import KNOBS, parse
 from server.settings import ServerSettings
 from server.worker import Worker
 from tests.faults.fuzz import HOSTILE, Fuzzer

@@ -27,7 +27,7 @@ from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from crm.forgetting import forget_unless_running
 from crm.settings import CrmSettings
 from crm.state import CampaignState, Push, PushedItem
-from server.capture import captured_of
+from server.telemetry.capture import captured_of
 from streaming.dead_letters import Quarantine, Quarantined
 from tests.gateway_process import GatewayProcess, gateway_process
 from tests.integration.streams import Shop, click, order

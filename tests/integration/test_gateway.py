@@ -28,7 +28,7 @@ from baguni.signature import EVERYTHING, NUM_CANDIDATES, triton_model_name
 from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
-from server.page_token import KIND, PageToken
+from server.edge.page_token import KIND, PageToken
 from tests.gateway_process import gateway_process
 from tests.signing import sign
 from tests.waiting import eventually

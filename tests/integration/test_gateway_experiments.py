@@ -29,7 +29,7 @@ from baguni.v1 import events_pb2, exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from deploy.local.settings import free_port
-from server.experiments import Experiments
+from server.experiments.choices import Experiments
 from tests.gateway_process import environment, gateway_process
 from tests.tiny_release import renamed
 from tests.waiting import eventually

@@ -20,8 +20,8 @@ from baguni.release import Release
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
-from server.callers import token_hash
-from server.token_cli import token as make_token
+from server.edge.callers import token_hash
+from server.edge.token_cli import token as make_token
 from tests.gateway_process import GatewayProcess, gateway_process
 from tests.waiting import eventually
 

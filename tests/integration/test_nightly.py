@@ -20,7 +20,7 @@ from baguni.release import Release, ReleaseStore
 from baguni.release_transfer import RemoteReleases
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
-from server.capture import Recorded
+from server.telemetry.capture import Recorded
 from tests.tiny_release import renamed
 from tests.tiny_shop import write_tiny_shop
 from tests.waiting import eventually

@@ -110,7 +110,7 @@ def test_a_switch_under_traffic_fails_no_request_and_a_rollback_returns(
 
 
 def test_a_page_of_a_release_that_is_gone_is_refused_as_stale(stub, running, active_release) -> None:
-    from server.page_token import PageToken
+    from server.edge.page_token import PageToken
 
     token = stub.Recommend(pb.RecommendRequest(user_id="nobody", page_size=3)).next_page_token
     signer = running.token_signer()

@@ -25,7 +25,7 @@ from baguni.release import Release, ReleaseStore
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
-from server.capture import Recorded
+from server.telemetry.capture import Recorded
 from tests.gateway_process import gateway_process
 from tests.tiny_release import renamed
 

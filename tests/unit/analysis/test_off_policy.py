@@ -10,8 +10,8 @@ import pytest
 
 from analysis.off_policy import OffPolicy, estimate
 from baguni.errors import InvalidInputError, NotFoundError
-from server.experiments import Exploration
-from server.explore import explored
+from server.experiments.choices import Exploration
+from server.experiments.explore import explored
 
 pytestmark = pytest.mark.slow
 

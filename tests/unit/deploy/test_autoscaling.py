@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from server.metrics import Metrics as GatewayMetrics
+from server.telemetry.metrics import Metrics as GatewayMetrics
 from streaming.metrics import Metrics as StreamingMetrics
 from tests.manifests import KUBERNETES, ROOT, Overlay, tool
 

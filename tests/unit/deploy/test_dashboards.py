@@ -13,7 +13,7 @@ import yaml
 
 from crm.metrics import Metrics as CampaignMetrics
 from deploy.observability.dashboards import DASHBOARDS, FOLDER, render
-from server.metrics import Metrics as GatewayMetrics
+from server.telemetry.metrics import Metrics as GatewayMetrics
 from streaming.metrics import Metrics as ConsumerMetrics
 from tests.conftest import repository
 from tests.manifests import MILVUS_METRICS, TRITON_METRICS, tool

@@ -15,7 +15,7 @@ import yaml
 
 from baguni.release_cli import release
 from deploy.containers import triton
-from server.supervisor import KILL_AFTER_S
+from server.process.supervisor import KILL_AFTER_S
 from tests.manifests import KUBERNETES, OVERLAYS, ROOT, SERVERS, Object, Overlay, template
 
 OLDEST, NEWEST = "1.28", kubernetes_validate.latest_version()

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.arrange import dealt, diverse
+from server.lists.arrange import dealt, diverse
 
 VALUES = st.sampled_from(["a", "b", "c", None])
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from baguni.errors import InvalidInputError, UnavailableError
-from server.breaker import Breaker
+from server.lists.breaker import Breaker
 
 
 class Part:

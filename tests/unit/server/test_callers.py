@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from baguni.errors import InvalidInputError
-from server.callers import (
+from server.edge.callers import (
     Callers,
     ForbiddenError,
     Permission,

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from baguni.v1 import recommendation_pb2 as pb
-from server.capture import Capture, Recorded, Removal, captured_of, read_log, remove_from_unused
-from server.metrics import Metrics
 from server.settings import ServerSettings
+from server.telemetry.capture import Capture, Recorded, Removal, captured_of, read_log, remove_from_unused
+from server.telemetry.metrics import Metrics
 
 DAY_MS = 86_400_000
 # Ids that stand elsewhere in a line, too, or begin like one another.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from baguni import filters
 from baguni.filters import Filter
-from server.columns import Columns
+from server.release.columns import Columns
 from tests.strategies import ATTRIBUTE_TYPES, item_filters, random_item
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baguni.errors import InvalidInputError
-from server import experiments
-from server.experiments import KNOBS, MODEL, Assignment, Experiments, parse
+from server.experiments import choices
+from server.experiments.choices import KNOBS, MODEL, Assignment, Experiments, parse
 
 
 def features(**named: Any) -> Experiments:
@@ -155,11 +155,11 @@ def test_nobody_without_an_id_is_in_anything() -> None:
 
 def test_a_release_that_is_not_served_is_no_assignment() -> None:
     found = features(release=split("candidate", "r1", "r1"), rescored=split("order", True, True))
-    choices = found.choose({"id": "u"})
-    assert choices.release_id == "r1"
+    chosen = found.choose({"id": "u"})
+    assert chosen.release_id == "r1"
     assert found.release_ids == {"r1"}
-    assert {each.experiment for each in choices.without_release("r1").assignments} == {"candidate", "order"}
-    elsewhere = choices.without_release("r0")
+    assert {each.experiment for each in chosen.without_release("r1").assignments} == {"candidate", "order"}
+    elsewhere = chosen.without_release("r0")
     assert elsewhere.release_id is None
     assert {each.experiment for each in elsewhere.assignments} == {"order"}
 
@@ -251,16 +251,16 @@ def test_a_feature_that_fails_for_somebody_costs_its_choice_and_nothing_else(mon
     found = features(list={"defaultValue": "popular"}, rescored={"defaultValue": False})
     told: list[str] = []
     found.on_error = lambda: told.append("failed")
-    evaluate = experiments.eval_feature
+    evaluate = choices.eval_feature
 
     def fails_for_a_list(name: str, context: Any) -> Any:
         if name == "baguni.list":
             raise TypeError("'<' not supported between instances of 'str' and 'int'")
         return evaluate(name, context)
 
-    monkeypatch.setattr(experiments, "eval_feature", fails_for_a_list)
-    choices = found.choose({"id": "u"})
-    assert (choices.listed, choices.rescored, told) == (MODEL, False, ["failed"])
+    monkeypatch.setattr(choices, "eval_feature", fails_for_a_list)
+    chosen = found.choose({"id": "u"})
+    assert (chosen.listed, chosen.rescored, told) == (MODEL, False, ["failed"])
 
 
 def test_a_key_that_no_response_can_carry_assigns_nobody() -> None:

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from server.experiments import Exploration
-from server.explore import explored
+from server.experiments.choices import Exploration
+from server.experiments.explore import explored
 
 EXPLORATION = Exploration(share=0.3, among=6)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baguni.errors import InvalidInputError
-from server.page_token import KIND, MAX_OFFSET, MAX_TOKEN, PageToken
+from server.edge.page_token import KIND, MAX_OFFSET, MAX_TOKEN, PageToken
 from tests.signing import JSON, SIGNER, sign
 
 FIELDS: dict[str, Any] = {

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from server.parts import Clicks
-from server.popular import FIRST, PRIOR_CLICKS, Popular
+from server.lists.calls import Clicks
+from server.lists.popular import FIRST, PRIOR_CLICKS, Popular
 
 TRAINED, LIVE = FIRST + 1_000, 3
 

@@ -9,8 +9,8 @@ from google.rpc.code_pb2 import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
 from baguni.errors import InvalidInputError, UnavailableError
-from server.statuses import status_of
-from server.validation import InvalidRequestError
+from server.edge.statuses import status_of
+from server.edge.validation import InvalidRequestError
 
 CLIENTS_LIMIT = 8_192  # bytes of trailers; gRPC's default
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server import supervisor
+from server.process import supervisor
+from server.process.supervisor import Process, Supervisor
 from server.settings import ServerSettings
-from server.supervisor import Process, Supervisor
 from tests.waiting import eventually
 
 

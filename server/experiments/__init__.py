@@ -1,0 +1,1 @@
+"""What experiments choose for a list."""

@@ -1,0 +1,295 @@
+"""`Recommend`, top to bottom: history, embedding, candidates, order, popular items, page.
+
+Candidates are the nearest items in the collaborative space and the items of the user's history, ordered by one score (see
+baguni/scoring.py). A release may let the generative head order the best of them. Each stage returns its result with the tier
+that it reached: a server that does not answer makes the list worse and marks it.
+"""
+
+# S = items of the sequence, I = items, C = first candidates
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from baguni import filters
+from baguni.errors import RefusedError
+from baguni.filters import Filter
+from baguni.history import History
+from baguni.inference import summarise, triton_inputs
+from baguni.scoring import Int64, candidate_codes, retrieval_scores
+from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
+from server.experiments.choices import MODEL
+from server.experiments.explore import explored
+from server.lists import ranking
+from server.lists.calls import FAILURES, ListRequest, in_time
+from server.lists.exact import nearest
+from server.lists.popular import popular_at, popular_items
+from server.lists.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worst
+from server.lists.ranking import NO_CANDIDATES, NO_ITEMS, NO_SCORES, Candidates
+from server.lists.rules import permitted, purchased_items
+from server.lists.users import KnownUser
+from server.release.items import ItemTable
+
+log = logging.getLogger(__name__)
+Request = ListRequest[RecommendQuery]
+SOURCES = [tuple(source for source in Source if bits >> source & 1) for bits in range(2 << max(Source))]
+POPULAR_SCORE = -1e6  # popular items follow every personal one, in the order of popularity
+
+
+async def recommend(request: Request) -> Ranking:
+    """Return one page of a list."""
+    user, user_tier = await _known_user(request)
+    if user is None or request.query.listed != MODEL:
+        ranked, tier = _fixed_list(request, user), user_tier
+    else:
+        candidates, found_tier = await _candidates(request, user)
+        ranked = _ranked(request, user, candidates)
+        ranked, order_tier = await _rescored(request, user, ranked, worst(user_tier, found_tier))
+        ranked, tier = _arranged(request, ranked), worst(user_tier, found_tier, order_tier)
+    popular = await _popular(request, user, ranked)
+    return _page(request, user, ranked, popular, tier)
+
+
+async def _known_user(request: Request) -> tuple[KnownUser | None, Tier]:
+    """Return the user as of the query's moment, or as last remembered if a server fails; None without a known item."""
+    query, users, release_id = request.query, request.calls.users, request.serving.release_id
+    user_id = query.visitor.user_id
+    remembered = users.user(release_id, user_id) if user_id else None
+    is_current = remembered is not None and _is_current(remembered, request)
+    try:
+        history = await _history(request, remembered if is_current else None)
+        if history is None:
+            return remembered, Tier.FULL
+        user = await _embed(request, history.as_of(query.now_ms))
+    except FAILURES:
+        return remembered, Tier.CACHED_EMBEDDING if remembered else Tier.POPULAR
+    if user_id and not history.events:
+        users.forget(release_id, user_id)  # a deletion, or a history that has expired
+    elif user is not None and user_id and _is_settled(history, query):
+        users.remember_user(release_id, user_id, user)
+    return user, Tier.FULL
+
+
+def _is_current(user: KnownUser, request: Request) -> bool:
+    """Return whether a remembered embedding may answer the query if the history is unchanged. Later pages need the embedding of
+    the first."""
+    query = request.query
+    if query.offset > 0:
+        return user.as_of_ms == query.now_ms
+    return 0 <= query.now_ms - user.as_of_ms <= request.settings.embedding_age_s * 1000
+
+
+def _is_settled(history: History, query: RecommendQuery) -> bool:
+    """Return whether the history has no event after the query's moment, so that time alone cannot change it."""
+    return not history.events or history.events[-1].time_ms <= query.now_ms
+
+
+async def _history(request: Request, remembered: KnownUser | None) -> History | None:
+    """Return the stored history, or the events of an anonymous visitor; None if it is the remembered user's, unchanged."""
+    visitor = request.query.visitor
+    if visitor.user_id is None:
+        return History(visitor.events)
+    user_id, version = visitor.user_id, remembered.history_version if remembered else None
+
+    def read(timeout_s: float) -> Awaitable[History | None]:
+        return in_time(request.calls.histories.read_newer(user_id, version), timeout_s)
+
+    return await request.ask("history", read)
+
+
+async def _embed(request: Request, history: History) -> KnownUser | None:
+    """Return the embedded user, None if the release knows no item of the history."""
+    serving, now_ms = request.serving, request.query.now_ms
+    signature = serving.release.signature
+    inputs = summarise([history.events], now_ms, serving.items.index, signature)
+    known_S = inputs.item_BS[0][inputs.item_BS[0] >= 0].astype(np.int64)
+    if not len(known_S):
+        return None
+    arrays = triton_inputs(inputs, serving.items.codes_NL, signature)
+    outputs = await request.ask("encode", lambda limit_s: serving.inference.infer("user_encoder", arrays, limit_s))
+    return KnownUser(
+        history.version,
+        now_ms,
+        outputs["user_embedding"][0],
+        known_S,
+        outputs["repeat_score"][0, : len(known_S)],
+        serving.items.indexes(purchased_items(history)),
+        arrays if signature.rescored_share > 0 else None,
+    )
+
+
+def _fixed_list(request: Request, user: KnownUser | None) -> Candidates:
+    """Return an experiment's fixed items that the rules permit, in their order; none if its list is of popular items."""
+    listed = request.query.listed
+    if isinstance(listed, str):
+        return NO_CANDIDATES
+    items = request.serving.items
+    index_I = items.indexes(listed)
+    kept_I = permitted(items, index_I, request.query.rules, user.purchased_I if user else NO_ITEMS)
+    return ranking.in_order(index_I[kept_I], Source.CANDIDATE)
+
+
+async def _candidates(request: Request, user: KnownUser) -> tuple[Candidates, Tier]:
+    """Return scored candidates: the caller's own if there are any, else what a search finds and what the user knows."""
+    query, items, tier = request.query, request.serving.items, Tier.FULL
+    is_novel = query.rules.exclude_purchased
+    known_S, repeat_S = (NO_ITEMS, NO_SCORES) if is_novel else (user.known_S, user.repeat_S)
+    if query.candidate_item_ids:
+        proposed = {Source.CANDIDATE: items.indexes(query.candidate_item_ids)}
+    else:
+        found_I, tier = await _found(request, user, len(known_S))
+        proposed = {Source.HISTORY: known_S, Source.RETRIEVAL: found_I}
+    index_I, source_I = ranking.merged(proposed)
+    embedding_V = user.embedding_qV[_query_number(query.rules)]
+    score_I = retrieval_scores(embedding_V, items.item_vectors(index_I), index_I, known_S, repeat_S)
+    return Candidates(index_I, score_I, source_I), tier
+
+
+async def _found(request: Request, user: KnownUser, num_known: int) -> tuple[Int64, Tier]:
+    """Return the nearest items, best first; after a failure those of the user's last search."""
+    query, serving, users = request.query, request.serving, request.calls.users
+    items, rules, user_id = serving.items, query.rules, query.visitor.user_id
+    limit = _num_needed(request) + num_known
+    embedding_V = user.embedding_qV[_query_number(rules)]
+    found_I, few_I = None, _few(items, rules.filters, request.settings.exact_items)
+    if few_I is None:
+        excluded = set(rules.exclude_item_ids)
+        if rules.exclude_purchased:
+            excluded.update(items.items[index].item_id for index in user.purchased_I.tolist())
+        expression = filters.expression(rules.filters, sorted(excluded))
+        if filters.is_searchable(rules.filters, expression):
+            try:
+                hits = await request.ask(
+                    "search", lambda limit_s: serving.index.search_items(embedding_V, limit, expression, limit_s)
+                )
+                found_I = items.indexes(hits.item_ids)
+            except RefusedError as error:  # the request is at fault: Milvus is available
+                log.warning("searching here what milvus refuses error=%s", error)
+            except FAILURES:
+                before_I = users.found(serving.release_id, user_id) if user_id else None
+                return (NO_ITEMS, Tier.POPULAR) if before_I is None else (before_I, Tier.CACHED_LIST)
+    if found_I is None:
+        left_I = np.flatnonzero(items.allowed(rules.filters)) if few_I is None else few_I
+        left_I = left_I[permitted(items, left_I, rules, user.purchased_I)]
+        found_I, _ = await nearest(items.item_vectors, left_I, embedding_V, limit)
+    if user_id:
+        users.remember_found(serving.release_id, user_id, found_I)
+    return found_I, Tier.FULL
+
+
+def _num_needed(request: Request) -> int:
+    """Return how many items a search must find, besides those that the user knows: enough for the page to be exact wherever
+    repeat scores put known items, and for the generative head and the arrangement to get the same items on every page."""
+    query, settings = request.query, request.settings
+    first = NUM_CANDIDATES if query.is_arranged or _is_rescorable(request) else 0
+    return max(query.num_retrieved or settings.num_retrieved, first, min(query.list_size, settings.max_list))
+
+
+def _few(items: ItemTable, conditions: Sequence[Filter], most: int) -> Int64 | None:
+    """Return the items that satisfy the filters, if they are at most `most` and less than half of the catalogue. There the
+    graph of the vector index misses items, every other one in the worst case (ADR 14)."""
+    if not conditions:
+        return None
+    allowed_N = items.allowed(conditions)
+    count = int(np.count_nonzero(allowed_N))
+    return None if count > most or 2 * count > len(allowed_N) else np.flatnonzero(allowed_N)
+
+
+def _query_number(rules: Rules) -> int:
+    """Return the number of the user embedding that fits the rules."""
+    return NOVEL if rules.exclude_purchased else EVERYTHING
+
+
+def _ranked(request: Request, user: KnownUser, candidates: Candidates) -> Candidates:
+    """Return the candidates that the rules permit, best first."""
+    items, rules = request.serving.items, request.query.rules
+    kept = candidates.take(permitted(items, candidates.index_I, rules, user.purchased_I))
+    return ranking.best_first(kept, items.tie_break(kept.index_I))
+
+
+def _is_rescorable(request: Request) -> bool:
+    """Return whether the release, the rules and the experiments let the generative head order the list."""
+    query, signature = request.query, request.serving.release.signature
+    return signature.rescored_share > 0 and query.may_be_rescored and not query.rules.exclude_purchased
+
+
+async def _rescored(request: Request, user: KnownUser, ranked: Candidates, tier: Tier) -> tuple[Candidates, Tier]:
+    """Return the list with its first NUM_CANDIDATES ordered by both heads. A list whose first page was not, stays as it is."""
+    is_personal = tier in (Tier.FULL, Tier.CACHED_LIST)
+    if not is_personal or not len(ranked) or not _is_rescorable(request) or user.inputs is None:
+        return ranked, Tier.FULL
+    if not request.query.rescored:
+        return ranked, Tier.RETRIEVAL_ORDER
+    serving = request.serving
+    first_C = ranked.index_I[:NUM_CANDIDATES]
+    arrays = {**user.inputs, "candidate_codes": candidate_codes(serving.items.codes_NL, first_C)[np.newaxis]}
+    try:
+        outputs = await request.ask("score", lambda limit_s: serving.inference.infer("scorer", arrays, limit_s))
+    except FAILURES:
+        return ranked, Tier.RETRIEVAL_ORDER
+    log_likelihood_C = outputs["candidate_log_likelihood"][0, : len(first_C)]
+    share = serving.release.signature.rescored_share
+    return ranking.rescored(ranked, log_likelihood_C, share, serving.items.tie_break(first_C)), Tier.FULL
+
+
+def _arranged(request: Request, ranked: Candidates) -> Candidates:
+    """Return the list with its first NUM_CANDIDATES arranged by diversity and caps."""
+    query, items = request.query, request.serving.items
+    if not query.is_arranged:
+        return ranked
+    first_C = ranked.index_I[:NUM_CANDIDATES]
+    first = [items.items[index] for index in first_C.tolist()]
+    values = [
+        [item.category if cap.attribute == "category" else item.attributes.get(cap.attribute) for item in first]
+        for cap in query.caps
+    ]
+    content_CD = items.content_vectors(first_C) if query.diversity > 0 else None
+    max_items = [cap.max_items for cap in query.caps]
+    return ranking.arranged(ranked, len(first_C), query.diversity, content_CD, values, max_items)
+
+
+async def _popular(request: Request, user: KnownUser | None, ranked: Candidates) -> list[RankedItem]:
+    """Return the popular items that follow the personal ones, as many as the page needs."""
+    query, items = request.query, request.serving.items
+    longest = min(query.list_size, max(request.settings.max_list, len(query.candidate_item_ids)))
+    if len(ranked) >= longest:
+        return []
+    popular = await popular_at(request)
+    chunks = popular.among(query.candidate_item_ids) if query.candidate_item_ids else popular.all()
+    purchased_I = user.purchased_I if user else NO_ITEMS
+    found = popular_items(items, query.rules, purchased_I, chunks, longest - len(ranked), ranked.index_I)
+    return [replace(item, score=item.score + POPULAR_SCORE) for item in found]
+
+
+def _page(
+    request: Request, user: KnownUser | None, ranked: Candidates, popular: Sequence[RankedItem], tier: Tier
+) -> Ranking:
+    """Return the page of the list that has the ranked items and then the popular ones."""
+    query, num_items = request.query, len(ranked) + len(popular)
+    as_of_ms = user.as_of_ms if user else query.now_ms
+    place_P, how = ranking.page_places(num_items, query.offset, query.page_size), None
+    if query.explore is not None:
+        page = range(query.offset, query.offset + query.page_size)
+        place_P, how = explored(query.explore, query.visitor.id, as_of_ms, query.placement, num_items, page)
+    is_ranked_P = place_P < len(ranked)
+    personal = iter(_items(request.serving.items, ranked.take(place_P[is_ranked_P])))
+    rows = zip(place_P.tolist(), is_ranked_P.tolist(), strict=True)
+    items = [next(personal) if is_ranked else popular[place - len(ranked)] for place, is_ranked in rows]
+    return Ranking(
+        items,
+        tier,
+        has_more=num_items > query.offset + query.page_size,
+        history_version=user.history_version if user else 0,
+        as_of_ms=as_of_ms,
+        explored=how,
+    )
+
+
+def _items(items: ItemTable, candidates: Candidates) -> list[RankedItem]:
+    """Return the candidates as items of an answer."""
+    rows = zip(candidates.index_I.tolist(), candidates.score_I.tolist(), candidates.source_I.tolist(), strict=True)
+    return [RankedItem(items.items[index].item_id, score, SOURCES[bits]) for index, score, bits in rows]

@@ -1,0 +1,1 @@
+"""Processes, ports and background tasks of one gateway."""

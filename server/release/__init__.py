@@ -1,0 +1,1 @@
+"""The release that is served: its models, its index and its items."""

@@ -1,0 +1,141 @@
+"""The items that can be returned: the release's catalogue with what has changed since, by index.
+
+Indexes below `num_trained` are the release's; live items that training never saw come after. It knows no server: it is
+told of changes.
+"""
+
+# N = items, live ones included, L = code levels, V = vector dim or trie nodes, I = items asked for
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baguni.catalog import Item
+from baguni.filters import Filter
+from baguni.live_items import LiveItem
+from baguni.release import Release
+from server.release.columns import Columns
+
+log = logging.getLogger(__name__)
+REMEMBERED_FILTERS = 16  # a mask has a byte per item: 16 MB for a million of them
+
+
+class ItemTable:
+    """Item attributes, codes and vectors by index. Changed only from the event loop, between requests."""
+
+    def __init__(self, release: Release) -> None:
+        self.items: list[Item] = list(release.catalog.items)
+        self.index: dict[str, int] = dict(release.catalog.index)
+        self.codes_NL: NDArray[np.int32] = release.semantic_ids.codes_NL
+        self.num_trained = len(self.items)
+        self._item_vectors, self._content_vectors = release.item_vectors, release.content_vectors
+        self._live: dict[int, LiveItem] = {}
+        self.removed: set[str] = set()
+        self._popularity = release.popularity
+        self.total_popularity = float(release.popularity.sum())
+        self.by_popularity: NDArray[np.int64] = np.argsort(-release.popularity, kind="stable")  # of the release's items
+        self._removed_indexes = np.zeros(0, np.int64)
+        self._is_live_N = np.zeros(len(self.items), bool)
+        self._tie_N = _ties(self.items)
+        self._columns = Columns(self.items, release.catalog.attribute_types)
+        self._trie = release.semantic_ids.trie
+        self.allowed = lru_cache(maxsize=REMEMBERED_FILTERS)(self._allowed)
+        self.node_mask = lru_cache(maxsize=REMEMBERED_FILTERS)(self._node_mask)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def apply(self, changes: Sequence[LiveItem]) -> None:
+        """Take over changed items; one that does not fit the release is logged and left out."""
+        changes = [live for live in changes if self._fits(live)]
+        known = len(self.items)
+        for live in changes:
+            item_id = live.item.item_id
+            index = self.index.setdefault(item_id, len(self.items))
+            if index == len(self.items):
+                self.items.append(live.item)
+                self.codes_NL = np.vstack([self.codes_NL, np.asarray([live.codes], np.int32)])
+            else:
+                self.items[index] = live.item
+                if index < known:
+                    self._columns.replace(index, live.item)
+            self._live[index] = live
+            (self.removed.add if live.removed else self.removed.discard)(item_id)
+        if changes:
+            self._removed_indexes = self.indexes(self.removed)
+            added = self.items[known:]
+            self._columns.extend(added)
+            self._tie_N = np.r_[self._tie_N, _ties(added)]
+            self._is_live_N = np.isin(np.arange(len(self.items)), list(self._live))
+            self.allowed.cache_clear()
+            self.node_mask.cache_clear()
+
+    def _fits(self, live: LiveItem) -> bool:
+        vectors = ((live.item_vector, self._item_vectors), (live.content_vector, self._content_vectors))
+        fits = len(live.codes) == self.codes_NL.shape[1] and all(
+            own.shape == base.shape[1:] and bool(np.isfinite(own).all()) for own, base in vectors
+        )
+        if not fits:
+            log.error("an item does not fit the release: left out item_id=%r", live.item.item_id)
+        return fits
+
+    def item_vectors(self, index_I: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[I, V] in the collaborative space."""
+        return self._vectors(index_I, self._item_vectors, "item_vector")
+
+    def content_vectors(self, index_I: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[I, content dim], unit length."""
+        return self._vectors(index_I, self._content_vectors, "content_vector")
+
+    def indexes(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """Indexes of the ids that are known, without repeats, in their order."""
+        found = dict.fromkeys(map(self.index.get, item_ids))
+        found.pop(None, None)
+        return np.fromiter(found, np.int64, len(found))
+
+    def popularity(self, index_I: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[I] orders of an item in the last weeks before the release; 0 for an item that came since."""
+        known_I = self._popularity[np.minimum(index_I, self.num_trained - 1)].astype(np.float64)
+        return np.where(index_I < self.num_trained, known_I, 0.0)
+
+    def are_allowed(self, index_I: NDArray[np.int64], conditions: Sequence[Filter]) -> NDArray[np.bool_]:
+        """[I] whether each item is there and satisfies the conditions."""
+        allowed = ~np.isin(index_I, self._removed_indexes) if self.removed else np.ones(len(index_I), bool)
+        if conditions:
+            allowed &= self._columns.mask(conditions, index_I)
+        return allowed
+
+    def tie_break(self, index_I: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[I] a number of each item that has nothing to do with anything but its id."""
+        return self._tie_N[index_I]
+
+    def _allowed(self, conditions: tuple[Filter, ...]) -> NDArray[np.bool_]:
+        """[N] which items are there and satisfy the conditions; remembered until an item changes (as `allowed`)."""
+        mask = self._columns.mask(conditions)
+        mask[[self.index[item_id] for item_id in self.removed]] = False
+        mask.flags.writeable = False
+        return mask
+
+    def _node_mask(self, conditions: tuple[Filter, ...]) -> NDArray[np.bool_]:
+        """[V] the same as nodes of the trie, one column of ones where everything is allowed; remembered as `node_mask`. Items
+        that training never saw have no leaf until the next release."""
+        allowed = self.allowed(conditions)[: self.num_trained]
+        mask = np.ones(1, bool) if allowed.all() else self._trie.node_mask(allowed)
+        mask.flags.writeable = False
+        return mask
+
+    def _vectors(self, index_I: NDArray[np.int64], base: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        vectors = np.array(base[np.minimum(index_I, self.num_trained - 1)], np.float32)
+        for row in np.flatnonzero(self._is_live_N[index_I]).tolist():
+            vectors[row] = getattr(self._live[int(index_I[row])], name)
+        return vectors
+
+
+def _ties(items: Sequence[Item]) -> NDArray[np.int64]:
+    return np.asarray([crc32(item.item_id.encode()) for item in items], np.int64)

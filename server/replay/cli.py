@@ -1,0 +1,153 @@
+"""`baguni release replay`: what a candidate would change, before anyone activates it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from baguni.activation import published
+from baguni.errors import InvalidInputError, NotFoundError
+from baguni.plain_console import PlainConsole
+from baguni.release import ReleaseStore
+from server.replay.comparison import Comparison
+from server.replay.comparison import replay as replay_requests
+from server.settings import ServerSettings
+from server.telemetry.capture import read_log
+
+LISTED = pa.schema({"exposure_token": pa.string(), "position": pa.int64(), "item_id": pa.string()})
+BELOW = 3  # exit status: replayed, and not as wanted
+
+
+@click.command()
+@click.option(
+    "--log", "logs", multiple=True, required=True, type=click.Path(path_type=Path), help="A file, or a folder of them."
+)
+@click.option("--candidate", required=True, help="The release to try.")
+@click.option("--against", default=None, help="The release to compare with, if it is not the active one.")
+@click.option("--limit", type=click.IntRange(min=1), default=None, help="Only so many requests.")
+@click.option(
+    "--min-overlap", type=click.FloatRange(0, 1), default=None, help="Exit with 3 if lists share less on average."
+)
+@click.option(
+    "--max-latency-ratio", type=float, default=None, help="Exit with 3 if the median takes so many times longer."
+)
+@click.option(
+    "--lists",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Write what the candidate would have shown, as Parquet, for `baguni experiment estimate`.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.pass_context
+def replay(
+    context: click.Context,
+    logs: tuple[Path, ...],
+    candidate: str,
+    against: str | None,
+    limit: int | None,
+    min_overlap: float | None,
+    max_latency_ratio: float | None,
+    lists: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask a candidate what was asked of the gateway, and compare.
+
+    Gateways write requests down where BAGUNI_CAPTURE_DIR says: the slow ones, and BAGUNI_CAPTURE_SHARE of the others. The
+    candidate is loaded beside the active release and taken away again; the pointer does not move.
+
+    \b
+    baguni release replay --log captured/ --candidate r20261124_1f3a9c02 --min-overlap 0.5
+    """
+    store: ReleaseStore = context.obj
+    active = against or store.active_id()
+    if active is None:
+        raise NotFoundError("no release is active to compare with: name one with --against")
+    recorded = list(itertools.islice(read_log(_files(logs)), limit))
+    if not recorded:
+        raise InvalidInputError("the log has no request", "log")
+    if lists is not None and not any(request.sampled for request in recorded):
+        raise InvalidInputError("no request of the log was chosen by chance: set BAGUNI_CAPTURE_SHARE", "log")
+    settings = ServerSettings(releases=store.root)
+    with (
+        published(store, store.get(candidate), settings),
+        published(store, store.get(active), settings) if active != store.active_id() else nullcontext(),
+    ):
+        found = asyncio.run(replay_requests(recorded, settings, active, candidate))
+    if lists is not None:
+        columns = zip(*found.lists, strict=True) if found.lists else ((), (), ())
+        pq.write_table(
+            pa.table([pa.array(c, t) for c, t in zip(columns, LISTED.types, strict=True)], schema=LISTED), lists
+        )
+    if as_json:
+        click.echo(json.dumps(found.summary(), indent=2, ensure_ascii=False))
+    else:
+        _print(found)
+    problems = _problems(found, min_overlap, max_latency_ratio)
+    for problem in problems:
+        click.secho(problem, fg="red", err=True)
+    if problems:
+        context.exit(BELOW)
+
+
+def _files(logs: tuple[Path, ...]) -> list[Path]:
+    found = []
+    for log in logs:
+        files = sorted(log.glob("*.jsonl*"), key=lambda path: path.stat().st_mtime) if log.is_dir() else [log]
+        if not all(path.is_file() for path in files) or not files:
+            raise NotFoundError(f"{log} is no file, and no folder with *.jsonl files: nothing was written down there")
+        found += files
+    return found
+
+
+def _problems(found: Comparison, min_overlap: float | None, max_latency_ratio: float | None) -> list[str]:
+    problems = []
+    overlap, ratio = found.mean_overlap, found.latency_ratio
+    if min_overlap is not None and (overlap is None or overlap < min_overlap):
+        problems.append(f"lists overlap by {_number(overlap)}, expected at least {min_overlap}")
+    if max_latency_ratio is not None and (ratio is None or ratio > max_latency_ratio):
+        problems.append(f"the median takes {_number(ratio)} times as long, expected at most {max_latency_ratio}")
+    return problems
+
+
+def _print(found: Comparison) -> None:
+    summary = found.summary()
+    sides = Table("", "active", "candidate", title=f"{summary['compared']} requests compared")
+    rows: list[tuple[str, str]] = [
+        ("release", "release_id"),
+        ("answered", "answered"),
+        ("p50, ms", "p50_ms"),
+        ("p99, ms", "p99_ms"),
+    ]
+    for label, key in rows:
+        sides.add_row(label, *(_number(summary[side][key]) for side in ("active", "candidate")))
+    for key in ("tiers", "refused"):
+        cells = (
+            "\n".join(f"{n:,} {what}" for what, n in summary[side][key].items()) for side in ("active", "candidate")
+        )
+        sides.add_row(key, *cells)
+    PlainConsole().print(sides)
+    overlap, shift = summary["overlap"], summary["score_shift"]
+    click.echo(
+        f"overlap {_number(overlap['mean'])} on average, {_number(overlap['p5'])} in the worst twentieth; "
+        f"first item the same in {_number(overlap['same_first'])}; "
+        f"the active release now lists {_number(overlap['active_with_recorded'])} of what was served then"
+    )
+    click.echo(
+        f"scores of shared items move by {_number(shift['mean'])} on average "
+        f"({_number(shift['p5'])} to {_number(shift['p95'])}); latency × {_number(summary['latency_ratio'])}"
+    )
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

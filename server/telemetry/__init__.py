@@ -1,0 +1,1 @@
+"""What the gateway reports: metrics, traces, served lists and captured requests."""
