@@ -10,7 +10,7 @@ import numpy as np
 from analysis.metrics import METRICS, Float, Metric, Units, Window, looks, units_of, values
 from analysis.statistics import ALPHA, NARROWEST_AT, Comparison, Effects, Shares, Sums, compare
 from analysis.tables import Tables
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 
 LOOKS = 30
 SMALLEST_RATIO_P = 0.001  # below, users are not split as they should be, and nothing may be concluded

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from baguni.errors import InvalidInputError
-from baguni.plain_console import PlainConsole
+from baguni.cli.plain_console import PlainConsole
+from baguni.domain.errors import InvalidInputError
 from baguni.settings import Endpoints
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.tables import Tables
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 
 DAY_MS = 86_400_000
 Float = NDArray[np.float64]

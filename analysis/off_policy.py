@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from analysis.metrics import Float
 from analysis.tables import OUTCOMES
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 
 Z = 1.959964  # 95 %
 NUM_FOLDS, FOLD_SEED = 5, 0

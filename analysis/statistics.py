@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.metrics import Float
-from baguni.errors import UnavailableError
+from baguni.domain.errors import UnavailableError
 
 PYTHON = Path(".venv-analysis/bin/python")
 WORKER = Path(__file__).with_name("gbstats_worker.py")

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from baguni.errors import InvalidInputError
-from baguni.events import EXPOSURE_TOPIC, LOOKED_AT, TOPICS
-from baguni.topics import Record, TopicReader
+from baguni.clients.topics import Record, TopicReader
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.events import EXPOSURE_TOPIC, LOOKED_AT, TOPICS
 from baguni.v1 import events_pb2, exposures_pb2
 
 Action = events_pb2.OrderPlaced | events_pb2.ItemClicked | events_pb2.CartAdded

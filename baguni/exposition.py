@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from baguni.errors import UnavailableError
+from baguni.domain.errors import UnavailableError
 
 OTHER = "other"
 FREQUENT, COUNTED = 20, 1_000  # times that a name comes before it is frequent; names that are counted at a time

@@ -14,7 +14,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from baguni.signed_tokens import TokenSigner, new_key
+from baguni.domain.signed_tokens import TokenSigner, new_key
 
 log = logging.getLogger(__name__)
 

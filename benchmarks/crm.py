@@ -23,8 +23,8 @@ import psutil
 import redis
 import yaml
 
-from baguni.history_store import HistoryWriter
-from baguni.inference import SyncInferenceClient, summarise, triton_inputs
+from baguni.clients.inference import SyncInferenceClient, summarise, triton_inputs
+from baguni.stores.history_store import HistoryWriter
 from benchmarks.gateway.scene import DEFAULT_RUN, Scene, scene
 from benchmarks.result import RESULTS, Row, write_result
 from crm.campaign import Campaign

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni import filters
-from baguni.catalog import Catalog, Item
-from baguni.filters import Filter
-from baguni.item_index import ItemIndex
-from baguni.item_search import AsyncItemIndex
-from baguni.release import Release, write_manifest
+from baguni.clients.item_index import ItemIndex
+from baguni.clients.item_search import AsyncItemIndex
+from baguni.domain import filters
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.filters import Filter
+from baguni.domain.release import Release, write_manifest
 from benchmarks.gateway.scene import DATA, DEFAULT_RUN
 from benchmarks.result import RESULTS, Row, write_result
 from deploy.local.settings import StackSettings

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from baguni.catalog import CATEGORY_SEPARATOR, Catalog
-from baguni.errors import InvalidInputError
-from baguni.history import HistoryEvent
-from baguni.history_store import HistoryWriter
+from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import HistoryEvent
+from baguni.stores.history_store import HistoryWriter
 from crm.campaign import Audience, Did, FileAudience, HistoryAudience, SegmentAudience, Where
 
 DAY_MS = 86_400_000

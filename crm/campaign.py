@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from baguni.errors import InvalidInputError
-from baguni.history import Action
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import Action
 from baguni.v1 import recommendation_pb2 as pb
 from crm import plain_yaml
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from baguni.errors import BaguniError
-from baguni.plain_console import PlainConsole
+from baguni.cli.plain_console import PlainConsole
+from baguni.domain.errors import BaguniError
 from crm.campaign import Campaign, read_campaign
 from crm.job import Job, open_parts, run_campaign
 from crm.settings import CrmSettings

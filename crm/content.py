@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from baguni.client import GatewayClient
-from baguni.errors import BaguniError, InvalidInputError
+from baguni.clients.gateway import GatewayClient
+from baguni.domain.errors import BaguniError, InvalidInputError
+from baguni.domain.history import History
 from baguni.exposition import expose
-from baguni.history import History
-from baguni.history_store import HistoryReader
-from baguni.redis_client import connect_async
+from baguni.stores.history_store import HistoryReader
+from baguni.stores.redis_client import connect_async
 from baguni.v1 import recommendation_pb2 as pb
 from crm.forgetting import forget_unless_running
 from crm.metrics import Metrics

@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 
-from baguni.errors import InvalidInputError
-from baguni.forgotten import ForgottenUsers
-from baguni.redis_client import connect
+from baguni.domain.errors import InvalidInputError
+from baguni.stores.forgotten import ForgottenUsers
+from baguni.stores.redis_client import connect
 from crm.settings import CrmSettings
 from crm.state import CampaignState
 

@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from baguni.catalog import Catalog
-from baguni.client import GatewayClient
-from baguni.errors import InvalidInputError, NotFoundError, UnavailableError
-from baguni.forgotten import ForgottenUsers
-from baguni.history import Action, History
-from baguni.history_store import HistoryWriter
-from baguni.redis_client import connect
-from baguni.release import ReleaseStore
+from baguni.clients.gateway import GatewayClient
+from baguni.domain.catalog import Catalog
+from baguni.domain.errors import InvalidInputError, NotFoundError, UnavailableError
+from baguni.domain.history import Action, History
+from baguni.domain.release import ReleaseStore
+from baguni.stores.forgotten import ForgottenUsers
+from baguni.stores.history_store import HistoryWriter
+from baguni.stores.redis_client import connect
 from baguni.v1 import recommendation_pb2 as pb
 from crm.audience import DAY_MS, users_of
 from crm.campaign import MAX_ITEMS, Campaign, SinkChoice

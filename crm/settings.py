@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from baguni.client import ClientSettings
+from baguni.clients.gateway import ClientSettings
 
 
 class CrmSettings(ClientSettings):

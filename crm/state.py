@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 
 KEPT_MS = 400 * 86_400_000  # what was pushed longer ago is forgotten
 _SCHEMA = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from baguni.errors import BaguniError
+from baguni.domain.errors import BaguniError
 from inspection.cli import inspect
 
 if __name__ == "__main__":

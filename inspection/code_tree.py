@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.semantic_ids import SemanticIdTable
 
 EXAMPLES = 6
 

@@ -11,12 +11,12 @@ import numpy as np
 from nicegui import run
 from numpy.typing import NDArray
 
-from baguni.client import ClientSettings
-from baguni.errors import NotFoundError, UnavailableError
-from baguni.history import History
-from baguni.history_store import HistoryReader, HistoryWriter
-from baguni.redis_client import connect, connect_async
-from baguni.release import Release, ReleaseStore
+from baguni.clients.gateway import ClientSettings
+from baguni.domain.errors import NotFoundError, UnavailableError
+from baguni.domain.history import History
+from baguni.domain.release import Release, ReleaseStore
+from baguni.stores.history_store import HistoryReader, HistoryWriter
+from baguni.stores.redis_client import connect, connect_async
 from inspection.models import ReleaseModels
 from inspection.neighbours import space_vectors
 from inspection.placed_orders import OrderLog

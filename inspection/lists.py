@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from baguni.client import GatewayClient
-from baguni.errors import NotFoundError, UnavailableError
-from baguni.events import LOOKED_AT
-from baguni.history import HistoryEvent
-from baguni.release import Release
-from baguni.scoring import Float32, Int64, served_scores
+from baguni.clients.gateway import GatewayClient
+from baguni.domain.errors import NotFoundError, UnavailableError
+from baguni.domain.events import LOOKED_AT
+from baguni.domain.history import HistoryEvent
+from baguni.domain.release import Release
+from baguni.domain.scoring import Float32, Int64, served_scores
 from baguni.v1 import recommendation_pb2 as pb
 from inspection.models import ReleaseModels
 from inspection.reasons import MAX_LEFT_OUT, Reason, left_out, strongest

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import UnavailableError
-from baguni.history import HistoryEvent
-from baguni.inference import Arrays, SyncInferenceClient, summarise, triton_inputs
-from baguni.release import Release
-from baguni.scoring import candidate_codes
-from baguni.signature import EVERYTHING
+from baguni.clients.inference import Arrays, SyncInferenceClient, summarise, triton_inputs
+from baguni.domain.errors import UnavailableError
+from baguni.domain.history import HistoryEvent
+from baguni.domain.release import Release
+from baguni.domain.scoring import candidate_codes
+from baguni.domain.signature import EVERYTHING
 from inspection.retrieval import Encoded
 
 TIMEOUT_S = 20.0

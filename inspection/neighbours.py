@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.release import Release
+from baguni.domain.release import Release
 
 
 def directions(vectors_NV: NDArray[np.float32]) -> NDArray[np.float32]:

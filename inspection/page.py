@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from nicegui import ui
 
-from baguni.client import ClientSettings
-from baguni.errors import InvalidInputError
+from baguni.clients.gateway import ClientSettings
+from baguni.domain.errors import InvalidInputError
 from inspection.connections import Connections
 from inspection.pages.item_page import add_item_page
 from inspection.pages.map_page import add_map_page

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 
 COLUMNS = ["user_id", "item_id", "action", "order_id", "time"]
 

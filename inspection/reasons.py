@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.history import HistoryEvent
+from baguni.domain.history import HistoryEvent
 
 MAX_LEFT_OUT = 64  # items of a history, each of which is a history more to encode
 SHOWN = 3

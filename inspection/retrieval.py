@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from baguni.scoring import Float32, Int64, with_repeat_scores
+from baguni.domain.scoring import Float32, Int64, with_repeat_scores
 
 USERS_AT_ONCE = 32  # rows of scores over the whole catalogue
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from baguni.history import Action, HistoryEvent
+from baguni.domain.history import Action, HistoryEvent
 
 SESSION_MS = 30 * 60_000  # clicks that are no further apart belong together
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from baguni.errors import BaguniError
+from baguni.domain.errors import BaguniError
 from server.edge.callers import Callers
 from server.process.listening import check_address
 from server.process.supervisor import Supervisor

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from baguni.events import EXPOSURE_TOPIC
+from baguni.domain.events import EXPOSURE_TOPIC
 from baguni.settings import Endpoints
 
 

@@ -23,11 +23,11 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from baguni.errors import BaguniError, UnavailableError
-from baguni.forgotten import ForgottenFollower
-from baguni.redis_client import connect_async
-from baguni.release import ReleaseStore
-from baguni.served import process_name
+from baguni.domain.errors import BaguniError, UnavailableError
+from baguni.domain.release import ReleaseStore
+from baguni.stores.forgotten import ForgottenFollower
+from baguni.stores.redis_client import connect_async
+from baguni.stores.served import process_name
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.edge.callers import Callers

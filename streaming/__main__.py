@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable
 
 import redis
 
-from baguni.errors import BaguniError, UnavailableError
-from baguni.events import ITEM_TOPIC, USER_TOPICS, Event
-from baguni.forgotten import ForgottenUsers
-from baguni.history_store import HistoryWriter
-from baguni.item_updates import ItemServers, ItemUpdates, Rejections, carry_over
-from baguni.live_items import LiveItemWriter
-from baguni.placements import PlacementWriter
-from baguni.redis_client import connect
-from baguni.release import Release, ReleaseStore
+from baguni.domain.errors import BaguniError, UnavailableError
+from baguni.domain.events import ITEM_TOPIC, USER_TOPICS, Event
+from baguni.domain.release import Release, ReleaseStore
+from baguni.releases.item_updates import ItemServers, ItemUpdates, Rejections, carry_over
+from baguni.stores.forgotten import ForgottenUsers
+from baguni.stores.history_store import HistoryWriter
+from baguni.stores.live_items import LiveItemWriter
+from baguni.stores.placements import PlacementWriter
+from baguni.stores.redis_client import connect
 from streaming.attribution import Attribution
 from streaming.consumer import ConsumerParts, EventConsumer, stop_on_signals
 from streaming.dead_letters import DeadLetters, Quarantine

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from baguni.errors import InvalidInputError
-from baguni.events import LOOKED_AT, UserEvents
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.events import LOOKED_AT, UserEvents
+from baguni.domain.exposure_token import Exposure
+from baguni.domain.history import HistoryEvent
+from baguni.domain.signed_tokens import TokenSigner
 from baguni.exposition import BoundedNames
-from baguni.exposure_token import Exposure
-from baguni.history import HistoryEvent
-from baguni.signed_tokens import TokenSigner
 from streaming.metrics import Metrics
 
 MAX_PLACEMENTS, MAX_RELEASES = 50, 200  # that are told apart

@@ -27,9 +27,9 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, T
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError
 
-from baguni.errors import BaguniError, RefusedError, SchemaBreakError, UnavailableError
-from baguni.events import Event, MalformedEvent, latest_time_ms, read
-from baguni.topics import ISOLATION, Record, UnreadableError, poll, record_of
+from baguni.clients.topics import ISOLATION, Record, UnreadableError, poll, record_of
+from baguni.domain.errors import BaguniError, RefusedError, SchemaBreakError, UnavailableError
+from baguni.domain.events import Event, MalformedEvent, latest_time_ms, read
 from streaming.dead_letters import MAX_ERROR_LENGTH, DeadLetters, Quarantined
 from streaming.metrics import Metrics
 from streaming.positions import Place, Positions

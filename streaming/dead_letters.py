@@ -16,10 +16,10 @@ import redis
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from baguni.errors import UnavailableError
-from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
-from baguni.redis_client import shared_redis_errors
-from baguni.topics import RECORD_REFUSALS, Record
+from baguni.clients.topics import RECORD_REFUSALS, Record
+from baguni.domain.errors import UnavailableError
+from baguni.domain.events import DEAD_LETTER_TOPIC, MalformedEvent
+from baguni.stores.redis_client import shared_redis_errors
 
 log = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 5.0

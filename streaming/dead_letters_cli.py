@@ -12,11 +12,11 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from rich.table import Table
 
-from baguni.errors import NotFoundError, UnavailableError
-from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent, latest_time_ms, read
-from baguni.plain_console import PlainConsole
-from baguni.redis_client import connect
-from baguni.topics import Record, TopicReader
+from baguni.cli.plain_console import PlainConsole
+from baguni.clients.topics import Record, TopicReader
+from baguni.domain.errors import NotFoundError, UnavailableError
+from baguni.domain.events import DEAD_LETTER_TOPIC, MalformedEvent, latest_time_ms, read
+from baguni.stores.redis_client import connect
 from streaming.dead_letters import ADDED, MAX_REQUEST_BYTES, Quarantine, original
 from streaming.settings import StreamingSettings
 

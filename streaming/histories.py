@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from baguni.errors import InvalidInputError
-from baguni.events import (
+from baguni.clients.topics import Offsets, TopicReader
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.events import (
     EARLIEST_TIME_MS,
     MAX_ID_LENGTH,
     USER_TOPICS,
@@ -29,9 +30,8 @@ from baguni.events import (
     latest_time_ms,
     read,
 )
-from baguni.history import MAX_EVENTS, Action, Change, HistoryEvent, build
-from baguni.history_store import HistoryWriter
-from baguni.topics import Offsets, TopicReader
+from baguni.domain.history import MAX_EVENTS, Action, Change, HistoryEvent, build
+from baguni.stores.history_store import HistoryWriter
 
 COLUMNS = ("user_id", "item_id", "action", "order_id", "time")
 ACTIONS = {"order": Action.ORDERED, "click": Action.CLICKED, "cart": Action.CARTED}

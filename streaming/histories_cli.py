@@ -12,12 +12,12 @@ import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from baguni.errors import InvalidInputError, UnavailableError
-from baguni.events import DELETION_TOPIC, USER_TOPICS
-from baguni.history_store import HistoryWriter
-from baguni.plain_console import PlainConsole
-from baguni.redis_client import connect
-from baguni.topics import TopicReader, retentions
+from baguni.cli.plain_console import PlainConsole
+from baguni.clients.topics import TopicReader, retentions
+from baguni.domain.errors import InvalidInputError, UnavailableError
+from baguni.domain.events import DELETION_TOPIC, USER_TOPICS
+from baguni.stores.history_store import HistoryWriter
+from baguni.stores.redis_client import connect
 from streaming.histories import Difference, UserChanges, load, read_events, read_file, verify
 from streaming.settings import StreamingSettings
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import redis
 from kafka import TopicPartition
 
-from baguni.redis_client import shared_redis_errors
+from baguni.stores.redis_client import shared_redis_errors
 
 # KEYS: positions. ARGV: the run id of the Redis that was written to, or nothing; then partition, its topic's id, where the
 # batch began, where it ended, for each. Returns the partitions of which something before the batch is missing; these stay as

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from baguni.events import MAX_FUTURE_S
-from baguni.history import MAX_EVENTS
+from baguni.domain.events import MAX_FUTURE_S
+from baguni.domain.history import MAX_EVENTS
 from baguni.settings import Endpoints
 
 

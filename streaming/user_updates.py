@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from baguni.events import Event, MalformedEvent, UserEvents
-from baguni.forgotten import ForgottenUsers
-from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
-from baguni.history_store import Applied, HistoryWriter, Outcome
-from baguni.placements import PlacementWriter
+from baguni.domain.events import Event, MalformedEvent, UserEvents
+from baguni.domain.history import Action, Cancellation, Change, Deletion, HistoryEvent
+from baguni.stores.forgotten import ForgottenUsers
+from baguni.stores.history_store import Applied, HistoryWriter, Outcome
+from baguni.stores.placements import PlacementWriter
 from streaming.attribution import Attribution
 from streaming.metrics import Metrics
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from baguni.activation import activate
-from baguni.release import Release, ReleaseStore, load_release
+from baguni.domain.release import Release, ReleaseStore, load_release
+from baguni.releases.activation import activate
 from baguni.settings import Endpoints
 from deploy.local.settings import PORTS, PORTS_VARIABLE, StackSettings
 from deploy.local.stack import LocalStack

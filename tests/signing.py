@@ -7,7 +7,7 @@ import json
 from hypothesis import strategies as st
 from itsdangerous.encoding import base64_encode
 
-from baguni.signed_tokens import TokenSigner
+from baguni.domain.signed_tokens import TokenSigner
 
 SIGNER = TokenSigner(["a key for these tests"])
 JSON = st.recursive(

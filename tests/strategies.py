@@ -6,9 +6,9 @@ import random
 
 from hypothesis import strategies as st
 
-from baguni.catalog import AttributeValue, Item
-from baguni.filters import Filter
-from baguni.history import Action, Cancellation, Change, Deletion, HistoryEvent
+from baguni.domain.catalog import AttributeValue, Item
+from baguni.domain.filters import Filter
+from baguni.domain.history import Action, Cancellation, Change, Deletion, HistoryEvent
 
 DAY_MS = 86_400_000
 NOW_MS = 1_700_000_000_000

@@ -15,7 +15,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from baguni.release import Release, write_manifest
+from baguni.domain.release import Release, write_manifest
 from tests.tiny_shop import KINDS, SHELVES, write_tiny_shop
 from trainer.export import build_release
 from trainer.recipes import recipe_named

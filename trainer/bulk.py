@@ -16,10 +16,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from baguni.errors import InvalidInputError
-from baguni.inference import summarise, triton_inputs
-from baguni.release import load_release
-from baguni.signature import model_specs, triton_model_name
+from baguni.clients.inference import summarise, triton_inputs
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.release import load_release
+from baguni.domain.signature import model_specs, triton_model_name
 from trainer.cluster import Work, on_cluster
 from trainer.data.reading import load_dataset
 from trainer.segments.forecasts import next_midnight_ms

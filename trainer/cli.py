@@ -20,8 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from baguni.metrics_tables import metrics_tables
-from baguni.plain_console import PlainConsole
+from baguni.cli.metrics_tables import metrics_tables
+from baguni.cli.plain_console import PlainConsole
 from baguni.processors import available_processors
 from baguni.settings import Endpoints
 from trainer.files import written_whole
@@ -123,7 +123,7 @@ def export(
     quantised: bool,
 ) -> None:
     """Make a release of a finished run and add it to the release store. Activate it with `baguni release activate`."""
-    from baguni.release import ReleaseStore
+    from baguni.domain.release import ReleaseStore
     from trainer.export import add_release
     from trainer.run import Run
 

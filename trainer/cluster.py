@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import InvalidInputError, UnavailableError
+from baguni.domain.errors import InvalidInputError, UnavailableError
 
 CONNECT_S, START_S = 5.0, 120
 

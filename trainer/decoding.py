@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
-from baguni.semantic_ids import ROOT, Trie
+from baguni.domain.semantic_ids import ROOT, Trie
 from trainer.model import DualHeadModel, Memory, mix_copied
 
 ILLEGAL = -1e9

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from baguni.scoring import served_scores
-from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
+from baguni.domain.scoring import served_scores
+from baguni.domain.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from trainer.data.splits import evaluation_queries
 from trainer.decoding import BeamSearch
 from trainer.metrics import coverage, gini, mean_interval, per_order, popularity_lift, top_k

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from baguni import processors
-from baguni.errors import InvalidInputError
-from baguni.inference import summarise, triton_inputs
-from baguni.release import Release, ReleaseStore, sha256_of, write_manifest
-from baguni.scoring import candidate_codes
-from baguni.semantic_ids import SemanticIdTable
-from baguni.signature import (
+from baguni.clients.inference import summarise, triton_inputs
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.release import Release, ReleaseStore, sha256_of, write_manifest
+from baguni.domain.scoring import candidate_codes
+from baguni.domain.semantic_ids import SemanticIdTable
+from baguni.domain.signature import (
     GOLDEN_OUTPUTS,
     NUM_CANDIDATES,
     ModelSignature,

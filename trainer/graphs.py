@@ -1,5 +1,5 @@
-"""The graphs of a release: thin frames around the trained modules that give them the tensors of `baguni.signature`, and how
-they are written down.
+"""The graphs of a release: thin modules that give the trained ones the tensors of `baguni.domain.signature`, and their export
+to ONNX.
 """
 
 # N = items, B = batch, L = code levels, T = text dim, P = item statistics
@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 from torch.export import Dim
 
-from baguni.signature import ModelSpec
+from baguni.domain.signature import ModelSpec
 from trainer.decoding import ILLEGAL, BeamSearch
 from trainer.model import DualHeadModel, Sequences, with_statistics
 from trainer.rqvae import RqVae
@@ -39,7 +39,7 @@ class FrozenItems(nn.Module):
     def sequences(
         self, item_index: Tensor, codes: Tensor, position: Tensor, actions: Tensor, features: Tensor, context: Tensor
     ) -> Sequences:
-        """The inputs of `baguni.signature`, and each token's item statistics."""
+        """The inputs of `baguni.domain.signature`, and each token's item statistics."""
         return Sequences(
             item_index, codes, position, actions, features, context, F.embedding(item_index, self.statistics_NP)
         )

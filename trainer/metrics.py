@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

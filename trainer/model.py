@@ -3,7 +3,7 @@
 The *generative head* writes the next items' Semantic IDs code by code (Rajput et al. 2023, arXiv:2305.05065), and may copy
 codes from the history (See et al. 2017, arXiv:1704.04368). The *retrieval head* places users and items in one space, so
 that recommending is a vector search. It knows tensors, not data sets, losses or servers; tensor names are those of
-`baguni.signature`.
+`baguni.domain.signature`.
 """
 
 # B = batch, S = history tokens, M = S + queries (which come first), D = width, F = token features, C = context features,
@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
-from baguni.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_FEATURES, NUM_POSITIONS
-from baguni.signature import NUM_QUERIES
+from baguni.domain.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_FEATURES, NUM_POSITIONS
+from baguni.domain.signature import NUM_QUERIES
 
 MASKED = -1e4  # large, finite, and representable in fp16
 SCORE_SCALE = 8.0  # of u · v: without it the scores stay too small to tell users apart within an epoch
@@ -58,8 +58,8 @@ class ModelConfig:
 
 
 class Sequences(NamedTuple):
-    """A batch of histories as the models read them: the first six inputs of `baguni.signature`, and the statistics of each
-    token's item.
+    """A batch of histories as the models read them: the first six inputs of `baguni.domain.signature`, and the statistics of
+    each token's item.
 
     item_BS: item index + 1, 0 where there is no token or training never saw the item
     codes_BSL: -1 where there is no token

@@ -15,10 +15,10 @@ from typing import Any, get_args
 
 import click
 
-from baguni.activation import activate
-from baguni.errors import InvalidInputError
-from baguni.pruning import prune
-from baguni.release import Release, ReleaseStore, sha256_of
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.release import Release, ReleaseStore, sha256_of
+from baguni.releases.activation import activate
+from baguni.releases.pruning import prune
 from baguni.settings import Endpoints
 from trainer.triton_config import Target
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from trainer.rqvae import RqVaeRecipe
 from trainer.text import BUNDLED
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
-from baguni.signature import EVERYTHING, NOVEL
+from baguni.domain.signature import EVERYTHING, NOVEL
 from trainer.losses import multi_positive_infonce
 from trainer.model import MASKED, DualHeadModel, Memory, Sequences
 from trainer.samples import Batch, Shelves

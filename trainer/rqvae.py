@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

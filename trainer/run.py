@@ -27,10 +27,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from baguni.catalog import CATEGORY_SEPARATOR
-from baguni.errors import InvalidInputError, NotFoundError
-from baguni.semantic_ids import SemanticIdTable, unique_suffixes
-from baguni.sequences import DAY_MS
+from baguni.domain.catalog import CATEGORY_SEPARATOR
+from baguni.domain.errors import InvalidInputError, NotFoundError
+from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
+from baguni.domain.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms

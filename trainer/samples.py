@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from baguni.history import MAX_EVENTS, Action
-from baguni.semantic_ids import SemanticIdTable
-from baguni.sequences import EventBatch, ModelInputs, first_tokens, longest, model_inputs, sequence_arrays
+from baguni.domain.history import MAX_EVENTS, Action
+from baguni.domain.semantic_ids import SemanticIdTable
+from baguni.domain.sequences import EventBatch, ModelInputs, first_tokens, longest, model_inputs, sequence_arrays
 from trainer.data.dataset import Dataset
 from trainer.model import Sequences
 from trainer.statistics import ItemStatistics

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from baguni.sequences import DAY_MS
+from baguni.domain.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.data.splits import local_ms
 from trainer.files import written_whole

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from baguni.activation import compute_capability
-from baguni.errors import BaguniError, EngineError
-from baguni.signature import ModelSpec, model_specs, triton_model_name
+from baguni.domain.errors import BaguniError, EngineError
+from baguni.domain.signature import ModelSpec, model_specs, triton_model_name
+from baguni.releases.activation import compute_capability
 from trainer.precision import half_precision
 
 CAPABILITIES = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120"}
@@ -75,7 +75,7 @@ def check_release(release_path: Path) -> list[tuple[str, str, int, float]]:
 
     Turing is compiled by itself: it has less in common with the others. EngineError names what cannot be compiled.
     """
-    from baguni.release import load_release
+    from baguni.domain.release import load_release
 
     release = load_release(release_path, verify=False)
     if release.manifest.get("target") == "tensorrt":

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from trainer.cluster import Work, on_cluster
 
 if TYPE_CHECKING:  # seconds to import, and most commands read texts that were embedded before

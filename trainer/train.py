@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import record_function
 
-from baguni.errors import BaguniError
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.errors import BaguniError
+from baguni.domain.semantic_ids import SemanticIdTable
 from trainer.devices import cpu_fabric
 from trainer.distill import candidate_lists, distillation_losses, teacher_scores
 from trainer.files import written_whole

@@ -1,4 +1,4 @@
-"""Triton's configuration of each model, rendered from `baguni.signature`: how it is run, and what requests it takes."""
+"""Triton's configuration of each model, rendered from `baguni.domain.signature`: how it is run, and what requests it takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Literal
 
-from baguni.signature import ModelSpec, TensorSpec, triton_model_name
+from baguni.domain.signature import ModelSpec, TensorSpec, triton_model_name
 
 Target = Literal["python", "onnxruntime", "tensorrt", "torch"]
 
@@ -20,7 +20,7 @@ def render_config(spec: ModelSpec, release_id: str, max_batch_size: int, target:
     is ready.
     """
     batch_sizes = [size for size in spec.preferred_batch_sizes if size <= max_batch_size]
-    return f"""# Rendered by trainer/triton_config.py from baguni/signature.py: edit these, then `baguni export`.
+    return f"""# Rendered by trainer/triton_config.py from baguni/domain/signature.py: edit these, then `baguni export`.
 name: "{triton_model_name(spec.name, release_id)}"
 backend: "{"python" if target == "torch" else target}"
 max_batch_size: {max_batch_size}

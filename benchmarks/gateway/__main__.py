@@ -23,10 +23,10 @@ import uvloop
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from baguni.history_store import HistoryReader
-from baguni.inference import Arrays, InferenceClient, summarise, triton_inputs
-from baguni.item_search import AsyncItemIndex
-from baguni.signature import EVERYTHING
+from baguni.clients.inference import Arrays, InferenceClient, summarise, triton_inputs
+from baguni.clients.item_search import AsyncItemIndex
+from baguni.domain.signature import EVERYTHING
+from baguni.stores.history_store import HistoryReader
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.gateway.load import Load, Send, closed_loop, open_loop

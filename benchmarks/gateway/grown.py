@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from baguni.catalog import Catalog
-from baguni.release import MANIFEST, Release, write_manifest
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.catalog import Catalog
+from baguni.domain.release import MANIFEST, Release, write_manifest
+from baguni.domain.semantic_ids import SemanticIdTable
 
 NOISE = 0.3  # of a vector's spread
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import redis
 
-from baguni.activation import activate
-from baguni.history_store import HistoryWriter
-from baguni.release import Release, ReleaseStore
+from baguni.domain.release import Release, ReleaseStore
+from baguni.releases.activation import activate
+from baguni.stores.history_store import HistoryWriter
 from benchmarks.gateway.grown import grow
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from numpy.typing import NDArray
 from torch import Tensor
 
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.semantic_ids import SemanticIdTable
 from trainer.decoding import one_hot
 from trainer.model import DualHeadModel, Memory, mix_copied
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from baguni.errors import NotFoundError
-from baguni.inference import summarise, triton_inputs
-from baguni.semantic_ids import SemanticIdTable
-from baguni.signature import EVERYTHING, model_specs
+from baguni.clients.inference import summarise, triton_inputs
+from baguni.domain.errors import NotFoundError
+from baguni.domain.semantic_ids import SemanticIdTable
+from baguni.domain.signature import EVERYTHING, model_specs
 from benchmarks.inference.subject import Arrays, session
 from benchmarks.result import Row
 from trainer.decoding import BeamSearch

@@ -18,8 +18,8 @@ import numpy as np
 import onnxruntime as ort
 import tritonclient.grpc as triton
 
-from baguni.inference import SyncInferenceClient
-from baguni.signature import triton_model_name
+from baguni.clients.inference import SyncInferenceClient
+from baguni.domain.signature import triton_model_name
 from benchmarks.inference.subject import Arrays, Subject, session
 from benchmarks.inference.timing import in_turn
 from benchmarks.result import REPOSITORY, Row

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from baguni.semantic_ids import SemanticIdTable, unique_suffixes
-from baguni.signature import NUM_CANDIDATES, ModelSignature, ModelSpec, model_specs
+from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
+from baguni.domain.signature import NUM_CANDIDATES, ModelSignature, ModelSpec, model_specs
 from trainer.decoding import BeamSearch
 from trainer.graphs import FrozenItems, GeneratorGraph, ScorerGraph, UserEncoderGraph, export_onnx
 from trainer.model import DualHeadModel, ModelConfig

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from benchmarks.quality.run import Contender
@@ -118,7 +118,7 @@ def _chosen(shop: Shop, names: list[str], recipe: Recipe | None) -> tuple[list[C
 
 
 def _measure(shop: Shop, seed: int) -> None:
-    from baguni.semantic_ids import SemanticIdTable
+    from baguni.domain.semantic_ids import SemanticIdTable
     from benchmarks.quality.results import write_runs, write_summary
     from benchmarks.quality.shop import KS
     from benchmarks.quality.summary import summarise

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from benchmarks.quality.queries import OrderQueries
 from trainer.data.dataset import Orders
 from trainer.metrics import coverage, gini, mean_interval, per_order, popularity_lift

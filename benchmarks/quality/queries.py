@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from baguni.sequences import DAY_MS, EventBatch
+from baguni.domain.sequences import DAY_MS, EventBatch
 from trainer.data.dataset import Dataset, Orders
 from trainer.data.splits import evaluation_queries
 from trainer.samples import expand

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import BaguniError, InvalidInputError, NotFoundError
+from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError
 from benchmarks.quality.measure import Lists
 from benchmarks.quality.queries import OrderQueries, Purchases, log_purchases
 from benchmarks.result import REPOSITORY

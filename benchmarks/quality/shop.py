@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from benchmarks.quality.measure import SETTINGS, Float64, Setting
 from benchmarks.quality.queries import OrderQueries
 from benchmarks.quality.store import ListStore

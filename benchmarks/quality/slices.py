@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.catalog import CATEGORY_SEPARATOR, Catalog
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog
+from baguni.domain.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import Estimate, Float64, Int64, estimate
 from benchmarks.quality.queries import OrderQueries
 

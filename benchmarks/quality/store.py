@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import NotFoundError
+from baguni.domain.errors import NotFoundError
 from benchmarks.quality.measure import SETTINGS, Int64, Lists, Setting
 from trainer.files import written_whole
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import Truth
 from benchmarks.quality.measured import OURS, Measured
 from benchmarks.quality.shop import Shop

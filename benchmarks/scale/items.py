@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from baguni.catalog import Catalog, Item
-from baguni.item_index import ItemIndex
-from baguni.item_search import AsyncItemIndex
-from baguni.release import Release, load_release, write_manifest
-from baguni.semantic_ids import SemanticIdTable, unique_suffixes
+from baguni.clients.item_index import ItemIndex
+from baguni.clients.item_search import AsyncItemIndex
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.release import Release, load_release, write_manifest
+from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
 from deploy.local.stack import LocalStack
 
 DIM, K, QUERIES, ROUNDS, AT_A_TIME = 128, 100, 300, 3, 16

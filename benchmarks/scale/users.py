@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import redis
 
-from baguni.history import Action, Change, HistoryEvent
-from baguni.history_store import HistoryWriter
+from baguni.domain.history import Action, Change, HistoryEvent
+from baguni.stores.history_store import HistoryWriter
 
 EVENTS, AT_ONCE, READS = 20, 500, 2_000
 START_MS, MINUTE_MS = 1_700_000_000_000, 60_000

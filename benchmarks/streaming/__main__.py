@@ -27,10 +27,10 @@ import redis
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from baguni.events import USER_TOPICS
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
+from baguni.domain.events import USER_TOPICS
+from baguni.domain.history import Action, HistoryEvent
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

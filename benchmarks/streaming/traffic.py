@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaProducer
 
-from baguni.events import producible
+from baguni.domain.events import producible
 from baguni.v1 import events_pb2 as pb
 
 USERS, ITEMS, MAX_LINES = 20_000, 12_000, 12

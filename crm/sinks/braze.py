@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
-from baguni.errors import BaguniError, InvalidInputError, UnavailableError
+from baguni.domain.errors import BaguniError, InvalidInputError, UnavailableError
 from crm.campaign import BrazeSink
 from crm.sinks import BadBatchError, Sent, UncertainError
 from crm.state import Push, Run

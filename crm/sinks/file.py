@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from crm.campaign import FileSink
 from crm.state import Push, Run
 

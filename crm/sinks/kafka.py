@@ -12,9 +12,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError
 
-from baguni.errors import NotFoundError, UnavailableError
-from baguni.events import cloud_event_headers
-from baguni.topics import RECORD_REFUSALS, TopicReader
+from baguni.clients.topics import RECORD_REFUSALS, TopicReader
+from baguni.domain.errors import NotFoundError, UnavailableError
+from baguni.domain.events import cloud_event_headers
 from baguni.v1 import campaigns_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from crm.campaign import KafkaSink

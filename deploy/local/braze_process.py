@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from baguni.errors import UnavailableError
+from baguni.domain.errors import UnavailableError
 from deploy.local.settings import free_port
 
 KEY = "of-the-local-braze"

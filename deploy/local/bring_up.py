@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from baguni.activation import activate
-from baguni.release import ReleaseStore
+from baguni.domain.release import ReleaseStore
+from baguni.releases.activation import activate
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from baguni.plain_console import PlainConsole
+from baguni.cli.plain_console import PlainConsole
 from deploy.local.bring_up import bring_up
 from deploy.local.settings import StackSettings
 from deploy.local.stack import LocalStack

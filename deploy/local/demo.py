@@ -26,14 +26,14 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from baguni.client import GatewayClient
-from baguni.client_cli import item_name
-from baguni.errors import BaguniError, NotFoundError
-from baguni.events import producible
-from baguni.history_store import HistoryWriter
-from baguni.metrics_tables import metrics_tables
-from baguni.redis_client import connect
-from baguni.release import Release, ReleaseStore
+from baguni.cli.lists import item_name
+from baguni.cli.metrics_tables import metrics_tables
+from baguni.clients.gateway import GatewayClient
+from baguni.domain.errors import BaguniError, NotFoundError
+from baguni.domain.events import producible
+from baguni.domain.release import Release, ReleaseStore
+from baguni.stores.history_store import HistoryWriter
+from baguni.stores.redis_client import connect
 from baguni.v1 import events_pb2, recommendation_pb2
 from benchmarks.result import Row, write_result
 from deploy.local.bring_up import bring_up

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from baguni.errors import BaguniError
+from baguni.domain.errors import BaguniError
 from baguni.settings import Endpoints
 from deploy.local.braze_process import KEY, BrazeProcess, braze_process
 

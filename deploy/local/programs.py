@@ -19,7 +19,7 @@ from pymilvus import MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.exceptions import MilvusException
 
-from baguni.release import POINTER
+from baguni.domain.release import POINTER
 from deploy.local.settings import StackSettings
 
 HERE = Path(__file__).resolve().parent

@@ -22,9 +22,9 @@ from kafka.admin import NewTopic
 from kafka.errors import TopicAlreadyExistsError
 from supervisor.xmlrpc import SupervisorTransport
 
-from baguni.errors import BaguniError, InvalidInputError, NotFoundError
-from baguni.events import DEAD_LETTER_TOPIC, DELETION_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
-from baguni.signed_tokens import new_key
+from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError
+from baguni.domain.events import DEAD_LETTER_TOPIC, DELETION_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
+from baguni.domain.signed_tokens import new_key
 from deploy.local.programs import Program, applications, port_is_free, servers
 from deploy.local.settings import StackSettings
 

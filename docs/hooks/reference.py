@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from prometheus_client import CollectorRegistry
 
-from baguni.cli import root
+from baguni.cli.root import root
 from baguni.settings import Endpoints
 from crm.metrics import Metrics as CampaignMetrics
 from crm.settings import CrmSettings

@@ -6,8 +6,8 @@ from functools import partial
 
 from nicegui import ui
 
-from baguni.catalog import Catalog
-from baguni.release import Release
+from baguni.domain.catalog import Catalog
+from baguni.domain.release import Release
 from baguni.v1 import recommendation_pb2 as pb
 from inspection.code_tree import path
 from inspection.connections import Connections, blocking

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
-from baguni.errors import BaguniError
-from baguni.release import Release
+from baguni.domain.errors import BaguniError
+from baguni.domain.release import Release
 from inspection.connections import Connections, blocking
 from inspection.lists import ShownList, title
 from inspection.reasons import Reason

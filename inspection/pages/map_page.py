@@ -11,7 +11,7 @@ import numpy as np
 from nicegui import events, ui
 from numpy.typing import NDArray
 
-from baguni.release import Release
+from baguni.domain.release import Release
 from inspection.connections import Connections, blocking
 from inspection.pages.layout import (
     CARD,

@@ -8,9 +8,9 @@ from functools import partial
 
 from nicegui import ui
 
-from baguni.errors import NotFoundError
-from baguni.history import Action, History
-from baguni.release import Release
+from baguni.domain.errors import NotFoundError
+from baguni.domain.history import Action, History
+from baguni.domain.release import Release
 from inspection.comparison import overlap
 from inspection.connections import Connections, blocking, just_after
 from inspection.lists import ShownItem, ShownList, retrieval_list, title

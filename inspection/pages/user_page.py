@@ -8,8 +8,8 @@ from functools import partial
 
 from nicegui import ui
 
-from baguni.history import Action, History
-from baguni.release import Release
+from baguni.domain.history import Action, History
+from baguni.domain.release import Release
 from inspection.connections import Connections, blocking, just_after
 from inspection.freshness import Freshness
 from inspection.lists import (

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from baguni.errors import BaguniError, InvalidInputError
+from baguni.domain.errors import BaguniError, InvalidInputError
 
 log = logging.getLogger(__name__)
 BEARER = "bearer "

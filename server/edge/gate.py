@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.code_pb2 import CANCELLED, OK, Code
 from grpc_status import rpc_status
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from server.edge.callers import Callers, Permission
 from server.edge.statuses import OverloadedError, status_of
 from server.edge.validation import MAX_REQUEST_ID

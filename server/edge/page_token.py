@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 
-from baguni.errors import InvalidInputError
-from baguni.history import LATEST_TIME_MS
-from baguni.signed_tokens import TokenSigner, integer_field, text_field, truth_field
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import LATEST_TIME_MS
+from baguni.domain.signed_tokens import TokenSigner, integer_field, text_field, truth_field
 
 KIND = "page"
 MAX_TOKEN = 1_024  # characters; those of the gateway have some 200

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from baguni.exposure_token import Exposure
-from baguni.signed_tokens import TokenSigner
+from baguni.domain.exposure_token import Exposure
+from baguni.domain.signed_tokens import TokenSigner
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.edge import validation

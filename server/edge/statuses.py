@@ -23,7 +23,7 @@ from google.rpc.code_pb2 import (
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from baguni.errors import BaguniError, InvalidInputError, NotFoundError, RefusedError, UnavailableError
+from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError, RefusedError, UnavailableError
 from server.edge.callers import ForbiddenError, RateLimitedError, UnauthenticatedError
 from server.edge.validation import InvalidRequestError, StalePageError
 from server.lists.deadline import DeadlineExceeded

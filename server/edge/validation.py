@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from baguni import filters
-from baguni.errors import BaguniError, InvalidInputError
-from baguni.filters import Filter
-from baguni.history import Action, HistoryEvent
-from baguni.placements import MAX_PLACEMENT
-from baguni.signed_tokens import TokenSigner
+from baguni.domain import filters
+from baguni.domain.errors import BaguniError, InvalidInputError
+from baguni.domain.events import MAX_PLACEMENT
+from baguni.domain.filters import Filter
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.signed_tokens import TokenSigner
 from baguni.v1 import recommendation_pb2 as pb
 from server.edge.page_token import PageToken, query_hash
 from server.experiments.choices import NO_CHOICES, Choices

@@ -25,7 +25,7 @@ from typing import Any
 from growthbook.common_types import EvaluationContext, Feature, GlobalContext, Options, StackContext, UserContext
 from growthbook.core import eval_feature
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 
 log = logging.getLogger(__name__)
 PREFIX = "baguni."

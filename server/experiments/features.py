@@ -14,7 +14,7 @@ from typing import Protocol
 
 import aiohttp
 
-from baguni.errors import BaguniError, InvalidInputError, UnavailableError
+from baguni.domain.errors import BaguniError, InvalidInputError, UnavailableError
 from server.experiments.choices import NO_EXPERIMENTS, Experiments, parse
 
 log = logging.getLogger(__name__)

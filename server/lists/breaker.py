@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from baguni.errors import UnavailableError
+from baguni.domain.errors import UnavailableError
 
 T = TypeVar("T")
 

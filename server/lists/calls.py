@@ -14,9 +14,9 @@ import redis.asyncio
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from baguni.errors import UnavailableError
-from baguni.history_store import HistoryReader
-from baguni.placements import PlacementReader
+from baguni.domain.errors import UnavailableError
+from baguni.stores.history_store import HistoryReader
+from baguni.stores.placements import PlacementReader
 from server.lists.breaker import Breaker
 from server.lists.deadline import Deadline, DeadlineExceeded
 from server.lists.users import UserCache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from baguni.errors import BaguniError
+from baguni.domain.errors import BaguniError
 
 RESERVE_S = 0.02  # of every deadline, to make an answer of what is there when a call has run into its limit
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from baguni.scoring import Float32, Int64
+from baguni.domain.scoring import Float32, Int64
 
 CHUNK = 20_000  # items scored before other requests may run: one or two milliseconds
 

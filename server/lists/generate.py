@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.history import History
-from baguni.inference import summarise, triton_inputs
-from baguni.semantic_ids import Trie
+from baguni.clients.inference import summarise, triton_inputs
+from baguni.domain.history import History
+from baguni.domain.semantic_ids import Trie
 from server.lists.calls import FAILURES, ListRequest, in_time
 from server.lists.popular import Popular, popular_items
 from server.lists.queries import GenerateQuery, RankedItem, Rules, Source, UserRanking

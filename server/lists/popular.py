@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.placements import WINDOW_MS
-from baguni.scoring import Int64
+from baguni.domain.scoring import Int64
+from baguni.stores.placements import WINDOW_MS
 from server.lists.calls import FAILURES, Clicks, ListRequest, in_time
 from server.lists.queries import RankedItem, RecommendQuery, Rules, Source
 from server.lists.ranking import NO_ITEMS

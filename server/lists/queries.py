@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from baguni.filters import Filter
-from baguni.history import HistoryEvent
+from baguni.domain.filters import Filter
+from baguni.domain.history import HistoryEvent
 from server.experiments.choices import MODEL, Assignment, Exploration
 from server.experiments.explore import Explored
 

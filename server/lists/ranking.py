@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.scoring import Float32, Int64, served_scores
+from baguni.domain.scoring import Float32, Int64, served_scores
 from server.lists.arrange import dealt, diverse
 from server.lists.queries import Source
 

@@ -1,8 +1,8 @@
 """`Recommend`, top to bottom: history, embedding, candidates, order, popular items, page.
 
-Candidates are the nearest items in the collaborative space and the items of the user's history, ordered by one score (see
-baguni/scoring.py). A release may let the generative head order the best of them. Each stage returns its result with the tier
-that it reached: a server that does not answer makes the list worse and marks it.
+Candidates are the nearest items in the collaborative space and the items of the user's history, ordered by one score
+(baguni/domain/scoring.py). A release may let the generative head order the best of them. Each stage returns its result with
+the tier that it reached: a server that does not answer makes the list worse and marks it.
 """
 
 # S = items of the sequence, I = items, C = first candidates
@@ -15,13 +15,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from baguni import filters
-from baguni.errors import RefusedError
-from baguni.filters import Filter
-from baguni.history import History
-from baguni.inference import summarise, triton_inputs
-from baguni.scoring import Int64, candidate_codes, retrieval_scores
-from baguni.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
+from baguni.clients.inference import summarise, triton_inputs
+from baguni.domain import filters
+from baguni.domain.errors import RefusedError
+from baguni.domain.filters import Filter
+from baguni.domain.history import History
+from baguni.domain.scoring import Int64, candidate_codes, retrieval_scores
+from baguni.domain.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.experiments.choices import MODEL
 from server.experiments.explore import explored
 from server.lists import ranking

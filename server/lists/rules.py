@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.history import Action, History
-from baguni.scoring import Int64
+from baguni.domain.history import Action, History
+from baguni.domain.scoring import Int64
 from server.lists.queries import Rules
 from server.lists.ranking import NO_ITEMS
 from server.release.items import ItemTable

@@ -6,10 +6,10 @@ import logging
 
 import numpy as np
 
-from baguni import filters
-from baguni.errors import NotFoundError, RefusedError
-from baguni.item_search import Hits
-from baguni.scoring import Float32, Int64
+from baguni.clients.item_search import Hits
+from baguni.domain import filters
+from baguni.domain.errors import NotFoundError, RefusedError
+from baguni.domain.scoring import Float32, Int64
 from server.lists.calls import ListRequest
 from server.lists.exact import nearest
 from server.lists.queries import RankedItem, Ranking, SimilarQuery, Source

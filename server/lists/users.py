@@ -11,8 +11,8 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from baguni.inference import Arrays
-from baguni.scoring import Float32, Int64
+from baguni.clients.inference import Arrays
+from baguni.domain.scoring import Float32, Int64
 
 
 @dataclass(frozen=True, eq=False, slots=True)

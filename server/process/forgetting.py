@@ -11,8 +11,8 @@ import time
 from collections import deque
 from collections.abc import Collection
 
-from baguni.errors import UnavailableError
-from baguni.forgotten import ForgottenFollower
+from baguni.domain.errors import UnavailableError
+from baguni.stores.forgotten import ForgottenFollower
 from server.lists.users import UserCache
 from server.settings import ServerSettings
 from server.telemetry.capture import Capture, Removal, captured_of, remove_from_unused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-from baguni.errors import InvalidInputError, UnavailableError
+from baguni.domain.errors import InvalidInputError, UnavailableError
 
 
 def check_address(address: str, is_guarded: bool) -> None:

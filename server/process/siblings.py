@@ -14,8 +14,8 @@ from typing import Any
 
 import grpc
 
-from baguni.channels import KEEPALIVE
-from baguni.errors import UnavailableError
+from baguni.clients.channels import KEEPALIVE
+from baguni.domain.errors import UnavailableError
 from server.edge.gate import BULK_METHOD
 
 OPTIONS = [("grpc.use_local_subchannel_pool", 1), *KEEPALIVE.items()]

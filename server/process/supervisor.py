@@ -27,8 +27,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, make_wsgi_app, multiprocess
 
-from baguni.errors import InvalidInputError, UnavailableError
-from baguni.signed_tokens import new_key
+from baguni.domain.errors import InvalidInputError, UnavailableError
+from baguni.domain.signed_tokens import new_key
 from server.process.listening import split_address
 from server.settings import ServerSettings
 

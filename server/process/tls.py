@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from server.settings import ServerSettings
 
 log = logging.getLogger(__name__)

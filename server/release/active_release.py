@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import redis.asyncio
 
-from baguni.errors import BaguniError, UnavailableError
-from baguni.inference import InferenceClient
-from baguni.item_index import ItemIndex
-from baguni.item_search import AsyncItemIndex
-from baguni.live_items import LiveItemReader
-from baguni.release import Release, ReleaseStore
-from baguni.served import ServedTeller, process_name
+from baguni.clients.inference import InferenceClient
+from baguni.clients.item_index import ItemIndex
+from baguni.clients.item_search import AsyncItemIndex
+from baguni.domain.errors import BaguniError, UnavailableError
+from baguni.domain.release import Release, ReleaseStore
+from baguni.stores.live_items import LiveItemReader
+from baguni.stores.served import ServedTeller, process_name
 from server.release.items import ItemTable
 from server.settings import ServerSettings
 

@@ -1,5 +1,5 @@
 """Items' attributes by column, so that a filter over the whole catalogue is a few comparisons of arrays. Which items it lets
-through is what `baguni.filters.mask` says, a thousand times sooner.
+through is what `baguni.domain.filters.mask` says, a thousand times sooner.
 """
 
 # N = items, I = items asked for
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.catalog import AttributeValue, Item
-from baguni.filters import BUILT_IN_TYPES, Filter, category_prefixes, value_of
+from baguni.domain.catalog import AttributeValue, Item
+from baguni.domain.filters import BUILT_IN_TYPES, Filter, category_prefixes, value_of
 
 Mask = NDArray[np.bool_]
 

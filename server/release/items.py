@@ -16,10 +16,10 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.catalog import Item
-from baguni.filters import Filter
-from baguni.live_items import LiveItem
-from baguni.release import Release
+from baguni.domain.catalog import Item
+from baguni.domain.filters import Filter
+from baguni.domain.release import Release
+from baguni.stores.live_items import LiveItem
 from server.release.columns import Columns
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from baguni.activation import published
-from baguni.errors import InvalidInputError, NotFoundError
-from baguni.plain_console import PlainConsole
-from baguni.release import ReleaseStore
+from baguni.cli.plain_console import PlainConsole
+from baguni.domain.errors import InvalidInputError, NotFoundError
+from baguni.domain.release import ReleaseStore
+from baguni.releases.activation import published
 from server.replay.comparison import Comparison
 from server.replay.comparison import replay as replay_requests
 from server.settings import ServerSettings

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from baguni.errors import BaguniError
-from baguni.redis_client import connect_async
-from baguni.release import ReleaseStore
-from baguni.signed_tokens import TokenSigner, new_key
+from baguni.domain.errors import BaguniError
+from baguni.domain.release import ReleaseStore
+from baguni.domain.signed_tokens import TokenSigner, new_key
+from baguni.stores.redis_client import connect_async
 from baguni.v1 import recommendation_pb2 as pb
 from server.edge import validation
 from server.lists.calls import Calls, ListRequest

@@ -26,7 +26,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from baguni.v1 import recommendation_pb2 as pb
 from server.settings import ServerSettings
 from server.telemetry.metrics import Metrics

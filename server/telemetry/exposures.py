@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from baguni.events import cloud_event_headers
+from baguni.domain.events import cloud_event_headers
 from baguni.v1 import exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from server.experiments.explore import Explored

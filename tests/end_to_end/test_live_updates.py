@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaConsumer, KafkaProducer
 
-from baguni.events import DEAD_LETTER_TOPIC, TOPICS, cloud_event_headers
+from baguni.domain.events import DEAD_LETTER_TOPIC, TOPICS, cloud_event_headers
 from baguni.settings import Endpoints
 from baguni.v1 import events_pb2, recommendation_pb2
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

@@ -13,10 +13,10 @@ import pytest
 import redis
 from filelock import FileLock
 
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.release import Release
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from benchmarks.result import Row, write_result
 from tests.faults.load import NOW_MS, USERS
 

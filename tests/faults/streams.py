@@ -23,11 +23,11 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
-from baguni.errors import UnavailableError
-from baguni.events import DEAD_LETTER_TOPIC, USER_TOPICS, UserEvents, cloud_event_headers, parse, producible
-from baguni.history import Change, build
-from baguni.history_store import HistoryWriter
+from baguni.domain.errors import UnavailableError
+from baguni.domain.events import DEAD_LETTER_TOPIC, USER_TOPICS, UserEvents, cloud_event_headers, parse, producible
+from baguni.domain.history import Change, build
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from deploy.local.programs import servers
 from deploy.local.settings import StackSettings
 from tests.integration.streams import cancellation, click, deletion, order, records_of

@@ -19,12 +19,12 @@ import psutil
 import pytest
 import redis
 
-from baguni.activation import activate
-from baguni.catalog import Catalog
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.release import POINTER, Release, ReleaseStore
+from baguni.domain.catalog import Catalog
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import POINTER, Release, ReleaseStore
+from baguni.releases.activation import activate
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.result import Row

@@ -27,13 +27,13 @@ import redis
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from baguni.errors import InvalidInputError, ReleaseMismatchError
-from baguni.events import USER_TOPICS, cloud_event_headers
-from baguni.exposure_token import KIND as EXPOSURE
-from baguni.exposure_token import Exposure
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.release import MANIFEST, load_release
+from baguni.domain.errors import InvalidInputError, ReleaseMismatchError
+from baguni.domain.events import USER_TOPICS, cloud_event_headers
+from baguni.domain.exposure_token import KIND as EXPOSURE
+from baguni.domain.exposure_token import Exposure
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import MANIFEST, load_release
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

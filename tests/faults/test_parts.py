@@ -21,12 +21,12 @@ import pytest
 import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from baguni.catalog import Catalog, Item
-from baguni.history import Action, HistoryEvent
-from baguni.inference import CHANNEL, LOAD_TIMEOUT_S, SyncInferenceClient, summarise, triton_inputs
-from baguni.item_index import IndexedItem, ItemIndex
-from baguni.item_search import AsyncItemIndex
-from baguni.release import Release, write_manifest
+from baguni.clients.inference import CHANNEL, LOAD_TIMEOUT_S, SyncInferenceClient, summarise, triton_inputs
+from baguni.clients.item_index import IndexedItem, ItemIndex
+from baguni.clients.item_search import AsyncItemIndex
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release, write_manifest
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

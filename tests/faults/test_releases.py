@@ -10,13 +10,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from baguni.activation import activate
-from baguni.item_index import collections_of_releases
-from baguni.pruning import prune
-from baguni.redis_client import connect
-from baguni.release import Release, ReleaseStore
-from baguni.served import served
+from baguni.clients.item_index import collections_of_releases
+from baguni.domain.release import Release, ReleaseStore
+from baguni.releases.activation import activate
+from baguni.releases.pruning import prune
 from baguni.settings import Endpoints
+from baguni.stores.redis_client import connect
+from baguni.stores.served import served
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.result import Row

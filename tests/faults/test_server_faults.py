@@ -16,8 +16,8 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
-from baguni.events import EXPOSURE_TOPIC
-from baguni.release import Release
+from baguni.domain.events import EXPOSURE_TOPIC
+from baguni.domain.release import Release
 from benchmarks.result import Row
 from deploy.local.programs import servers
 from deploy.local.settings import free_port

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import redis
 
-from baguni.events import USER_TOPICS, cloud_event_headers
-from baguni.history import Action, HistoryEvent
+from baguni.domain.events import USER_TOPICS, cloud_event_headers
+from baguni.domain.history import Action, HistoryEvent
 from benchmarks.result import Row
 from streaming.positions import Positions
 from tests.faults.proxy import proxied

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from baguni.events import Event, MalformedEvent
+from baguni.domain.events import Event, MalformedEvent
 from streaming import __main__ as streaming
 from streaming.user_updates import UserUpdates
 

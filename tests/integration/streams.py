@@ -17,11 +17,11 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from baguni.events import producible
-from baguni.history import History
-from baguni.history_store import HistoryReader
+from baguni.clients.topics import Record, TopicReader
+from baguni.domain.events import producible
+from baguni.domain.history import History
 from baguni.settings import Endpoints
-from baguni.topics import Record, TopicReader
+from baguni.stores.history_store import HistoryReader
 from baguni.v1 import events_pb2 as pb
 from tests.waiting import WAIT_S, eventually
 

@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaProducer
 
 from analysis.tables import read_parquet, read_topics, write_parquet
-from baguni.events import EXPOSURE_TOPIC, cloud_event_headers, producible
+from baguni.domain.events import EXPOSURE_TOPIC, cloud_event_headers, producible
 from baguni.settings import Endpoints
 from baguni.v1 import events_pb2, exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb

@@ -17,8 +17,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from baguni.errors import InvalidInputError
-from baguni.release import Release
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.release import Release
 from deploy.local.settings import free_port
 from tests.conftest import repository
 from tests.waiting import eventually

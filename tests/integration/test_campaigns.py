@@ -26,10 +26,10 @@ import yaml
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
-from baguni.history import Action, Deletion, HistoryEvent
-from baguni.history_store import HistoryWriter
+from baguni.clients.topics import TopicReader
+from baguni.domain.history import Action, Deletion, HistoryEvent
 from baguni.settings import Endpoints
-from baguni.topics import TopicReader
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import campaigns_pb2
 from deploy.local.braze_process import KEY, BrazeProcess, braze_process
 from deploy.local.demo_campaign import push_campaign

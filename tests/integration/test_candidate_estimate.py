@@ -21,11 +21,11 @@ import redis
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaProducer
 
-from baguni.events import producible
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.release import Release, ReleaseStore
+from baguni.domain.events import producible
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release, ReleaseStore
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

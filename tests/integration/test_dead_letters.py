@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from baguni.errors import NotFoundError
-from baguni.events import DEAD_LETTER_TOPIC, MalformedEvent
-from baguni.redis_client import connect
+from baguni.clients.topics import Record, TopicReader
+from baguni.domain.errors import NotFoundError
+from baguni.domain.events import DEAD_LETTER_TOPIC, MalformedEvent
 from baguni.settings import Endpoints
-from baguni.topics import Record, TopicReader
+from baguni.stores.redis_client import connect
 from streaming import dead_letters
 from streaming.dead_letters import DeadLetters, Quarantine, original
 from streaming.dead_letters_cli import dlq

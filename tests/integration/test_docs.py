@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from baguni.release import Release
+from baguni.domain.release import Release
 from baguni.settings import Endpoints
 from tests.conftest import repository
 from tests.integration.streams import read_history

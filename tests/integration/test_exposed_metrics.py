@@ -6,9 +6,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from baguni.client import GatewayClient
-from baguni.item_index import ItemIndex
-from baguni.release import Release
+from baguni.clients.gateway import GatewayClient
+from baguni.clients.item_index import ItemIndex
+from baguni.domain.release import Release
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from deploy.local.stack import LocalStack

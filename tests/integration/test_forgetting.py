@@ -16,12 +16,12 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from baguni.errors import InvalidInputError
-from baguni.forgotten import ForgottenUsers
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter, keys_of
+from baguni.cli.users import user
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import Action, HistoryEvent
 from baguni.settings import Endpoints
-from baguni.user_cli import user
+from baguni.stores.forgotten import ForgottenUsers
+from baguni.stores.history_store import HistoryWriter, keys_of
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from crm.forgetting import forget_unless_running

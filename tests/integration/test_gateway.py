@@ -18,13 +18,13 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.inference import SyncInferenceClient, triton_inputs
-from baguni.release import Release
-from baguni.sequences import event_batch, model_inputs
+from baguni.clients.inference import SyncInferenceClient, triton_inputs
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release
+from baguni.domain.sequences import event_batch, model_inputs
+from baguni.domain.signature import EVERYTHING, NUM_CANDIDATES, triton_model_name
 from baguni.settings import Endpoints
-from baguni.signature import EVERYTHING, NUM_CANDIDATES, triton_model_name
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

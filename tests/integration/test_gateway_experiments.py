@@ -18,13 +18,13 @@ import pytest
 import redis
 from aiohttp import web
 
-from baguni.activation import published
-from baguni.events import EXPOSURE_TOPIC
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.release import Release, ReleaseStore
+from baguni.clients.topics import TopicReader
+from baguni.domain.events import EXPOSURE_TOPIC
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release, ReleaseStore
+from baguni.releases.activation import published
 from baguni.settings import Endpoints
-from baguni.topics import TopicReader
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import events_pb2, exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

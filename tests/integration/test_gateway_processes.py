@@ -16,7 +16,7 @@ import grpc
 import psutil
 import pytest
 
-from baguni.release import Release
+from baguni.domain.release import Release
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

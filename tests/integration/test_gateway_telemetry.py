@@ -16,12 +16,12 @@ from kafka import KafkaConsumer
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from baguni.events import EXPOSURE_TOPIC
-from baguni.exposure_token import Exposure
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.release import Release
+from baguni.domain.events import EXPOSURE_TOPIC
+from baguni.domain.exposure_token import Exposure
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

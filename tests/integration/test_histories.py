@@ -14,10 +14,10 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from baguni.errors import InvalidInputError
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import Action, HistoryEvent
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from streaming.histories import read_file
 from streaming.histories_cli import histories
 from tests.integration.streams import Shop, cancellation, click, deletion, order

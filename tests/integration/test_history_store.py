@@ -13,10 +13,10 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from baguni.errors import UnavailableError
-from baguni.history import CLOCK_SKEW_MS, Action, Cancellation, Change, Deletion, History, HistoryEvent, build
-from baguni.history_store import HistoryReader, HistoryWriter, Outcome
+from baguni.domain.errors import UnavailableError
+from baguni.domain.history import CLOCK_SKEW_MS, Action, Cancellation, Change, Deletion, History, HistoryEvent, build
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryReader, HistoryWriter, Outcome
 from tests.integration.streams import read_history
 from tests.strategies import history_changes
 

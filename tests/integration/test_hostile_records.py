@@ -16,12 +16,12 @@ import redis
 from kafka import KafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
-from baguni.events import USER_TOPICS, cloud_event_headers, producible
-from baguni.exposure_token import KIND
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.signed_tokens import TokenSigner
-from baguni.topics import TopicReader
+from baguni.clients.topics import TopicReader
+from baguni.domain.events import USER_TOPICS, cloud_event_headers, producible
+from baguni.domain.exposure_token import KIND
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.signed_tokens import TokenSigner
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import events_pb2 as pb
 from deploy.local.settings import free_port
 from streaming.dead_letters import Quarantine

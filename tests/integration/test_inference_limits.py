@@ -12,11 +12,11 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from baguni.errors import InvalidInputError
-from baguni.inference import SyncInferenceClient
-from baguni.release import Release
+from baguni.clients.inference import SyncInferenceClient
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.release import Release
+from baguni.domain.signature import model_specs, triton_model_name
 from baguni.settings import Endpoints
-from baguni.signature import model_specs, triton_model_name
 from tests.waiting import WAIT_S, eventually
 
 pytestmark = pytest.mark.stack

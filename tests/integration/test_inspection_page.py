@@ -23,13 +23,13 @@ import pytest
 import redis
 
 import inspection
-from baguni.client import GatewayClient
-from baguni.events import EXPOSURE_TOPIC
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.release import Release, ReleaseStore
+from baguni.clients.gateway import GatewayClient
+from baguni.clients.topics import TopicReader
+from baguni.domain.events import EXPOSURE_TOPIC
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release, ReleaseStore
 from baguni.settings import Endpoints
-from baguni.topics import TopicReader
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import events_pb2, exposures_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from deploy.local.settings import free_port

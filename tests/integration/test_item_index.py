@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymilvus import MilvusClient
 
-from baguni import filters
-from baguni.catalog import Catalog, Item
-from baguni.errors import RefusedError, ReleaseMismatchError, UnavailableError
-from baguni.filters import Filter
-from baguni.item_index import FLAT_ITEMS, MAX_ID_BYTES, RELEASE, IndexedItem, ItemIndex, lengthened
-from baguni.item_search import AsyncItemIndex, Hits
-from baguni.milvus import collection_names
-from baguni.release import Release, write_manifest
+from baguni.clients.item_index import FLAT_ITEMS, MAX_ID_BYTES, RELEASE, IndexedItem, ItemIndex, lengthened
+from baguni.clients.item_search import AsyncItemIndex, Hits
+from baguni.clients.milvus import collection_names
+from baguni.domain import filters
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.errors import RefusedError, ReleaseMismatchError, UnavailableError
+from baguni.domain.filters import Filter
+from baguni.domain.release import Release, write_manifest
 from baguni.settings import Endpoints
 from tests.strategies import ATTRIBUTE_TYPES, AWKWARD, item_filters, random_item
 from tests.waiting import eventually
@@ -340,7 +340,7 @@ def test_a_collection_of_vectors_of_any_length_is_refused_and_built_anew(uri: st
 def test_graph_and_exact_index_give_inner_products_of_items_longer_than_all_before(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat_items: int
 ) -> None:
-    monkeypatch.setattr("baguni.item_index.FLAT_ITEMS", flat_items)
+    monkeypatch.setattr("baguni.clients.item_index.FLAT_ITEMS", flat_items)
     release = release_of(tmp_path / "r", [Item(str(n), "A") for n in range(50)], "r_long")
     longest = 9 * np.ones(VECTOR_DIM, np.float32)
     index, writing = ItemIndex(uri, "r_long"), ItemIndex(uri, "r_long")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 from deploy.local.programs import servers
 from deploy.local.settings import StackSettings
 from deploy.local.stack import MARK, LocalStack

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from baguni.activation import activate
-from baguni.release import Release, ReleaseStore
-from baguni.release_transfer import RemoteReleases
+from baguni.domain.release import Release, ReleaseStore
+from baguni.releases.activation import activate
+from baguni.releases.release_transfer import RemoteReleases
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from server.telemetry.capture import Recorded

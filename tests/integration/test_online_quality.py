@@ -10,8 +10,8 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from baguni.events import LOOKED_AT
-from baguni.release import Release
+from baguni.domain.events import LOOKED_AT
+from baguni.domain.release import Release
 from baguni.settings import Endpoints
 from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from baguni.inference import SyncInferenceClient, triton_inputs
-from baguni.release import Release
-from baguni.sequences import ModelInputs, event_batch, model_inputs
+from baguni.clients.inference import SyncInferenceClient, triton_inputs
+from baguni.domain.release import Release
+from baguni.domain.sequences import ModelInputs, event_batch, model_inputs
 from baguni.settings import Endpoints
 from tests.tiny_release import tiny_run
 from trainer.decoding import BeamSearch

@@ -10,10 +10,10 @@ import pytest
 import redis
 import redis.asyncio
 
-from baguni.errors import UnavailableError
-from baguni.placements import EPOCH_MS, HALF_LIFE_MS, WINDOW_MS, PlacementReader, PlacementWriter
-from baguni.release import Release
+from baguni.domain.errors import UnavailableError
+from baguni.domain.release import Release
 from baguni.settings import Endpoints
+from baguni.stores.placements import EPOCH_MS, HALF_LIFE_MS, WINDOW_MS, PlacementReader, PlacementWriter
 from baguni.v1 import events_pb2
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc

@@ -20,22 +20,22 @@ import pytest
 import redis
 import tritonclient.grpc as triton
 
-from baguni import lease, served
-from baguni.activation import activate, check_golden_queries, copy_models, publish
-from baguni.catalog import Item
-from baguni.errors import ReleaseMismatchError
-from baguni.events import ItemRemoval, ItemUpsert
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.inference import SyncInferenceClient
-from baguni.item_index import collections_of_releases
-from baguni.item_updates import ItemServers, ItemUpdates
-from baguni.lease import LeaseError, held
-from baguni.live_items import LiveItemWriter
-from baguni.pruning import prune
-from baguni.release import Release, ReleaseStore, load_release
+from baguni.clients.inference import SyncInferenceClient
+from baguni.clients.item_index import collections_of_releases
+from baguni.domain.catalog import Item
+from baguni.domain.errors import ReleaseMismatchError
+from baguni.domain.events import ItemRemoval, ItemUpsert
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release, ReleaseStore, load_release
+from baguni.domain.signature import model_specs
+from baguni.releases.activation import activate, check_golden_queries, copy_models, publish
+from baguni.releases.item_updates import ItemServers, ItemUpdates
+from baguni.releases.pruning import prune
 from baguni.settings import Endpoints
-from baguni.signature import model_specs
+from baguni.stores import lease, served
+from baguni.stores.history_store import HistoryWriter
+from baguni.stores.lease import LeaseError, held
+from baguni.stores.live_items import LiveItemWriter
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from tests.tiny_release import renamed

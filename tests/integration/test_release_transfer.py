@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 
-from baguni.errors import InvalidInputError, NotFoundError, ReleaseMismatchError, UnavailableError
-from baguni.release import MANIFEST, POINTER, Release, ReleaseStore, write_manifest
-from baguni.release_cli import release as release_command
-from baguni.release_transfer import RemoteReleases, follow
+from baguni.cli.releases import release as release_command
+from baguni.domain.errors import InvalidInputError, NotFoundError, ReleaseMismatchError, UnavailableError
+from baguni.domain.release import MANIFEST, POINTER, Release, ReleaseStore, write_manifest
+from baguni.releases.release_transfer import RemoteReleases, follow
 from deploy.local.settings import free_port
 from tests.waiting import eventually
 

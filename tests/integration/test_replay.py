@@ -17,12 +17,12 @@ import pytest
 import redis
 from pymilvus import MilvusClient
 
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.inference import SyncInferenceClient
-from baguni.milvus import collection_names
-from baguni.release import Release, ReleaseStore
+from baguni.clients.inference import SyncInferenceClient
+from baguni.clients.milvus import collection_names
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import Release, ReleaseStore
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from server.telemetry.capture import Recorded

@@ -19,14 +19,14 @@ import psutil
 import pytest
 import redis
 
-from baguni.activation import publish
-from baguni.channels import replicas
-from baguni.client import GatewayClient
-from baguni.errors import BaguniError, UnavailableError
-from baguni.history import Action, HistoryEvent
-from baguni.history_store import HistoryWriter
-from baguni.release import POINTER, Release
+from baguni.clients.channels import replicas
+from baguni.clients.gateway import GatewayClient
+from baguni.domain.errors import BaguniError, UnavailableError
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.release import POINTER, Release
+from baguni.releases.activation import publish
 from baguni.settings import Endpoints
+from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import recommendation_pb2 as pb
 from deploy.local import triton_server
 from deploy.local.settings import free_port

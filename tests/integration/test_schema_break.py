@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from baguni.events import cloud_event_headers
+from baguni.domain.events import cloud_event_headers
 from tests.faults.streams import TIME_MS, Consumers, compare, dead_letters, expected, own_servers, sender, wait
 from tests.integration.streams import click
 

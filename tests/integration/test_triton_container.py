@@ -17,12 +17,12 @@ import pytest
 import tritonclient.grpc as client
 import yaml
 
-from baguni import activation
-from baguni.activation import published
-from baguni.inference import SyncInferenceClient
-from baguni.release import Release, ReleaseStore
+from baguni.clients.inference import SyncInferenceClient
+from baguni.domain.release import Release, ReleaseStore
+from baguni.domain.signature import triton_model_name
+from baguni.releases import activation
+from baguni.releases.activation import published
 from baguni.settings import Endpoints
-from baguni.signature import triton_model_name
 from deploy.containers import triton
 from deploy.local.settings import free_port
 from deploy.local.stack import LocalStack

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from baguni.events import DEAD_LETTER_TOPIC, USER_TOPICS
-from baguni.history import Action, HistoryEvent
+from baguni.clients.topics import Record
+from baguni.domain.events import DEAD_LETTER_TOPIC, USER_TOPICS
+from baguni.domain.history import Action, HistoryEvent
 from baguni.settings import Endpoints
-from baguni.topics import Record
 from deploy.local.settings import free_port
 from deploy.local.stack import LocalStack
 from tests.integration.streams import (

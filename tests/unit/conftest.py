@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
-from baguni.release import Release
+from baguni.domain.release import Release
 from tests.tiny_release import tiny_run
 from trainer.run import Run
 

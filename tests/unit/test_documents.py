@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from baguni.cli import root
+from baguni.cli.root import root
 from tests.conftest import repository
 
 DOCUMENTS = [*sorted(repository().glob("README*.md")), *sorted((repository() / "docs").rglob("*.md"))]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from baguni.errors import InvalidInputError
-from baguni.inference import triton_inputs
-from baguni.sequences import ModelInputs
-from baguni.signature import ModelSignature, ModelSpec, model_specs
+from baguni.clients.inference import triton_inputs
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.sequences import ModelInputs
+from baguni.domain.signature import ModelSignature, ModelSpec, model_specs
 from trainer.triton_config import render_config
 
 SIGNATURE = ModelSignature(
@@ -23,7 +23,7 @@ SIGNATURE = ModelSignature(
     num_nodes=150,
     num_beams=16,
 )
-ITEM_ENCODER = """# Rendered by trainer/triton_config.py from baguni/signature.py: edit these, then `baguni export`.
+ITEM_ENCODER = """# Rendered by trainer/triton_config.py from baguni/domain/signature.py: edit these, then `baguni export`.
 name: "item_encoder_r1"
 backend: "python"
 max_batch_size: 32

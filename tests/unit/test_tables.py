@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from baguni.catalog import Catalog, Item
-from baguni.metrics_tables import metrics_tables
+from baguni.cli.metrics_tables import metrics_tables
+from baguni.domain.catalog import Catalog, Item
 from benchmarks.quality.cli import promises_table
 from benchmarks.result import RESULTS, Row
 from deploy.local.demo import Measured, NextOrder, Shown, household_tables, timing_table

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from baguni.catalog import CATEGORY_SEPARATOR
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.catalog import CATEGORY_SEPARATOR
+from baguni.domain.errors import InvalidInputError, NotFoundError
 
 TEST_DAY = pd.Timestamp("2014-03-15", tz="UTC")
 STEP = pd.Timedelta(weeks=4)

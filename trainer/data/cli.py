@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from baguni.plain_console import PlainConsole
+from baguni.cli.plain_console import PlainConsole
 
 SHOWN_PROBLEMS = 50
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from baguni.errors import NotFoundError
+from baguni.domain.errors import NotFoundError
 
 TIMEZONE = "America/New_York"
 MIN_PURCHASES = 20

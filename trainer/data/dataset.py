@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.catalog import Catalog
-from baguni.history import Action, HistoryEvent
+from baguni.domain.catalog import Catalog
+from baguni.domain.history import Action, HistoryEvent
 
 Int64 = NDArray[np.int64]
 

@@ -18,9 +18,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from baguni.catalog import CATEGORY_SEPARATOR, Catalog, Item
-from baguni.errors import InvalidInputError
-from baguni.history import Action
+from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog, Item
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import Action
 from trainer.data.dataset import Dataset
 
 ACTIONS = {"order": Action.ORDERED, "click": Action.CLICKED, "cart": Action.CARTED}

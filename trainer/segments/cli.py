@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from baguni.errors import InvalidInputError
-from baguni.plain_console import PlainConsole
+from baguni.cli.plain_console import PlainConsole
+from baguni.domain.errors import InvalidInputError
 from trainer.cli import DATA, RECIPE, RUN, SEED, progress_bars
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import InvalidInputError
-from baguni.history import Action
-from baguni.sequences import DAY_MS
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import Action
+from baguni.domain.sequences import DAY_MS
 from trainer.data.splits import evaluation_queries
 from trainer.metrics import mean_interval
 from trainer.model import DualHeadModel

@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.errors import NotFoundError
-from baguni.sequences import DAY_MS
+from baguni.domain.errors import NotFoundError
+from baguni.domain.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.data.splits import local_ms
 from trainer.model import DualHeadModel

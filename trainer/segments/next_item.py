@@ -22,10 +22,10 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from numpy.typing import NDArray
 from torch import Tensor
 
-from baguni.catalog import CATEGORY_SEPARATOR, Catalog
-from baguni.errors import NotFoundError
-from baguni.semantic_ids import SemanticIdTable
-from baguni.sequences import model_inputs
+from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog
+from baguni.domain.errors import NotFoundError
+from baguni.domain.semantic_ids import SemanticIdTable
+from baguni.domain.sequences import model_inputs
 from trainer.decoding import one_hot
 from trainer.model import DualHeadModel, Memory, mix_copied
 from trainer.run import Progress, Run, silent

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.sequences import DAY_MS
+from baguni.domain.sequences import DAY_MS
 from trainer.data.dataset import Dataset
 from trainer.segments.next_item import Categories
 

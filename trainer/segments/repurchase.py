@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.sequences import DAY_MS
+from baguni.domain.sequences import DAY_MS
 from trainer.data.dataset import Orders
 from trainer.segments.next_item import NextItem, category_probabilities
 from trainer.segments.purchases import Habits, Pairs, Purchases

@@ -15,7 +15,7 @@ from analysis.cli import experiment
 from analysis.metrics import DAY_MS, METRICS, Window, units_of, values
 from analysis.report import page
 from analysis.tables import Tables, read_parquet, write_parquet
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 
 pytestmark = pytest.mark.slow
 

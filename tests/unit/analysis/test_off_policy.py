@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.off_policy import OffPolicy, estimate
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 from server.experiments.choices import Exploration
 from server.experiments.explore import explored
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from baguni.client import HEDGED_SHARE, MOST_HEDGES, GatewayClient, Tls
-from baguni.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
+from baguni.clients.gateway import HEDGED_SHARE, MOST_HEDGES, GatewayClient, Tls
+from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from tests.waiting import WAIT_S, eventually

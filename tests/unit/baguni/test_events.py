@@ -12,8 +12,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.catalog import Item
-from baguni.events import (
+from baguni.clients.topics import Record
+from baguni.domain.catalog import Item
+from baguni.domain.events import (
     Event,
     ItemRemoval,
     ItemUpsert,
@@ -23,8 +24,7 @@ from baguni.events import (
     parse,
     read,
 )
-from baguni.history import Action, HistoryEvent
-from baguni.topics import Record
+from baguni.domain.history import Action, HistoryEvent
 from baguni.v1 import events_pb2 as pb
 
 Headers = tuple[tuple[str, bytes | None], ...]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.errors import InvalidInputError
-from baguni.exposure_token import KIND, MAX_TOKEN, Exposure
-from baguni.history import LATEST_TIME_MS
-from baguni.signed_tokens import TokenSigner
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.exposure_token import KIND, MAX_TOKEN, Exposure
+from baguni.domain.history import LATEST_TIME_MS
+from baguni.domain.signed_tokens import TokenSigner
 from tests.signing import JSON, SIGNER, sign
 
 PAGE = Exposure("q1", "r_1", "home", 1_700_000_000_000)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.catalog import Item
-from baguni.errors import InvalidInputError
-from baguni.filters import NO_NUMBER, NO_TEXT, Filter, check, expression, field_kinds, index_fields, mask
+from baguni.domain.catalog import Item
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.filters import NO_NUMBER, NO_TEXT, Filter, check, expression, field_kinds, index_fields, mask
 
 RYE = Item("rye", "Rye", ("GROCERY", "BREAD"), {"brand": "own", "size": 2.0, "organic": True})
 SODA = Item("soda", "Soda", ("GROCERY", "BREADLESS"), {"brand": 'o"w\\n'}, available=False)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.errors import InvalidInputError
-from baguni.history import CLOCK_SKEW_MS, Action, Cancellation, Change, Deletion, HistoryEvent, build
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import CLOCK_SKEW_MS, Action, Cancellation, Change, Deletion, HistoryEvent, build
 from tests.strategies import history_events
 
 RYE = HistoryEvent("rye", Action.ORDERED, 1_700_000_000_000, "o1")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.history import Action, Cancellation, Deletion, History, HistoryEvent, build
-from baguni.packed_history import DamagedHistoryError, pack_changes, unpack_history, unpack_version
+from baguni.domain.history import Action, Cancellation, Deletion, History, HistoryEvent, build
+from baguni.domain.packed_history import DamagedHistoryError, pack_changes, unpack_history, unpack_version
 
 
 def test_adjacent_lines_of_an_order_are_one_entry_and_numbers_are_stored_as_such() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from baguni.plain_console import PlainConsole, visible
+from baguni.cli.plain_console import PlainConsole, visible
 
 HOSTILE = [
     "[red]x[/]",

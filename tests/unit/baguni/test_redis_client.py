@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from baguni.errors import RefusedError, UnavailableError
-from baguni.redis_client import redis_errors, shared_redis_errors
+from baguni.domain.errors import RefusedError, UnavailableError
+from baguni.stores.redis_client import redis_errors, shared_redis_errors
 
 WRAPPED = [
     "{}",

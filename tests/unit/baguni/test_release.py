@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.errors import InvalidInputError, NotFoundError, ReleaseMismatchError
-from baguni.release import MANIFEST, POINTER, Release, ReleaseStore, load_release, write_manifest
+from baguni.domain.errors import InvalidInputError, NotFoundError, ReleaseMismatchError
+from baguni.domain.release import MANIFEST, POINTER, Release, ReleaseStore, load_release, write_manifest
 from tests.signing import JSON
 
 

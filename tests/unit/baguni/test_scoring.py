@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from baguni.scoring import candidate_codes, retrieval_scores, served_scores
-from baguni.signature import NUM_CANDIDATES
+from baguni.domain.scoring import candidate_codes, retrieval_scores, served_scores
+from baguni.domain.signature import NUM_CANDIDATES
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from baguni.errors import InvalidInputError
-from baguni.semantic_ids import ROOT, SemanticIdTable, Trie, unique_suffixes
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.semantic_ids import ROOT, SemanticIdTable, Trie, unique_suffixes
 
 SIZES = (3, 4, 5)
 CODES = st.lists(st.tuples(*(st.integers(0, size - 1) for size in SIZES)), min_size=1, max_size=20, unique=True)

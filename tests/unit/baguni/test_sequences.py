@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.history import Action, HistoryEvent
-from baguni.sequences import NUM_CONTEXT, NUM_FEATURES, NUM_POSITIONS, ModelInputs, event_batch, model_inputs
+from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.sequences import NUM_CONTEXT, NUM_FEATURES, NUM_POSITIONS, ModelInputs, event_batch, model_inputs
 from tests.strategies import DAY_MS, IDS, NOW_MS, history_events
 
 ITEMS = {"rye": 0, "milk": 1, "jam": 2, "소금": 3}  # the other ids of `history_events` are unknown

@@ -9,8 +9,8 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import CorruptRecordError, TopicAuthorizationFailedError
 
-from baguni.errors import UnavailableError
-from baguni.topics import UnreadableError, poll
+from baguni.clients.topics import UnreadableError, poll
+from baguni.domain.errors import UnavailableError
 
 PARTITION = TopicPartition("baguni.clicks", 2)
 PutOff = namedtuple("PutOff", ["partition", "fetched_offset", "exception"])

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baguni.catalog import Catalog, Item
-from baguni.errors import InvalidInputError
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import K, Truth, breadth, compare, estimate, order_values
 from benchmarks.quality.queries import OrderQueries
 from benchmarks.quality.slices import (

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baguni.catalog import Catalog, Item
-from baguni.history import Action
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.history import Action
 from benchmarks.quality.peers import (
     AMAZON,
     COMPLETE_JOURNEY,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baguni.catalog import Catalog, Item
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import K
 from benchmarks.quality.page import html_page
 from benchmarks.quality.plots import pictures

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baguni.catalog import Catalog, Item
-from baguni.errors import InvalidInputError, NotFoundError
-from baguni.history import Action
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.errors import InvalidInputError, NotFoundError
+from baguni.domain.history import Action
 from benchmarks.quality import sasrec
 from benchmarks.quality.queries import OrderQueries, log_purchases
 from benchmarks.quality.sasrec import (

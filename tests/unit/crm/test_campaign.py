@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from crm import plain_yaml
 from crm.audience import users_of
 from crm.campaign import Audience, FileAudience, Where, read_campaign

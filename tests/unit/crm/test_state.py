@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 from crm.state import KEPT_MS, CampaignState, Push, PushedItem
 
 NOW_MS = 1_760_000_000_000

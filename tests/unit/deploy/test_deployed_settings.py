@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from baguni.events import DEAD_LETTER_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
+from baguni.domain.events import DEAD_LETTER_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
 from baguni.settings import Endpoints
 from crm.settings import CrmSettings
 from deploy.containers import triton

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from baguni.release_cli import release
+from baguni.cli.releases import release
 from deploy.containers import triton
 from server.process.supervisor import KILL_AFTER_S
 from tests.manifests import KUBERNETES, OVERLAYS, ROOT, SERVERS, Object, Overlay, template

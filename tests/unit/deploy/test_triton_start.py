@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from baguni.release import POINTER
+from baguni.domain.release import POINTER
 from deploy.containers import triton
 
 

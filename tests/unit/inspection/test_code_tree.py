@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.semantic_ids import SemanticIdTable, unique_suffixes
+from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
 from inspection.code_tree import Branch, path
 
 CODES = np.array([[7, 3, 0], [7, 3, 1], [7, 5, 0], [1, 1, 0]], np.int32)

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from inspection.placed_orders import read_orders
 from tests.tiny_shop import TIMEZONE, events, write_tiny_shop
 

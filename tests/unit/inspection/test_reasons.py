@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baguni.history import Action, HistoryEvent
+from baguni.domain.history import Action, HistoryEvent
 from inspection.reasons import SMALLEST, Reason, left_out, strongest
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baguni.history import Action, History, HistoryEvent
+from baguni.domain.history import Action, History, HistoryEvent
 from inspection.timeline import SESSION_MS, Entry, timeline
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from baguni.errors import InvalidInputError, UnavailableError
+from baguni.domain.errors import InvalidInputError, UnavailableError
 from server.lists.breaker import Breaker
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from server.edge.callers import (
     Callers,
     ForbiddenError,

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baguni import filters
-from baguni.filters import Filter
+from baguni.domain import filters
+from baguni.domain.filters import Filter
 from server.release.columns import Columns
 from tests.strategies import ATTRIBUTE_TYPES, item_filters, random_item
 

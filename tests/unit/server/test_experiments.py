@@ -12,7 +12,7 @@ from growthbook.core import chooseVariation, gbhash, getBucketRanges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from server.experiments import choices
 from server.experiments.choices import KNOBS, MODEL, Assignment, Experiments, parse
 

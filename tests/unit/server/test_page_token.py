@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from server.edge.page_token import KIND, MAX_OFFSET, MAX_TOKEN, PageToken
 from tests.signing import JSON, SIGNER, sign
 

@@ -8,7 +8,7 @@ import pytest
 from google.rpc.code_pb2 import INTERNAL, INVALID_ARGUMENT, UNAVAILABLE
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
-from baguni.errors import InvalidInputError, UnavailableError
+from baguni.domain.errors import InvalidInputError, UnavailableError
 from server.edge.statuses import status_of
 from server.edge.validation import InvalidRequestError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from baguni.errors import SchemaBreakError
-from baguni.events import MalformedEvent
+from baguni.domain.errors import SchemaBreakError
+from baguni.domain.events import MalformedEvent
 from streaming.consumer import LEAST_DEAD, WINDOW, DeadRate
 
 BAD = MalformedEvent("undecodable", "the value is no OrderPlaced")

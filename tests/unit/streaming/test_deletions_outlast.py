@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from streaming.histories_cli import check_deletions_outlast
 
 DAY_S = 86_400.0

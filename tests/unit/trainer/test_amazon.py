@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 from trainer.data.amazon import prepare
 from trainer.data.reading import load_dataset
 from trainer.data.splits import evaluation_queries, last_month_start_ms

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from baguni.errors import InvalidInputError
-from baguni.history import Action
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.history import Action
 from tests.conftest import repository
 from tests.tiny_shop import write_tiny_shop
 from trainer.data.cli import data

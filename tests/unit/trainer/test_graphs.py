@@ -16,10 +16,10 @@ from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-from baguni.activation import MAX_GOLDEN_DISTANCE, golden_distance
-from baguni.errors import EngineError, InvalidInputError
-from baguni.release import Release
-from baguni.signature import GOLDEN_OUTPUTS, NUM_CANDIDATES, ModelSpec, model_specs, triton_model_name
+from baguni.domain.errors import EngineError, InvalidInputError
+from baguni.domain.release import Release
+from baguni.domain.signature import GOLDEN_OUTPUTS, NUM_CANDIDATES, ModelSpec, model_specs, triton_model_name
+from baguni.releases.activation import MAX_GOLDEN_DISTANCE, golden_distance
 from benchmarks.inference import subject
 from benchmarks.inference.subject import session
 from tests.tiny_release import tiny_run

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from baguni.errors import InvalidInputError
+from baguni.domain.errors import InvalidInputError
 from trainer.metrics import coverage, gini, mean_interval, per_order, popularity_lift, top_k
 
 D = [1 / math.log2(rank + 1) for rank in (1, 2, 3)]

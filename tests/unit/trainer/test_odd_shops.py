@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from baguni.errors import BaguniError, InvalidInputError
+from baguni.domain.errors import BaguniError, InvalidInputError
 from tests.tiny_release import write_tiny_sentence_encoder
 from trainer.evaluate import evaluate
 from trainer.recipes import recipe_named

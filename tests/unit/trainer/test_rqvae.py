@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from baguni.errors import InvalidInputError
-from baguni.semantic_ids import SemanticIdTable, unique_suffixes
+from baguni.domain.errors import InvalidInputError
+from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
 from trainer.rqvae import RqVaeRecipe, fit_rqvae
 
 RECIPE = RqVaeRecipe(latent_dim=8, hidden=(32,), num_levels=2, codebook_size=8, epochs=30, batch_size=64)

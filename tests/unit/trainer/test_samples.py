@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from baguni.inference import summarise, triton_inputs
-from baguni.release import Release
+from baguni.clients.inference import summarise, triton_inputs
+from baguni.domain.release import Release
 from trainer.run import Run
 from trainer.samples import OrderSamples
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from baguni.catalog import Catalog, Item
-from baguni.errors import BaguniError, InvalidInputError, NotFoundError
-from baguni.semantic_ids import SemanticIdTable
+from baguni.domain.catalog import Catalog, Item
+from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError
+from baguni.domain.semantic_ids import SemanticIdTable
 from trainer.data.dataset import Dataset
 from trainer.run import Run
 from trainer.samples import Batch

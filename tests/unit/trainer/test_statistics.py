@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from baguni.sequences import DAY_MS
+from baguni.domain.sequences import DAY_MS
 from trainer.run import Run
 from trainer.statistics import (
     FACTOR_DECAY_DAYS,

@@ -6,11 +6,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from baguni.activation import check_device, compute_capability
-from baguni.errors import EngineError
-from baguni.release import Release
+from baguni.domain.errors import EngineError
+from baguni.domain.release import Release
+from baguni.domain.signature import ModelSpec, TensorSpec, model_specs, triton_model_name
+from baguni.releases.activation import check_device, compute_capability
 from baguni.settings import Endpoints
-from baguni.signature import ModelSpec, TensorSpec, model_specs, triton_model_name
 from trainer.precision import half_precision
 from trainer.tensorrt import CAPABILITIES, COMPILED, build_plan, check_release
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from baguni.errors import InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError, NotFoundError
 from tests.tiny_release import tiny_run
 from trainer.data.dataset import Dataset
 from trainer.distill import candidate_lists, distillation_losses, first_occurrence, teacher_scores

@@ -1,0 +1,5 @@
+"""`python -m baguni.cli`: the `baguni` command."""
+
+from baguni.cli.root import main
+
+main()

@@ -1,0 +1,1 @@
+"""Clients of Triton, Milvus, Kafka and the gateway."""

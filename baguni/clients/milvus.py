@@ -1,0 +1,73 @@
+"""What building the index and searching it have in common: names, and how Milvus is spoken to."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from pymilvus.exceptions import (
+    DataNotMatchException,
+    DataTypeNotMatchException,
+    DataTypeNotSupportException,
+    MilvusException,
+    ParamError,
+    PrimaryKeyException,
+)
+
+from baguni.domain.errors import RefusedError, UnavailableError
+
+CONNECT_TIMEOUT_S = 5.0
+METRIC = "IP"
+CONSISTENCY = "Eventually"  # a Strong read waits for the newest write's timestamp: up to 200 ms on every search
+
+
+def collection_names(release_id: str) -> tuple[str, str]:
+    """The collaborative and the content collection."""
+    return f"items_{release_id}", f"content_{release_id}"
+
+
+# Codes of what Milvus refuses: parameters that are invalid, missing or too large; 6 is the embedded Milvus'.
+REFUSED_CODES = {6, 1100, 1101, 1102}
+# The code of everything unexpected, refusals among them. How their messages look, of 2.3 to 2.6.
+UNEXPECTED_CODE = 65_535
+REFUSALS = re.compile(
+    r"cannot parse|failed to create (query|expr|search|delete) ?plan|invalid parameter|is not a number or infinity|"
+    r"should divide the dim|is invalid, |exceeds? (the )?max|can't pass the expr",
+    re.IGNORECASE,
+)
+# What pymilvus raises for data that do not fit the schema.
+REFUSED_HERE = (
+    DataNotMatchException,
+    DataTypeNotMatchException,
+    DataTypeNotSupportException,
+    ParamError,
+    PrimaryKeyException,
+)
+
+
+@contextmanager
+def milvus_errors() -> Iterator[None]:
+    """Raise RefusedError for what Milvus, or pymilvus in its place, does not take; UnavailableError for every other error of
+    Milvus, of pymilvus and of gRPC."""
+    try:
+        yield
+    except (MilvusException, grpc.RpcError, TimeoutError) as error:
+        message = " ".join(str(getattr(error, "message", "") or str(error) or "no answer in time").split())[:300]
+        kind = RefusedError if _is_refusal(error) else UnavailableError
+        raise kind("milvus", message) from error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    if not isinstance(error, MilvusException):
+        return False
+    if isinstance(error, REFUSED_HERE) or error.code in REFUSED_CODES:
+        return True
+    return error.code == UNEXPECTED_CODE and REFUSALS.search(str(error.message)) is not None
+
+
+def silence_pymilvus() -> None:
+    """It logs a traceback for every error, and then raises it: who calls decides what is worth a line."""
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)

@@ -1,0 +1,1 @@
+"""Change what is served: activate, move, update and remove releases."""

@@ -1,0 +1,195 @@
+"""Apply item events to a release: text → text encoder → item encoder → codes and vectors → Milvus, and Redis for gateways.
+
+A published Semantic ID never changes: an item keeps its codes when its text changes, and only its vectors follow. A new item
+takes a free suffix of its content codes. While the text stays, the vectors stay, and only the fields of filters are
+written. An event that is older than the last one applied to its item changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import redis
+
+from baguni.clients.inference import Arrays, SyncInferenceClient
+from baguni.clients.item_index import IndexedItem, ItemIndex
+from baguni.domain.catalog import Item
+from baguni.domain.events import Event, ItemRemoval, ItemUpsert, MalformedEvent
+from baguni.domain.release import Release
+from baguni.settings import Endpoints
+from baguni.stores.live_items import LiveItem, LiveItemWriter
+
+log = logging.getLogger(__name__)
+ENCODE_TIMEOUT_S = 5.0
+ITEM_BATCH = 32  # one call of the encoders
+PASSES = 10  # each brings what arrived during the one before, which is less every time
+
+ItemEvent = ItemUpsert | ItemRemoval
+Rejections = list[tuple[int, MalformedEvent]]
+
+
+@dataclass(frozen=True)
+class ItemServers:
+    """The servers that contain one release's items."""
+
+    inference: SyncInferenceClient
+    index: ItemIndex
+    live_items: LiveItemWriter
+
+    @classmethod
+    def opened(cls, release: Release, endpoints: Endpoints, client: redis.Redis) -> ItemServers:
+        """Connect. Raises UnavailableError."""
+        index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog.attribute_types)
+        inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
+        return cls(inference, index, LiveItemWriter(client, release.release_id))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.inference.close()
+        self.index.close()
+
+
+class ItemUpdates:
+    """Applies batches of item events to one release. Any number of consumers may do so, each for its own items."""
+
+    def __init__(self, release: Release, servers: ItemServers) -> None:
+        self._release, self._servers = release, servers
+        self._live: dict[str, LiveItem] = {}
+        self._published_suffixes: dict[tuple[int, ...], set[int]] = {}
+        for *content, suffix in release.semantic_ids.codes_NL.tolist():
+            self._published_suffixes.setdefault(tuple(content), set()).add(suffix)
+
+    def apply(self, events: Iterable[Event]) -> Rejections:
+        """Apply a batch: of several events of one item, the newest. Safe to repeat. Raises UnavailableError."""
+        self._live.update((live.item.item_id, live) for live in self._servers.live_items.changes())
+        checked, rejected = self._check(events)
+        newest: dict[str, tuple[int, ItemEvent]] = {}
+        for position, event in checked:
+            if event.item_id not in newest or newest[event.item_id][1].time_ms <= event.time_ms:
+                newest[event.item_id] = (position, event)
+        fresh = [(position, event) for position, event in newest.values() if self._changes_something(event)]
+        for start in range(0, len(fresh), ITEM_BATCH):
+            rejected += self._apply_batch(fresh[start : start + ITEM_BATCH])
+        return rejected
+
+    def _check(self, events: Iterable[Event]) -> tuple[list[tuple[int, ItemEvent]], Rejections]:
+        checked, rejected = [], []
+        for position, event in enumerate(events):
+            if isinstance(event, ItemUpsert | ItemRemoval):
+                problem = self._problem(event)
+                if problem is None:
+                    checked.append((position, event))
+                else:
+                    rejected.append((position, MalformedEvent("attribute", problem)))
+            else:
+                rejected.append((position, MalformedEvent("wrong_topic", "a user event on the item topic")))
+        return checked, rejected
+
+    def _problem(self, event: ItemEvent) -> str | None:
+        """What is wrong with an event's attributes, by the release's catalogue."""
+        types = self._release.catalog.attribute_types
+        attributes = event.item.attributes if isinstance(event, ItemUpsert) else {}
+        for name, value in attributes.items():
+            kind = "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
+            if name not in types:
+                return f"attributes[{name!r}] is not declared, expected one of {', '.join(sorted(types))}"
+            if types[name] != kind:
+                return f"attributes[{name!r}] is a {kind}, expected a {types[name]}"
+        return None
+
+    def _changes_something(self, event: ItemEvent) -> bool:
+        known = self._known(event.item_id)
+        if known is None:
+            return isinstance(event, ItemUpsert)
+        if known.time_ms != event.time_ms:
+            return known.time_ms < event.time_ms
+        if isinstance(event, ItemRemoval):
+            return not known.removed
+        return known.removed or known.item != event.item
+
+    def _apply_batch(self, batch: Sequence[tuple[int, ItemEvent]]) -> Rejections:
+        vectors = self._encode([e.item for _, e in batch if isinstance(e, ItemUpsert) and not self._has_text(e.item)])
+        live, rejected = [], []
+        for position, event in batch:
+            known = self._known(event.item_id)
+            if isinstance(event, ItemRemoval):
+                assert known is not None
+                live.append(replace(known, time_ms=event.time_ms, removed=True))
+                continue
+            new = vectors.get(event.item_id, known)
+            assert new is not None
+            codes = known.codes if known is not None else self._claim(event.item_id, new.codes)
+            if codes is None:
+                message = f"every suffix of the content codes {new.codes} is taken: train a new release"
+                rejected.append((position, MalformedEvent("no_free_id", message)))
+                continue
+            live.append(replace(new, item=event.item, codes=codes, time_ms=event.time_ms, removed=False))
+        self._publish(live)
+        return rejected
+
+    def _publish(self, live: Sequence[LiveItem]) -> None:
+        """First where it is searched, then where it is announced: a gateway that knows an item can find it."""
+        present = [IndexedItem(x.item, x.item_vector, x.content_vector) for x in live if not x.removed]
+        removed = [x.item.item_id for x in live if x.removed]
+        if present:
+            self._servers.index.upsert(present)
+        if removed:
+            self._servers.index.delete(removed)
+        if live:
+            self._servers.live_items.write(live)
+        self._live.update((item.item.item_id, item) for item in live)
+
+    def _known(self, item_id: str) -> LiveItem | None:
+        """The item as it is now: from an earlier event, or from the release."""
+        if item_id in self._live:
+            return self._live[item_id]
+        index = self._release.catalog.index.get(item_id)
+        if index is None:
+            return None
+        release = self._release
+        codes = tuple(release.semantic_ids.codes_NL[index].tolist())
+        vectors = (release.item_vectors[index], release.content_vectors[index])
+        return LiveItem(release.catalog.items[index], codes, *vectors, time_ms=0)
+
+    def _has_text(self, item: Item) -> bool:
+        known = self._known(item.item_id)
+        return known is not None and known.item.text == item.text
+
+    def _encode(self, items: Sequence[Item]) -> dict[str, LiveItem]:
+        """Items with the vectors of their texts; `codes` are content codes, without a suffix."""
+        if not items:
+            return {}
+        text = np.asarray([[item.text.encode()] for item in items], dtype=np.object_)
+        embedding = self._servers.inference.infer("text_encoder", {"text": text}, ENCODE_TIMEOUT_S)
+        encoded: Arrays = self._servers.inference.infer("item_encoder", embedding, ENCODE_TIMEOUT_S)
+        rows = zip(items, encoded["codes"].tolist(), encoded["item_vector"], encoded["content_vector"], strict=True)
+        return {item.item_id: LiveItem(item, tuple(codes), v, c, time_ms=0) for item, codes, v, c in rows}
+
+    def _claim(self, item_id: str, content_codes: tuple[int, ...]) -> tuple[int, ...] | None:
+        num_suffixes = self._release.signature.codebook_sizes[-1]
+        published = self._published_suffixes.get(content_codes, set())
+        return self._servers.live_items.claim(item_id, content_codes, num_suffixes, published)
+
+
+def carry_over(source: LiveItemWriter, updates: ItemUpdates) -> int:
+    """Apply the changes of items that another release, `source`, has, those that arrive meanwhile included, so that a switch
+    reverts nothing. What the release does not accept, for example an attribute that its catalogue does not declare, is
+    logged. Returns the number of items. Safe to repeat. Raises UnavailableError."""
+    num_items = 0
+    for _ in range(PASSES):
+        changes = source.changes()
+        if not changes:
+            break
+        rejected = updates.apply(_event(live) for live in changes)
+        num_items += len(changes) - len(rejected)
+        for position, error in rejected:
+            log.warning("not carried over item=%r error=%s", changes[position].item.item_id, error)
+    return num_items
+
+
+def _event(live: LiveItem) -> ItemEvent:
+    """Return the event that made an item what it is."""
+    return ItemRemoval(live.item.item_id, live.time_ms) if live.removed else ItemUpsert(live.item, live.time_ms)

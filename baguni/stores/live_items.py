@@ -1,0 +1,198 @@
+"""Items that changed since their release was built, in Redis: item consumers write them for every gateway and for each other.
+
+One hash contains each changed item whole. A sorted set contains the order of the changes, so that a reader asks only for what
+is new since its last call. Another hash contains the owner of each new Semantic ID. All belong to one release, and their
+size is bounded by the number of items that ever changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+import redis
+import redis.asyncio
+from numpy.typing import NDArray
+
+from baguni.domain.catalog import Item
+from baguni.stores.redis_client import shared_redis_errors
+
+log = logging.getLogger(__name__)
+ITEMS_A_CALL = 500  # of some kB each: Redis answers nobody else meanwhile
+
+# KEYS: items, changes, sequence. ARGV: item_id and payload of each item.
+_WRITE = """
+for i = 1, #ARGV, 2 do
+  local sequence = redis.call('INCR', KEYS[3])
+  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+  redis.call('ZADD', KEYS[2], sequence, ARGV[i])
+end
+"""
+
+# KEYS: items, changes, sequence. ARGV: the last sequence that the reader knows, most items of the reply. If Redis has only
+# earlier sequences, it lost some, and the reader begins anew. Returns sequence, payload, sequence, payload, …
+_CHANGES = """
+if tonumber(redis.call('GET', KEYS[3]) or '0') < tonumber(ARGV[1]) then ARGV[1] = 0 end
+local changed = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+local reply = {}
+for i = 1, #changed, 2 do
+  reply[i] = changed[i + 1]
+  reply[i + 1] = redis.call('HGET', KEYS[1], changed[i])
+end
+return reply
+"""
+
+# KEYS: claims. ARGV: item_id, the content codes, the number of suffixes, then suffixes that are taken.
+# An item that asks again is given what it has.
+_CLAIM = """
+local taken = {}
+for i = 4, #ARGV do taken[tonumber(ARGV[i])] = true end
+for suffix = 0, tonumber(ARGV[3]) - 1 do
+  if not taken[suffix] then
+    local field = ARGV[2] .. ',' .. suffix
+    if redis.call('HSETNX', KEYS[1], field, ARGV[1]) == 1 or redis.call('HGET', KEYS[1], field) == ARGV[1] then
+      return suffix
+    end
+  end
+end
+return -1
+"""
+
+
+@dataclass(frozen=True)
+class LiveItem:
+    """An item as it is now. `codes` include the suffix; `time_ms` is the event's, so that older ones can be refused."""
+
+    item: Item
+    codes: tuple[int, ...]
+    item_vector: NDArray[np.float32]
+    content_vector: NDArray[np.float32]
+    time_ms: int
+    removed: bool = False
+
+
+class LiveItemWriter:
+    """Synchronous, for the item consumers."""
+
+    def __init__(self, client: redis.Redis, release_id: str) -> None:
+        self._write = client.register_script(_WRITE)
+        self._changes = client.register_script(_CHANGES)
+        self._claim = client.register_script(_CLAIM)
+        self._keys = _Keys(release_id)
+        self._last_sequence = 0
+
+    def write(self, items: Sequence[LiveItem]) -> None:
+        """Publish items, in their order, at once."""
+        arguments = [part for live in items for part in (live.item.item_id, _encode(live))]
+        with shared_redis_errors():
+            self._write(keys=self._keys.changing, args=arguments)
+
+    def changes(self) -> list[LiveItem]:
+        """Return the items that anyone changed since the last call, in order; the first call returns all of them."""
+        found: list[LiveItem] = []
+        is_last = False
+        while not is_last:
+            with shared_redis_errors():
+                reply = self._changes(keys=self._keys.changing, args=[self._last_sequence, ITEMS_A_CALL])
+            self._last_sequence, changed, is_last = _changed(cast("list[bytes]", reply), self._last_sequence)
+            found += changed
+        return found
+
+    def claim(
+        self, item_id: str, content_codes: Sequence[int], num_suffixes: int, taken: Collection[int]
+    ) -> tuple[int, ...] | None:
+        """A Semantic ID for a new item: the content codes and the lowest suffix that is neither in `taken` nor another
+        item's, or None if all are. The same item is given the same ID again."""
+        arguments: list[str | int] = [item_id, ",".join(map(str, content_codes)), num_suffixes, *taken]
+        with shared_redis_errors():
+            suffix = int(cast("int", self._claim(keys=[self._keys.claims], args=arguments)))
+        return None if suffix < 0 else (*content_codes, suffix)
+
+
+class LiveItemReader:
+    """Asynchronous, for the gateway: call `changes` again and again."""
+
+    def __init__(self, client: redis.asyncio.Redis, release_id: str) -> None:
+        self._changes = client.register_script(_CHANGES)
+        self._keys = _Keys(release_id)
+        self._last_sequence = 0
+
+    async def changes(self) -> list[LiveItem]:
+        """Return the items that changed since the last call, in order."""
+        found: list[LiveItem] = []
+        is_last = False
+        while not is_last:
+            with shared_redis_errors():
+                reply: Any = await self._changes(keys=self._keys.changing, args=[self._last_sequence, ITEMS_A_CALL])
+            self._last_sequence, changed, is_last = _changed(reply, self._last_sequence)
+            found += changed
+        return found
+
+
+class _Keys:
+    """Redis keys of one release; the braces keep them in one slot of a Redis cluster."""
+
+    def __init__(self, release_id: str) -> None:
+        self.items = f"baguni:{{items:{release_id}}}"
+        self.changes = f"{self.items}:changes"
+        self.sequence = f"{self.items}:sequence"
+        self.claims = f"{self.items}:claims"
+
+    @property
+    def changing(self) -> list[str]:
+        """The keys of `_CHANGES`."""
+        return [self.items, self.changes, self.sequence]
+
+
+def _changed(reply: Sequence[bytes], last_sequence: int) -> tuple[int, list[LiveItem], bool]:
+    """Return the last sequence of a reply, its items, and whether no other follows."""
+    sequences, payloads = reply[::2], reply[1::2]
+    changed = []
+    for sequence, payload in zip(sequences, payloads, strict=True):
+        try:
+            changed.append(_decode(payload))
+        except Exception as error:  # nothing that stands in Redis may stop the items after it
+            log.error("an item's entry cannot be read: left out sequence=%r error=%r", sequence, error)
+    return int(sequences[-1]) if sequences else last_sequence, changed, len(sequences) < ITEMS_A_CALL
+
+
+def _encode(live: LiveItem) -> str:
+    return json.dumps(
+        {
+            "item": {**asdict(live.item), "attributes": dict(live.item.attributes)},
+            "codes": live.codes,
+            "item_vector": _pack(live.item_vector),
+            "content_vector": _pack(live.content_vector),
+            "time_ms": live.time_ms,
+            "removed": live.removed,
+        },
+        ensure_ascii=False,
+    )
+
+
+def _decode(payload: bytes | None) -> LiveItem:
+    if not payload:
+        raise ValueError("the entry has no payload")
+    fields = json.loads(payload)
+    item = fields["item"]
+    return LiveItem(
+        Item(**{**item, "category_path": tuple(item["category_path"])}),
+        tuple(fields["codes"]),
+        _unpack(fields["item_vector"]),
+        _unpack(fields["content_vector"]),
+        fields["time_ms"],
+        fields["removed"],
+    )
+
+
+def _pack(vector: NDArray[np.float32]) -> str:
+    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+
+
+def _unpack(text: str) -> NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)

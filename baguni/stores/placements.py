@@ -1,0 +1,88 @@
+"""What is clicked where, in Redis: a sorted set a placement, clicks halving in weight every week.
+
+Weights grow with time instead of shrinking, so that nothing stored has to change (forward decay: Cormode, Shkapenyuk,
+Srivastava & Xu 2009, doi:10.1109/ICDE.2009.65). Counting is best effort: a batch that is delivered twice counts twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+import redis
+import redis.asyncio
+
+from baguni.stores.redis_client import shared_redis_errors
+
+HALF_LIFE_MS = 7 * 86_400_000
+EPOCH_MS = 1_577_836_800_000  # 2020; a float's range lasts for 19 years of half-lives from here in either direction
+WINDOW_MS = 300_000
+_MAX_ITEMS = 1_000  # of a placement; the others have next to no clicks
+_TTL_S = 90 * 86_400
+_SNAPSHOT_TTL_S = 3_600  # how long a list can be paged through
+_KEY = "baguni:clicked:{%s}"  # braces: a placement's keys share one slot in a Redis cluster
+_SNAPSHOT_KEY = "baguni:clicked:{%s}:%d"
+
+# KEYS: the counts. ARGV: most items, ttl in s, then weight and item id of each click.
+_COUNT = """
+for i = 3, #ARGV, 2 do redis.call('ZINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - tonumber(ARGV[1]))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+# KEYS: the counts, the snapshot. ARGV: ttl in s, 1 to keep a snapshot. An empty name keeps a snapshot of nothing.
+_READ = """
+local from = KEYS[2]
+if redis.call('EXISTS', KEYS[2]) == 0 then
+  if ARGV[2] == '1' and redis.call('EXISTS', KEYS[1]) == 1 then
+    redis.call('ZUNIONSTORE', KEYS[2], 1, KEYS[1])
+    redis.call('ZADD', KEYS[2], 0, '')
+    redis.call('EXPIRE', KEYS[2], ARGV[1])
+  else
+    from = KEYS[1]
+  end
+end
+return redis.call('ZREVRANGE', from, 0, -1, 'WITHSCORES')
+"""
+
+
+class PlacementWriter:
+    """Counts clicks; for the consumer, which is synchronous."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._count = client.register_script(_COUNT)
+
+    def count(self, clicks: Mapping[str, Iterable[tuple[str, int]]]) -> None:
+        """Count (item id, time in ms) of each placement, in one round trip."""
+        with shared_redis_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for placement, clicked in clicks.items():
+                pairs = [part for item_id, time_ms in clicked for part in (_weight(time_ms), item_id)]
+                self._count(keys=[_KEY % placement], args=[_MAX_ITEMS, _TTL_S, *pairs], client=pipeline)
+            pipeline.execute()
+
+
+class PlacementReader:
+    """Reads what was counted; for the gateway, which is asynchronous."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._read = client.register_script(_READ)
+
+    async def clicks(self, placement: str, time_ms: int) -> dict[str, float]:
+        """Item id → clicks at the placement, each worth a half after a week, most first. Everybody who asks for a moment of
+        the same WINDOW_MS gets the same, within an hour: the pages of a list agree. So it is for moments of now; for any other,
+        which only a caller can choose, the counts are read as they are and nothing is stored."""
+        window = time_ms // WINDOW_MS
+        is_now = abs(window - int(time.time() * 1000) // WINDOW_MS) <= 1
+        with shared_redis_errors():
+            keys = [_KEY % placement, _SNAPSHOT_KEY % (placement, window)]
+            reply = await self._read(keys=keys, args=[_SNAPSHOT_TTL_S, int(is_now)])
+        now = _weight(window * WINDOW_MS)
+        found = zip(reply[::2], reply[1::2], strict=True)
+        return {item_id.decode(): float(weight) / now for item_id, weight in found if item_id}
+
+
+def _weight(time_ms: int) -> float:
+    """Of a click at this time; times far from ours count as the nearest that a float can tell."""
+    half_lives = (time_ms - EPOCH_MS) / HALF_LIFE_MS
+    return float(2.0 ** min(max(half_lives, -1_000), 1_000))
