@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import redis
 import redis.asyncio
 
-from baguni.stores.redis_client import shared_redis_errors
+from baguni.stores.redis_client import lua, shared_redis_errors
 from baguni.stores.served import processes
 
 KEY = "baguni:forgotten"  # user id → position, about the ms since 1970 by Redis' clock; later ones are larger
@@ -22,20 +22,7 @@ KEPT_S = 30 * 86_400
 READ_KEPT_S = 3_600  # of a process; longer than it may be silent
 AT_ONCE = 5_000
 
-# KEYS: the list. ARGV: how long entries are kept in ms, then user ids. Returns the last position. A clock that goes back, as
-# after a failover, does not hide an entry from those who have read further.
-_NOTE = """
-local now = redis.call('TIME')
-now = now[1] * 1000 + math.floor(now[2] / 1000)
-local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-local position = math.max(now, (tonumber(last[2]) or 0) + 1)
-for i = 2, #ARGV do
-  redis.call('ZADD', KEYS[1], position, ARGV[i])
-  position = position + 1
-end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1])
-return position - 1
-"""
+_NOTE = lua("baguni.stores", "note_forgotten")
 
 
 class Entry(NamedTuple):

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from enum import IntEnum
-from importlib import resources
 from typing import Any, NamedTuple, cast
 
 import msgpack
@@ -30,7 +29,7 @@ from baguni.domain.packed_history import (
     unpack_history,
     unpack_version,
 )
-from baguni.stores.redis_client import redis_errors
+from baguni.stores.redis_client import lua, redis_errors
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ _SCAN = 1_000
 # In a call Redis answers nobody else. Changes are a millisecond or two; stored histories that have to be merged more.
 USERS_A_CALL, LINES_A_CALL = 8, 512
 
-_APPLY = resources.files("baguni").joinpath("apply_history.lua").read_text()
+_APPLY = lua("baguni.stores", "apply_history")
 
 
 def keys_of(user_id: str) -> tuple[str, str]:

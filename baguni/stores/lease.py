@@ -16,29 +16,14 @@ from typing import cast
 import redis
 
 from baguni.domain.errors import BaguniError, UnavailableError
-from baguni.stores.redis_client import connect, shared_redis_errors
+from baguni.stores.redis_client import connect, lua, shared_redis_errors
 
 KEY = "baguni:lease:serving"
 LEASE_S, RENEW_S, LOOK_S = 30.0, 5.0, 0.5
 WAIT_S = 1_800.0  # for another holder: an activation of a million items takes a quarter of an hour
 
-# KEYS: the lease, the last number. ARGV: who asks, lease in ms. Returns the number, or who holds it. The number is at least the
-# time, so that it grows even after Redis has lost the last one.
-_TAKE = """
-local holder = redis.call('GET', KEYS[1])
-if holder then return holder end
-local now = redis.call('TIME')
-local number = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1, now[1] * 1000 + math.floor(now[2] / 1000))
-redis.call('SET', KEYS[2], string.format('%.0f', number))
-redis.call('SET', KEYS[1], string.format('%.0f', number) .. ' ' .. ARGV[1], 'PX', ARGV[2])
-return number
-"""
-# KEYS: the lease. ARGV: the holder's value, lease in ms, 0 to give it up. Returns whether it was still held.
-_KEEP = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '0' then redis.call('DEL', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 1
-"""
+_TAKE = lua("baguni.stores", "take_lease")
+_KEEP = lua("baguni.stores", "keep_lease")
 
 
 class LeaseError(BaguniError):

@@ -20,48 +20,16 @@ import redis.asyncio
 from numpy.typing import NDArray
 
 from baguni.domain.catalog import Item
-from baguni.stores.redis_client import shared_redis_errors
+from baguni.stores.redis_client import lua, shared_redis_errors
 
 log = logging.getLogger(__name__)
 ITEMS_A_CALL = 500  # of some kB each: Redis answers nobody else meanwhile
 
-# KEYS: items, changes, sequence. ARGV: item_id and payload of each item.
-_WRITE = """
-for i = 1, #ARGV, 2 do
-  local sequence = redis.call('INCR', KEYS[3])
-  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-  redis.call('ZADD', KEYS[2], sequence, ARGV[i])
-end
-"""
+_WRITE = lua("baguni.stores", "write_live_items")
 
-# KEYS: items, changes, sequence. ARGV: the last sequence that the reader knows, most items of the reply. If Redis has only
-# earlier sequences, it lost some, and the reader begins anew. Returns sequence, payload, sequence, payload, …
-_CHANGES = """
-if tonumber(redis.call('GET', KEYS[3]) or '0') < tonumber(ARGV[1]) then ARGV[1] = 0 end
-local changed = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
-local reply = {}
-for i = 1, #changed, 2 do
-  reply[i] = changed[i + 1]
-  reply[i + 1] = redis.call('HGET', KEYS[1], changed[i])
-end
-return reply
-"""
+_CHANGES = lua("baguni.stores", "read_live_items")
 
-# KEYS: claims. ARGV: item_id, the content codes, the number of suffixes, then suffixes that are taken.
-# An item that asks again is given what it has.
-_CLAIM = """
-local taken = {}
-for i = 4, #ARGV do taken[tonumber(ARGV[i])] = true end
-for suffix = 0, tonumber(ARGV[3]) - 1 do
-  if not taken[suffix] then
-    local field = ARGV[2] .. ',' .. suffix
-    if redis.call('HSETNX', KEYS[1], field, ARGV[1]) == 1 or redis.call('HGET', KEYS[1], field) == ARGV[1] then
-      return suffix
-    end
-  end
-end
-return -1
-"""
+_CLAIM = lua("baguni.stores", "claim_suffix")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import redis
 import redis.asyncio
 
-from baguni.stores.redis_client import shared_redis_errors
+from baguni.stores.redis_client import lua, shared_redis_errors
 
 HALF_LIFE_MS = 7 * 86_400_000
 EPOCH_MS = 1_577_836_800_000  # 2020; a float's range lasts for 19 years of half-lives from here in either direction
@@ -23,26 +23,8 @@ _SNAPSHOT_TTL_S = 3_600  # how long a list can be paged through
 _KEY = "baguni:clicked:{%s}"  # braces: a placement's keys share one slot in a Redis cluster
 _SNAPSHOT_KEY = "baguni:clicked:{%s}:%d"
 
-# KEYS: the counts. ARGV: most items, ttl in s, then weight and item id of each click.
-_COUNT = """
-for i = 3, #ARGV, 2 do redis.call('ZINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - tonumber(ARGV[1]))
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-"""
-# KEYS: the counts, the snapshot. ARGV: ttl in s, 1 to keep a snapshot. An empty name keeps a snapshot of nothing.
-_READ = """
-local from = KEYS[2]
-if redis.call('EXISTS', KEYS[2]) == 0 then
-  if ARGV[2] == '1' and redis.call('EXISTS', KEYS[1]) == 1 then
-    redis.call('ZUNIONSTORE', KEYS[2], 1, KEYS[1])
-    redis.call('ZADD', KEYS[2], 0, '')
-    redis.call('EXPIRE', KEYS[2], ARGV[1])
-  else
-    from = KEYS[1]
-  end
-end
-return redis.call('ZREVRANGE', from, 0, -1, 'WITHSCORES')
-"""
+_COUNT = lua("baguni.stores", "count_clicks")
+_READ = lua("baguni.stores", "read_clicks")
 
 
 class PlacementWriter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 
 import redis
 import redis.asyncio
@@ -42,6 +43,11 @@ def connect_async(url: str, timeout_s: float = TIMEOUT_S) -> redis.asyncio.Redis
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         retry=AsyncRetry(NoBackoff(), RETRIES),
     )
+
+
+def lua(package: str, name: str) -> str:
+    """Return the source of a script that lies beside a package's modules."""
+    return resources.files(package).joinpath(f"{name}.lua").read_text()
 
 
 @contextmanager
