@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults test-hostile test-releases bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts proto check format clean
+.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults test-hostile test-releases bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts published proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -100,11 +100,15 @@ lint: setup ## ruff
 types: setup ## mypy, strict
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 
-contracts: setup ## Who may import whom, the protobuf style, and that the generated stubs are fresh
+contracts: setup ## Who may import whom, the protobuf style, no change that breaks clients, and fresh generated stubs
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
+	$(BIN)/buf breaking proto --against proto/published.binpb
 	@mkdir -p build/stubs && $(MAKE) --no-print-directory proto STUBS=build/stubs
 	@diff -r -x __pycache__ -x __init__.py build/stubs/baguni/v1 baguni/v1 && echo "stubs are fresh"
+
+published: setup ## Take the contracts of proto/ as published: from now on, a change that breaks their clients fails `make contracts`
+	$(BIN)/buf build proto --exclude-source-info --output proto/published.binpb
 
 proto: setup ## Generate baguni/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto \
