@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import click
 import pytest
+
+from baguni.cli.root import SUMMARIES
 
 
 def baguni(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -14,12 +18,22 @@ def baguni(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def test_help_lists_every_command_and_imports_no_torch() -> None:
-    program = "import sys, baguni.cli as c; sys.argv = ['baguni', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    program = "import sys, baguni.cli.root as c; sys.argv = ['baguni', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
     program += "assert 'torch' not in sys.modules and 'pymilvus' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("data", "train", "evaluate", "export", "release", "up", "down", "status", "recommend", "demo"):
-        assert f"  {command} " in done.stdout
+    for name in SUMMARIES:
+        assert f"  {name} " in done.stdout
+
+
+def test_every_command_has_a_summary_and_every_summary_a_command() -> None:
+    declared = {point.name: point for point in entry_points(group="baguni.commands")}
+    assert declared.keys() == SUMMARIES.keys()
+    for name, point in declared.items():
+        command = point.load()
+        assert isinstance(command, click.Command), name
+        assert command.name == name
+        assert (command.help or "").strip(), name
 
 
 @pytest.mark.slow
