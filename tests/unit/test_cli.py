@@ -18,7 +18,9 @@ def baguni(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def test_help_lists_every_command_and_imports_no_torch() -> None:
-    program = "import sys, baguni.cli.root as c; sys.argv = ['baguni', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    program = (
+        "import sys, baguni.cli.root as c; sys.argv = ['baguni', '--help']\ntry: c.main()\nexcept SystemExit: pass\n"
+    )
     program += "assert 'torch' not in sys.modules and 'pymilvus' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
