@@ -50,9 +50,11 @@ class ServerSettings(Endpoints):
     metrics_address: str = "127.0.0.1:7460"  # where Prometheus reads
     # Candidates from the vector search, before rules; a page that needs more gets more.
     num_retrieved: int = Field(default=50, ge=1, le=15_000)
-    exact_items: int = Field(
-        default=20_000, ge=0
-    )  # filters that let so few through are answered without the vector index
+    exact_items: int = Field(default=20_000, ge=0)  # filters that leave so few items are answered without the index
+    # Where the nearest items come from: Milvus, the gateway's own memory, or the latter for catalogues up to auto_items.
+    search: Literal["milvus", "exact", "auto"] = "milvus"
+    auto_items: int = Field(default=20_000, ge=0)
+    fallback_items: int = Field(default=200_000, ge=0)  # catalogues up to this size are searched here if Milvus fails
     max_list: int = Field(default=1_000, ge=1)  # items that paging can reach
     pointer_check_s: float = Field(default=1.0, gt=0)
     live_items_check_s: float = Field(default=0.3, gt=0)

@@ -19,6 +19,7 @@ from baguni.stores.history_store import HistoryReader
 from baguni.stores.placements import PlacementReader
 from server.lists.breaker import Breaker
 from server.lists.deadline import Deadline, DeadlineExceeded
+from server.lists.exact import ExactSearch
 from server.lists.users import UserCache
 from server.release.active_release import Serving
 from server.settings import ServerSettings
@@ -47,6 +48,7 @@ STAGES = {
     "encode": Stage("triton", "encode_timeout_s"),
     "search": Stage("milvus", "search_timeout_s"),
     "similar": Stage("milvus", "search_timeout_s"),
+    "exact": Stage("gateway", "search_timeout_s"),
     "score": Stage("triton", "score_timeout_s"),
     "generate": Stage("triton"),
 }
@@ -63,6 +65,7 @@ class Calls:
     metrics: Metrics
     telemetry: Telemetry
     breakers: dict[str, Breaker]
+    exact: ExactSearch
 
     @classmethod
     def of(cls, settings: ServerSettings, client: redis.asyncio.Redis, metrics: Metrics, telemetry: Telemetry) -> Calls:
@@ -76,6 +79,7 @@ class Calls:
             metrics,
             telemetry,
             {name: Breaker(stage.server, failures, open_s) for name, stage in STAGES.items()},
+            ExactSearch(),
         )
 
 

@@ -1,24 +1,31 @@
-"""Exact search among given items, for what the vector index misses or cannot evaluate. It lets other requests run meanwhile."""
+"""Exact search: among some items, for what the vector index misses or cannot evaluate, and over all, in place of Milvus."""
 
-# I = items, V = vector dim
+# I = items, N = all items, V = vector dim, U = users
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from baguni.clients.coalescing import Coalescer
+from baguni.domain.errors import UnavailableError
 from baguni.domain.scoring import Float32, Int64
+from server.release.items import ItemTable, ItemVectors
 
 CHUNK = 20_000  # items scored before other requests may run: one or two milliseconds
+MAX_USERS = 16  # that share a pass over the catalogue
 
 
 async def nearest(
     vectors: Callable[[Int64], Float32], index_I: Int64, query_V: Float32, limit: int
 ) -> tuple[Int64, Float32]:
-    """Return at most `limit` of the items with the largest inner products, best first, and their scores. `vectors`: of items by
-    index, [I, V]."""
+    """Return at most `limit` of the items with the largest inner products, best first, and their scores. `vectors` returns
+    those of some items, [I, V]. Other requests run meanwhile."""
     found_I, score_I = np.zeros(0, np.int64), np.zeros(0, np.float32)
     for start in range(0, len(index_I), CHUNK):
         if start:
@@ -29,3 +36,51 @@ async def nearest(
         best = np.argsort(-score_I, kind="stable")[:limit]
         found_I, score_I = found_I[best], score_I[best]
     return found_I, score_I
+
+
+class Wanted(NamedTuple):
+    """What one user is searched for: at most `limit` of the items that are True in `allowed_N`."""
+
+    embedding_V: Float32
+    allowed_N: NDArray[np.bool_]
+    limit: int
+
+
+class ExactSearch:
+    """Search the whole catalogue in one thread beside the event loop. Users who wait at the same time share a pass."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "exact search")
+        self._coalescer: Coalescer[ItemTable, Wanted, Int64] = Coalescer(self._send, MAX_USERS)
+
+    async def nearest(self, items: ItemTable, wanted: Wanted, timeout_s: float) -> Int64:
+        """Return the indexes of the items with the largest inner products, best first. Raises UnavailableError if that takes
+        longer."""
+        try:
+            return await self._coalescer.call(items, wanted, timeout_s)
+        except TimeoutError as error:
+            raise UnavailableError("exact search", f"no answer within {timeout_s:.3f} s") from error
+
+    async def close(self) -> None:
+        """Cancel what waits."""
+        await self._coalescer.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _send(self, items: ItemTable, wanted: Sequence[Wanted], timeout_s: float) -> list[Int64]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, best_of_all, items.vectors, wanted)
+
+
+def best_of_all(vectors: ItemVectors, wanted: Sequence[Wanted]) -> list[Int64]:
+    """Return the best items of each user, best first, among those that are allowed."""
+    scores_UN = vectors.scores(np.stack([each.embedding_V for each in wanted]))
+    return [_best(score_N, each.allowed_N, each.limit) for score_N, each in zip(scores_UN, wanted, strict=True)]
+
+
+def _best(score_N: Float32, allowed_N: NDArray[np.bool_], limit: int) -> Int64:
+    left_I = np.flatnonzero(allowed_N[: len(score_N)])
+    score_I = score_N[left_I]
+    if len(left_I) > limit:
+        kept = np.argpartition(-score_I, limit - 1)[:limit]
+        left_I, score_I = left_I[kept], score_I[kept]
+    return left_I[np.argsort(-score_I, kind="stable")]

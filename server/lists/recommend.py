@@ -20,13 +20,13 @@ from baguni.domain import filters
 from baguni.domain.errors import RefusedError
 from baguni.domain.filters import Filter
 from baguni.domain.history import History
-from baguni.domain.scoring import Int64, candidate_codes, retrieval_scores
+from baguni.domain.scoring import Float32, Int64, candidate_codes, retrieval_scores
 from baguni.domain.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.experiments.choices import MODEL
 from server.experiments.explore import explored
 from server.lists import ranking
 from server.lists.calls import FAILURES, ListRequest, in_time
-from server.lists.exact import nearest
+from server.lists.exact import Wanted, nearest
 from server.lists.popular import popular_at, popular_items
 from server.lists.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worst
 from server.lists.ranking import NO_CANDIDATES, NO_ITEMS, NO_SCORES, Candidates
@@ -150,35 +150,71 @@ async def _candidates(request: Request, user: KnownUser) -> tuple[Candidates, Ti
 
 
 async def _found(request: Request, user: KnownUser, num_known: int) -> tuple[Int64, Tier]:
-    """Return the nearest items, best first; after a failure those of the user's last search."""
-    query, serving, users = request.query, request.serving, request.calls.users
+    """Return the nearest items, best first. If Milvus fails or cannot evaluate the rules, or if the settings want it, the
+    gateway searches its own vectors; in catalogues too large for that, the items of the user's last search remain."""
+    query, serving, calls = request.query, request.serving, request.calls
     items, rules, user_id = serving.items, query.rules, query.visitor.user_id
-    limit = _num_needed(request) + num_known
     embedding_V = user.embedding_qV[_query_number(rules)]
-    found_I, few_I = None, _few(items, rules.filters, request.settings.exact_items)
-    if few_I is None:
-        excluded = set(rules.exclude_item_ids)
-        if rules.exclude_purchased:
-            excluded.update(items.items[index].item_id for index in user.purchased_I.tolist())
-        expression = filters.expression(rules.filters, sorted(excluded))
-        if filters.is_searchable(rules.filters, expression):
-            try:
-                hits = await request.ask(
-                    "search", lambda limit_s: serving.index.search_items(embedding_V, limit, expression, limit_s)
-                )
-                found_I = items.indexes(hits.item_ids)
-            except RefusedError as error:  # the request is at fault: Milvus is available
-                log.warning("searching here what milvus refuses error=%s", error)
-            except FAILURES:
-                before_I = users.found(serving.release_id, user_id) if user_id else None
-                return (NO_ITEMS, Tier.POPULAR) if before_I is None else (before_I, Tier.CACHED_LIST)
-    if found_I is None:
-        left_I = np.flatnonzero(items.allowed(rules.filters)) if few_I is None else few_I
-        left_I = left_I[permitted(items, left_I, rules, user.purchased_I)]
-        found_I, _ = await nearest(items.item_vectors, left_I, embedding_V, limit)
+    limit = _num_needed(request) + num_known
+    few_I = _few(items, rules.filters, request.settings.exact_items)
+    try:
+        if few_I is not None:
+            left_I = few_I[permitted(items, few_I, rules, user.purchased_I)]
+            path, (found_I, _) = "filtered", await nearest(items.item_vectors, left_I, embedding_V, limit)
+        elif _is_searched_here(request):
+            path, found_I = "exact", await _search_here(request, user, embedding_V, limit)
+        else:
+            path, found_I = await _search_milvus(request, user, embedding_V, limit)
+    except FAILURES:
+        before_I = calls.users.found(serving.release_id, user_id) if user_id else None
+        calls.metrics.searches.labels("cached" if before_I is not None else "none").inc()
+        return (NO_ITEMS, Tier.POPULAR) if before_I is None else (before_I, Tier.CACHED_LIST)
+    calls.metrics.searches.labels(path).inc()
     if user_id:
-        users.remember_found(serving.release_id, user_id, found_I)
+        calls.users.remember_found(serving.release_id, user_id, found_I)
     return found_I, Tier.FULL
+
+
+async def _search_milvus(request: Request, user: KnownUser, embedding_V: Float32, limit: int) -> tuple[str, Int64]:
+    """Return the path that answered, and the nearest items: by Milvus, or by the gateway if Milvus cannot evaluate the rules,
+    or fails and the catalogue is small enough."""
+    serving, rules = request.serving, request.query.rules
+    items, index = serving.items, serving.index
+    excluded = set(rules.exclude_item_ids)
+    if rules.exclude_purchased:
+        excluded.update(items.items[bought].item_id for bought in user.purchased_I.tolist())
+    expression = filters.expression(rules.filters, sorted(excluded))
+    if not filters.is_searchable(rules.filters, expression):
+        return "refused", await _search_here(request, user, embedding_V, limit)
+    try:
+        hits = await request.ask("search", lambda limit_s: index.search_items(embedding_V, limit, expression, limit_s))
+        return "milvus", items.indexes(hits.item_ids)
+    except RefusedError as error:  # the request is at fault: Milvus is available
+        log.warning("searching here what milvus refuses error=%s", error)
+        return "refused", await _search_here(request, user, embedding_V, limit)
+    except FAILURES:
+        if len(items) > request.settings.fallback_items:
+            raise
+        return "fallback", await _search_here(request, user, embedding_V, limit)
+
+
+async def _search_here(request: Request, user: KnownUser, embedding_V: Float32, limit: int) -> Int64:
+    """Return the nearest items that the rules permit, by the gateway's own vectors."""
+    items, rules = request.serving.items, request.query.rules
+    allowed_N = items.allowed(rules.filters).copy()
+    allowed_N[items.indexes(rules.exclude_item_ids)] = False
+    if rules.exclude_purchased:
+        allowed_N[user.purchased_I] = False
+    wanted = Wanted(embedding_V, allowed_N, limit)
+    return await request.ask("exact", lambda limit_s: request.calls.exact.nearest(items, wanted, limit_s))
+
+
+def _is_searched_here(request: Request) -> bool:
+    """Return whether the settings want the gateway to search a catalogue of this size."""
+    settings = request.settings
+    return settings.search == "exact" or (
+        settings.search == "auto" and len(request.serving.items) <= settings.auto_items
+    )
 
 
 def _num_needed(request: Request) -> int:

@@ -4,13 +4,15 @@ Indexes below `num_trained` are the release's; live items that training never sa
 told of changes.
 """
 
-# N = items, live ones included, L = code levels, V = vector dim or trie nodes, I = items asked for
+# N = items, live ones included, T = the release's, L = code levels or live items, V = vector dim or trie nodes, I = items asked
+# for, U = users
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -19,11 +21,29 @@ from numpy.typing import NDArray
 from baguni.domain.catalog import Item
 from baguni.domain.filters import Filter
 from baguni.domain.release import Release
+from baguni.domain.scoring import Float32, Int64
 from baguni.stores.live_items import LiveItem
 from server.release.columns import Columns
 
 log = logging.getLogger(__name__)
 REMEMBERED_FILTERS = 16  # a mask has a byte per item: 16 MB for a million of them
+
+
+class ItemVectors(NamedTuple):
+    """Vectors of all items at one moment, in the collaborative space: those of the release, and those that came since in their
+    place. Safe to read in a thread while the table changes."""
+
+    base_TV: Float32
+    live_index_L: Int64
+    live_LV: Float32
+
+    def scores(self, query_UV: Float32) -> Float32:
+        """Return [U, N], the inner products with every item."""
+        num_items = max(len(self.base_TV), int(self.live_index_L.max(initial=-1)) + 1)
+        score_UN = np.empty((len(query_UV), num_items), np.float32)
+        np.matmul(query_UV, self.base_TV.T, out=score_UN[:, : len(self.base_TV)])
+        score_UN[:, self.live_index_L] = query_UV @ self.live_LV.T
+        return score_UN
 
 
 class ItemTable:
@@ -36,6 +56,7 @@ class ItemTable:
         self.num_trained = len(self.items)
         self._item_vectors, self._content_vectors = release.item_vectors, release.content_vectors
         self._live: dict[int, LiveItem] = {}
+        self.vectors = ItemVectors(release.item_vectors, np.zeros(0, np.int64), release.item_vectors[:0])
         self.removed: set[str] = set()
         self._popularity = release.popularity
         self.total_popularity = float(release.popularity.sum())
@@ -73,6 +94,8 @@ class ItemTable:
             self._columns.extend(added)
             self._tie_N = np.r_[self._tie_N, _ties(added)]
             self._is_live_N = np.isin(np.arange(len(self.items)), list(self._live))
+            live_LV = np.stack([live.item_vector for live in self._live.values()]).astype(np.float32)
+            self.vectors = ItemVectors(self._item_vectors, np.fromiter(self._live, np.int64), live_LV)
             self.allowed.cache_clear()
             self.node_mask.cache_clear()
 

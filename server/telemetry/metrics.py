@@ -37,6 +37,14 @@ class Metrics:
         self.degraded = Counter(
             "baguni_degraded", "Lists that not everything answered for, by tier.", ["tier"], registry=registry
         )
+        self.searches = Counter(
+            "baguni_searches",
+            "Searches for a user's nearest items, by the path that answered: milvus; the gateway itself, because the settings "
+            "want it (exact), Milvus failed (fallback) or cannot evaluate the rules (refused), or filters leave few items "
+            "(filtered); the user's last search (cached); none.",
+            ["path"],
+            registry=registry,
+        )
         self.refused = Counter(
             "baguni_refused", "Requests refused before they were read, by reason.", ["reason"], registry=registry
         )
