@@ -130,7 +130,7 @@ DASHBOARDS = {
             ),
             Panel(
                 "A stage waits, p99",
-                "For Redis (history), Triton (encode, score, generate), Milvus (search).",
+                "For Redis (history), Triton (encode, score, generate), Milvus (search, similar); exact: in the gateway.",
                 "s",
                 _quantiles("baguni_stage_duration_seconds_bucket", "stage", 0.99),
             ),
@@ -139,6 +139,12 @@ DASHBOARDS = {
                 "Lists that not everything answered for, by tier.",
                 "reqps",
                 _rate("baguni_degraded_total", "tier"),
+            ),
+            Panel(
+                "Searches",
+                "Of nearest items, by who answered: Milvus, or the gateway (exact, fallback, refused, filtered).",
+                "reqps",
+                _rate("baguni_searches_total", "path"),
             ),
             Panel("Refused", "Before they were read, by reason.", "reqps", _rate("baguni_refused_total", "reason")),
             Panel(

@@ -10,7 +10,7 @@ from baguni.clients.item_search import Hits
 from baguni.domain import filters
 from baguni.domain.errors import NotFoundError, RefusedError
 from baguni.domain.scoring import Float32, Int64
-from server.lists.calls import ListRequest
+from server.lists.calls import FAILURES, ListRequest
 from server.lists.exact import nearest
 from server.lists.queries import RankedItem, Ranking, SimilarQuery, Source
 from server.lists.rules import permitted
@@ -22,7 +22,7 @@ Request = ListRequest[SimilarQuery]
 
 async def similar_items(request: Request) -> Ranking:
     """Return the closest items by cosine, best first. Raises NotFoundError for an unknown item, UnavailableError or
-    DeadlineExceeded if Milvus does not answer."""
+    DeadlineExceeded if Milvus does not answer and the catalogue is too large to be searched here."""
     query, items = request.query, request.serving.items
     index = items.index.get(query.item_id)
     if index is None or query.item_id in items.removed:
@@ -65,7 +65,8 @@ async def _complements(request: Request, own: Int64) -> list[tuple[str, float, S
 
 
 async def _search(request: Request, vector: Float32, limit: int) -> Hits:
-    """Return the nearest items in the query's space; exact, without Milvus, where it cannot evaluate the rules."""
+    """Return the nearest items in the query's space: by Milvus, or by the gateway's own vectors if Milvus cannot evaluate the
+    rules, or fails and the catalogue is small enough."""
     query, serving = request.query, request.serving
     rules, items = query.rules, serving.items
     excluded = [query.item_id, *sorted(rules.exclude_item_ids)]
@@ -76,6 +77,9 @@ async def _search(request: Request, vector: Float32, limit: int) -> Hits:
             return await request.ask("similar", lambda limit_s: search(vector, limit, expression, limit_s))
         except RefusedError as error:  # the request is at fault: Milvus is available
             log.warning("searching here what milvus refuses error=%s", error)
+        except FAILURES:
+            if len(items) > request.settings.fallback_items:
+                raise
     left_I = np.flatnonzero(items.allowed(rules.filters))
     left_I = left_I[~np.isin(left_I, items.indexes(excluded))]
     vectors = items.item_vectors if query.collaborative else items.content_vectors

@@ -39,7 +39,7 @@ SLOW_S = 0.5
 # What a page may be while a server is away; a broker that is away is no reason for anything.
 TIERS = {
     "triton": {"FULL", "RETRIEVAL_ORDER", "CACHED_EMBEDDING", "POPULAR"},
-    "milvus": {"FULL", "CACHED_LIST", "POPULAR"},
+    "milvus": {"FULL"},
     "redis": {"FULL", "CACHED_EMBEDDING", "POPULAR"},
     "broker": {"FULL"},
 }

@@ -527,26 +527,69 @@ def test_without_triton_a_new_order_is_not_seen_and_bulk_says_whom_it_failed(
     assert page(stub, shopper).history_version > before.history_version
 
 
-def test_without_milvus_the_last_list_is_ranked_again_by_the_rules(stub, shopper, local_stack) -> None:
-    before = page(stub, shopper)
-    local_stack.stop_process("milvus")
-    try:
-        known = page(stub, shopper)
-        assert known.degradation_tier == pb.DEGRADATION_TIER_CACHED_LIST
-        assert ids(known.items) == ids(before.items)
-        left_out = ids(known.items)[0]
-        assert left_out not in ids(page(stub, shopper, exclude_item_ids=[left_out]).items)
-    finally:
-        local_stack.restart("milvus")
+def test_without_milvus_the_gateway_searches_its_own_vectors(stub, shopper, running, local_stack, tmp_path) -> None:
+    """Where the catalogue is too large for that, the items of the last search are ranked again by the rules."""
+    brand = pb.Filter(attribute="brand", any_of=pb.StringSet(values=["own"]))
+    requests: list[dict[str, object]] = [{}, {"exclude_purchased": True}, {"filters": [brand]}]
+    with (
+        gateway_process(running, tmp_path, bulk_processes=0, fallback_items=10) as limited,
+        grpc.insecure_channel(limited.address) as channel,
+    ):
+        too_large = pb_grpc.RecommendationServiceStub(channel)
+        until_full(too_large, shopper)
+        before = [page(stub, shopper, **fields) for fields in requests]
+        local_stack.stop_process("milvus")
+        try:
+            for fields, expected in zip(requests, before, strict=True):
+                found = page(stub, shopper, **fields)
+                assert found.degradation_tier == pb.DEGRADATION_TIER_FULL
+                assert ids(found.items) == ids(expected.items)
+                assert [item.score for item in found.items] == [item.score for item in expected.items]
+            assert metric(local_stack, "baguni_searches_total", 'path="fallback"') >= 2
+            known = page(too_large, shopper)
+            assert known.degradation_tier == pb.DEGRADATION_TIER_CACHED_LIST
+            assert ids(known.items) == ids(before[0].items)
+            left_out = ids(known.items)[0]
+            assert left_out not in ids(page(too_large, shopper, exclude_item_ids=[left_out]).items)
+        finally:
+            local_stack.restart("milvus")
     until_full(stub, shopper)
 
 
-def metric(local_stack, name: str) -> float:
-    """The sum over all labels of a metric of the gateway."""
+def test_lists_are_the_same_whoever_searches(stub, shopper, running, local_stack, tmp_path) -> None:
+    brand = pb.Filter(attribute="brand", any_of=pb.StringSet(values=["own"]))
+    requests: list[dict[str, object]] = [
+        {},
+        {"exclude_purchased": True},
+        {"exclude_item_ids": ["bread-rye", "milk-aged"]},
+    ]
+    requests += [
+        {"filters": [brand]},
+        {"diversity": 0.5},
+        {"filters": [pb.Filter(attribute="available", **{"is": True})]},
+    ]
+    with (
+        gateway_process(running, tmp_path, bulk_processes=0, search="exact") as exact,
+        grpc.insecure_channel(exact.address) as channel,
+    ):
+        here = pb_grpc.RecommendationServiceStub(channel)
+        until_full(here, shopper)
+        until_full(stub, shopper)
+        for fields in requests:
+            for user_id in (shopper, "user-1", "user-7"):
+                by_milvus, by_itself = page(stub, user_id, **fields), page(here, user_id, **fields)
+                assert ids(by_itself.items) == ids(by_milvus.items)
+        assert 'baguni_searches_total{path="exact"}' in exact.get("/metrics")[1]
+        assert 'baguni_searches_total{path="milvus"}' not in exact.get("/metrics")[1]
+
+
+def metric(local_stack, name: str, label: str = "") -> float:
+    """Return the sum of a metric of the gateway, over all labels or over those with one."""
     address = f"http://127.0.0.1:{local_stack.settings.gateway_metrics_port}/metrics"
     with urllib.request.urlopen(address, timeout=30) as reply:
         lines = reply.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+    found = [line for line in lines if line.split("{")[0].split(" ")[0] == name and label in line]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
 def test_metrics_count_what_was_asked_and_name_no_user(stub, shopper, local_stack, active_release) -> None:

@@ -74,6 +74,7 @@ def gateway(
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector[1]}",
         "OTEL_BSP_SCHEDULE_DELAY": 100,
         "log_format": "json",
+        "fallback_items": 0,  # so that Milvus can be missed
     }
     with gateway_process(stack, tmp_path_factory.mktemp("telemetry"), **settings) as started:
         yield started
