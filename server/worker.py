@@ -171,6 +171,7 @@ class Worker:
         await self._bulk.close()
         await self._features.close()
         await self._active.close()
+        await self._calls.close()
         await self._redis.aclose()
         await asyncio.to_thread(self._exposures.close)
         self._capture.close()

@@ -22,7 +22,6 @@ from pymilvus.grpc_gen.common_pb2 import PlaceholderGroup, PlaceholderType, Plac
 from pymilvus.grpc_gen.milvus_pb2 import SearchRequest
 
 from baguni.clients.channels import RECONNECT
-from baguni.clients.coalescing import Coalescer
 from baguni.clients.milvus import (
     CONNECT_TIMEOUT_S,
     CONSISTENCY,
@@ -31,6 +30,7 @@ from baguni.clients.milvus import (
     milvus_errors,
     silence_pymilvus,
 )
+from baguni.coalescing import Coalescer
 from baguni.domain.scoring import Float32
 from baguni.telemetry import trace_headers
 

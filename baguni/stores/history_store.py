@@ -7,11 +7,11 @@ if anything changed, and renews the expiry.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from enum import IntEnum
 from typing import Any, NamedTuple, cast
 
@@ -19,7 +19,8 @@ import msgpack
 import redis
 import redis.asyncio
 
-from baguni.domain.errors import RefusedError
+from baguni.coalescing import Coalescer
+from baguni.domain.errors import UnavailableError
 from baguni.domain.history import CLOCK_SKEW_MS, MAX_EVENTS, Change, History
 from baguni.domain.packed_history import (
     VERSION_BYTES,
@@ -29,7 +30,7 @@ from baguni.domain.packed_history import (
     unpack_history,
     unpack_version,
 )
-from baguni.stores.redis_client import lua, redis_errors
+from baguni.stores.redis_client import REFUSALS, TIMEOUT_S, lua, redis_errors
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _DAMAGED = ":damaged"
 _SCAN = 1_000
 # In a call Redis answers nobody else. Changes are a millisecond or two; stored histories that have to be merged more.
 USERS_A_CALL, LINES_A_CALL = 8, 512
+READS_A_CALL = 32
 
 _APPLY = lua("baguni.stores", "apply_history")
 
@@ -176,26 +178,60 @@ def _unpacked(user_id: str, value: bytes | None) -> History:
         return History()
 
 
+class Asked(NamedTuple):
+    """A user, and the version of the history that the reader has."""
+
+    user_id: str
+    version: int | None
+
+
 class HistoryReader:
-    """Reads histories; for the gateway, which is asynchronous."""
+    """Read histories; for the gateway, which is asynchronous. Reads that wait at the same time are one round trip."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
+        self._coalescer: Coalescer[None, Asked, History | None] = Coalescer(self._read_newer, READS_A_CALL)
 
-    async def read_newer(self, user_id: str, version: int | None) -> History | None:
-        """A user's history, or None if it still has this version."""
-        if version is not None:
-            with (
-                suppress(RefusedError),
-                redis_errors(),
-            ):  # refused where the key is of another type: `read` finds nothing then
-                stored = cast("bytes", await self._client.getrange(_KEY % user_id, 0, VERSION_BYTES - 1))
-                if unpack_version(stored) == version:
-                    return None
-        return (await self.read([user_id]))[0]
+    async def read_newer(self, user_id: str, version: int | None, timeout_s: float = TIMEOUT_S) -> History | None:
+        """Return a user's history, or None if it still has this version. Raises UnavailableError if that takes longer."""
+        try:
+            return await self._coalescer.call(None, Asked(user_id, version), timeout_s)
+        except TimeoutError as error:
+            raise UnavailableError("redis", f"no answer within {timeout_s:.3f} s") from error
 
     async def read(self, user_ids: Sequence[str]) -> list[History]:
-        """Histories in the order of `user_ids`, in one round trip; a user without one has an empty history."""
+        """Return histories in the order of `user_ids`, in one round trip; a user without one has an empty history."""
         with redis_errors():
             values = cast("list[bytes | None]", await self._client.mget([_KEY % user_id for user_id in user_ids]))
         return [_unpacked(user_id, value) for user_id, value in zip(user_ids, values, strict=True)]
+
+    async def close(self) -> None:
+        """Cancel what waits."""
+        await self._coalescer.close()
+
+    async def _read_newer(self, key: None, asked: Sequence[Asked], timeout_s: float) -> list[History | None]:
+        async with asyncio.timeout(timeout_s):
+            unchanged = await self._unchanged([each for each in asked if each.version is not None])
+            wanted = dict.fromkeys(each.user_id for each in asked if each not in unchanged)
+            found = dict(zip(wanted, await self.read(list(wanted)) if wanted else (), strict=True))
+        return [None if each in unchanged else found[each.user_id] for each in asked]
+
+    async def _unchanged(self, asked: Sequence[Asked]) -> set[Asked]:
+        """Return those whose stored version is the one that they have. A key of another type has none: `read` finds nothing."""
+        if not asked:
+            return set()
+        with redis_errors():
+            pipeline = self._client.pipeline(transaction=False)
+            for each in asked:
+                pipeline.getrange(_KEY % each.user_id, 0, VERSION_BYTES - 1)
+            replies = await pipeline.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception) and not (
+                    isinstance(reply, redis.ResponseError) and REFUSALS.search(str(reply))
+                ):
+                    raise reply
+        return {
+            each
+            for each, reply in zip(asked, replies, strict=True)
+            if isinstance(reply, bytes) and unpack_version(reply) == each.version
+        }

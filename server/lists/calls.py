@@ -82,6 +82,11 @@ class Calls:
             ExactSearch(),
         )
 
+    async def close(self) -> None:
+        """Cancel what waits."""
+        await self.histories.close()
+        await self.exact.close()
+
 
 @dataclass(frozen=True)
 class ListRequest(Generic[Query]):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.clients.coalescing import Coalescer
+from baguni.coalescing import Coalescer
 from baguni.domain.errors import UnavailableError
 from baguni.domain.scoring import Float32, Int64
 from server.release.items import ItemTable, ItemVectors

@@ -10,7 +10,7 @@ the tier that it reached: a server that does not answer makes the list worse and
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from baguni.domain.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from server.experiments.choices import MODEL
 from server.experiments.explore import explored
 from server.lists import ranking
-from server.lists.calls import FAILURES, ListRequest, in_time
+from server.lists.calls import FAILURES, ListRequest
 from server.lists.exact import Wanted, nearest
 from server.lists.popular import popular_at, popular_items
 from server.lists.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worst
@@ -95,10 +95,8 @@ async def _history(request: Request, remembered: KnownUser | None) -> History | 
         return History(visitor.events)
     user_id, version = visitor.user_id, remembered.history_version if remembered else None
 
-    def read(timeout_s: float) -> Awaitable[History | None]:
-        return in_time(request.calls.histories.read_newer(user_id, version), timeout_s)
-
-    return await request.ask("history", read)
+    histories = request.calls.histories
+    return await request.ask("history", lambda limit_s: histories.read_newer(user_id, version, limit_s))
 
 
 async def _embed(request: Request, history: History) -> KnownUser | None:

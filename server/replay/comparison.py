@@ -115,7 +115,9 @@ async def replay(
         for side in (found.active, found.candidate):
             serving = await open_serving(settings, store, client, side.release_id)
             opened.push_async_callback(serving.close)
-            sides.append((side, serving, Calls.of(settings, client, Metrics(), Telemetry())))
+            calls = Calls.of(settings, client, Metrics(), Telemetry())
+            opened.push_async_callback(calls.close)
+            sides.append((side, serving, calls))
         for number, recorded in enumerate(requests):
             answers: dict[str, Ranking | None] = {}
             for side, serving, calls in sides if number % 2 else reversed(sides):  # nobody always finds warm caches

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from baguni.domain.errors import UnavailableError
 from baguni.domain.history import CLOCK_SKEW_MS, Action, Cancellation, Change, Deletion, History, HistoryEvent, build
 from baguni.settings import Endpoints
-from baguni.stores.history_store import HistoryReader, HistoryWriter, Outcome
+from baguni.stores.history_store import HistoryReader, HistoryWriter, Outcome, keys_of
 from tests.integration.streams import read_history
 from tests.strategies import history_changes
 
@@ -43,6 +43,32 @@ def test_what_was_written_is_read_in_the_order_of_the_question(client: redis.Red
     expected = [History(), History((milk,), versions[1]), History((milk, rye), versions[0])]
     assert asyncio.run(read()) == expected == HistoryWriter(client).read(users[::-1])
     assert {*users[:2]} <= set(HistoryWriter(client).user_ids())
+
+
+def test_reads_that_wait_together_are_each_answered_for_their_own(client: redis.Redis, stack: Endpoints) -> None:
+    """Users whose history the reader has, lacks or has in an older version; users without one; a key of another type."""
+    names = [f"together-{uuid.uuid4().hex}" for _ in range(60)]
+    events = {name: [HistoryEvent(name, Action.CLICKED, number + 1)] for number, name in enumerate(names[:40])}
+    versions = {name: applied.version for name, applied in HistoryWriter(client).apply(events).items()}
+    client.rpush(keys_of(names[59])[0], "no history")
+    known = [
+        versions.get(name) if number % 3 == 0 else (7 if number % 3 == 1 else None) for number, name in enumerate(names)
+    ]
+    known[59] = 7
+
+    async def read() -> list[History | None]:
+        async with redis.asyncio.Redis.from_url(stack.redis_url) as connected:
+            reader = HistoryReader(connected)
+            asked = zip(names, known, strict=True)
+            return await asyncio.gather(*(reader.read_newer(name, version, 30.0) for name, version in asked))
+
+    for number, (name, found) in enumerate(zip(names, asyncio.run(read()), strict=True)):
+        if name not in versions:
+            assert found == History()
+        elif number % 3 == 0:
+            assert found is None
+        else:
+            assert found == History(tuple(events[name]), versions[name])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

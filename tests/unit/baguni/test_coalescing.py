@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from baguni.clients.coalescing import Coalescer
+from baguni.coalescing import Coalescer
 from baguni.domain.errors import RefusedError, UnavailableError
 
 
