@@ -17,7 +17,7 @@ import psutil
 
 from baguni.settings import Endpoints
 from deploy.local.settings import free_port
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ def gateway_process(endpoints: Endpoints, folder: Path, **settings: object) -> I
         with suppress(psutil.NoSuchProcess):  # where the test has ended it
             workers = process.children()
             process.terminate()
-            process.wait(30)
+            process.wait(COMMAND_S)
         psutil.wait_procs(workers, 10)

@@ -21,7 +21,7 @@ from baguni.domain.errors import InvalidInputError
 from baguni.domain.release import Release
 from deploy.local.settings import free_port
 from tests.conftest import repository
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 from trainer.bulk import BulkGenerator
 from trainer.run import Run
 from trainer.segments.next_item import NextItem
@@ -59,19 +59,21 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for node in reversed(nodes):
             for process in [*psutil.Process(node.pid).children(recursive=True), node]:
                 process.kill()
-            node.wait(10)
+            node.wait(COMMAND_S)
 
 
 def num_nodes(ray: str, address: str) -> int:
     """Return how many nodes work, by `ray status`; the head does not know a node at once that has started."""
     command = [ray, "status", "--address", address]
-    status = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False).stdout
+    status = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=COMMAND_S, check=False
+    ).stdout
     return len(re.findall(r"^ \d+ node_\w+", status.partition("Pending:")[0], re.M))
 
 
 def run(*arguments: object) -> str:
     command = [sys.executable, "-m", "baguni.cli", *map(str, arguments)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=COMMAND_S, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -34,7 +34,7 @@ from baguni.v1 import campaigns_pb2
 from deploy.local.braze_process import KEY, BrazeProcess, braze_process
 from deploy.local.demo_campaign import push_campaign
 from deploy.local.settings import free_port
-from tests.waiting import WAIT_S, eventually
+from tests.waiting import COMMAND_S, WAIT_S, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 DAY_MS = 86_400_000
@@ -89,7 +89,7 @@ class Shop:
 
     def crm(self, *arguments: str, status: int = 0, **settings: str) -> str:
         process = self.start(*arguments, **settings)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=COMMAND_S)
         assert process.returncode == status, output + errors
         return output + errors
 
@@ -424,7 +424,7 @@ def test_connected_content_answers_every_user_at_once(shop: Shop, running: Endpo
             HistoryWriter(client).apply({shoppers[-1]: ordered(when, "bread-rye", "milk-fresh")})
     finally:
         server.terminate()
-        server.communicate(timeout=60)
+        server.communicate(timeout=COMMAND_S)
     assert server.returncode == 0
 
 

@@ -21,7 +21,7 @@ from baguni.domain.release import Release
 from baguni.settings import Endpoints
 from tests.conftest import repository
 from tests.integration.streams import read_history
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 pytestmark = pytest.mark.stack
 (EVENT,) = re.findall(
@@ -57,5 +57,5 @@ def test_the_tutorials_event_joins_the_history(running: Endpoints, active_releas
     for written, ours in {"127.0.0.1:7453": running.kafka_bootstrap, '"u1"': f'"{user_id}"', "rye-1": item_id}.items():
         assert program.count(written) == 1
         program = program.replace(written, ours)
-    subprocess.run([sys.executable, "-c", program], cwd=repository(), check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], cwd=repository(), check=True, timeout=COMMAND_S)
     eventually(lambda: [event.item_id for event in read_history(running, user_id).events] == [item_id])

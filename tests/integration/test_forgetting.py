@@ -31,7 +31,7 @@ from server.telemetry.capture import captured_of
 from streaming.dead_letters import Quarantine, Quarantined
 from tests.gateway_process import GatewayProcess, gateway_process
 from tests.integration.streams import Shop, click, order
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 DAY_MS = 86_400_000
@@ -145,7 +145,12 @@ def prepare_campaigns(user_ids: list[str]) -> None:
 def rebuild(endpoints: Endpoints) -> None:
     command = [sys.executable, "-m", "baguni.cli", "histories", "rebuild", "--from-topic"]
     done = subprocess.run(
-        command, env={**os.environ, **endpoints.environment()}, capture_output=True, text=True, timeout=300, check=False
+        command,
+        env={**os.environ, **endpoints.environment()},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -32,7 +32,7 @@ from deploy.local.settings import free_port
 from server.experiments.choices import Experiments
 from tests.gateway_process import environment, gateway_process
 from tests.tiny_release import renamed
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 USERS = [f"experimental-{number}" for number in range(12)]
@@ -189,7 +189,7 @@ def test_features_that_are_not_valid(running: Endpoints, tmp_path: Path) -> None
         stdin=subprocess.PIPE,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=COMMAND_S,
         check=False,
     )
     assert refused.returncode == 1
@@ -263,12 +263,12 @@ class FeatureServer:
 
     def __enter__(self) -> FeatureServer:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(COMMAND_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(COMMAND_S)
 
     def say_so(self) -> None:
         self._loop.call_soon_threadsafe(self._changed.set)

@@ -21,7 +21,7 @@ from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from tests.gateway_process import GatewayProcess, environment, gateway_process
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 pytestmark = pytest.mark.stack
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
@@ -109,7 +109,7 @@ def test_a_process_that_is_killed_comes_back_and_new_calls_do_not_miss_it(gatewa
     before = counted(gateway, ANSWERED)
     killed = gateway.workers()[name]
     killed.kill()
-    killed.wait(5)
+    killed.wait(COMMAND_S)
     assert [ask(gateway) for _ in range(20)] == ["OK"] * 20
     assert gateway.get("/readyz")[0] == 200
     gateway.wait_until_ready()
@@ -174,7 +174,7 @@ def test_told_to_stop_under_load_it_ends_what_it_has_begun(stack, active_release
             time.sleep(1)
             workers = gateway.workers().values()
             gateway.process.terminate()
-            assert gateway.process.wait(20) == 0
+            assert gateway.process.wait(COMMAND_S) == 0
             stopped.set()
             for thread in threads:
                 thread.join()

@@ -39,7 +39,7 @@ from tests.conftest import repository
 from tests.integration.streams import Shop
 from tests.tiny_release import renamed
 from tests.tiny_shop import write_tiny_shop
-from tests.waiting import WAIT_S, eventually
+from tests.waiting import COMMAND_S, WAIT_S, eventually
 
 playwright = pytest.importorskip("playwright.sync_api")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -177,7 +177,7 @@ def inspecting(endpoints: Endpoints, work_dir: Path, *arguments: str) -> Iterato
         )  # of libraries there may be tracebacks: a browser that left before its answer
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(COMMAND_S)
 
 
 @contextmanager
@@ -197,7 +197,10 @@ def browsing(root: str) -> Iterator[Browser]:
 
 
 def _answers(port: int) -> bool:
-    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/item", timeout=60):
+    with (
+        suppress(urllib.error.URLError, OSError),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/item", timeout=COMMAND_S),
+    ):
         return True
     return False
 
@@ -504,7 +507,12 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], words: 
     command = [sys.executable, "-m", "inspection", *arguments]
     search = os.pathsep.join(filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": search}, timeout=60
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": search},
+        timeout=COMMAND_S,
     )
     assert done.returncode == 1
     assert words in done.stderr

@@ -14,7 +14,7 @@ from baguni.domain.errors import InvalidInputError, NotFoundError
 from deploy.local.programs import servers
 from deploy.local.settings import StackSettings
 from deploy.local.stack import MARK, LocalStack
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 pytestmark = pytest.mark.stack
 
@@ -88,4 +88,4 @@ def test_a_milvus_that_ended_before_its_first_write_starts_again(tmp_path: Path)
             eventually(program.is_ready, "Milvus is ready", (tmp_path / "milvus.log").read_text)
         finally:
             second.terminate()
-            second.wait(60)
+            second.wait(COMMAND_S)

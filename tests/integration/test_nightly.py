@@ -23,7 +23,7 @@ from baguni.v1 import recommendation_pb2 as pb
 from server.telemetry.capture import Recorded
 from tests.tiny_release import renamed
 from tests.tiny_shop import write_tiny_shop
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 MODEL, METRIC = "retrieval, distilled", "NDCG@10"
@@ -57,7 +57,9 @@ class Night:
 
     def run(self, *more: object) -> subprocess.CompletedProcess[str]:
         command = [*self.command(), *map(str, more)]
-        return subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, check=False, timeout=COMMAND_S
+        )
 
 
 @pytest.fixture(scope="module")

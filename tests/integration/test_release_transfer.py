@@ -20,7 +20,7 @@ from baguni.domain.errors import InvalidInputError, NotFoundError, ReleaseMismat
 from baguni.domain.release import MANIFEST, POINTER, Release, ReleaseStore, write_manifest
 from baguni.releases.release_transfer import RemoteReleases, follow
 from deploy.local.settings import free_port
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / ".venv-s3/bin/moto_server"
@@ -88,7 +88,7 @@ def s3_files() -> Iterator[S3FileSystem]:
         eventually(has_bucket, "the S3 server makes a bucket")
         yield files
     process.terminate()
-    process.wait(20)
+    process.wait(COMMAND_S)
 
 
 @pytest.fixture(params=["s3", "folder"])
@@ -131,7 +131,7 @@ def killed(arguments: list[str], begun: Callable[[], bool]) -> None:
     eventually(lambda: begun() or process.poll() is not None, "the command has begun", interval_s=0.002)
     assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
-    assert process.wait(20) == -signal.SIGKILL
+    assert process.wait(COMMAND_S) == -signal.SIGKILL
 
 
 def test_what_was_pushed_is_pulled(remote: Remote, here: ReleaseStore, there: ReleaseStore) -> None:
@@ -346,4 +346,4 @@ def test_a_follower_waits_for_the_first_release_and_keeps_as_many_as_it_is_told(
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
+            process.wait(COMMAND_S)

@@ -9,6 +9,7 @@ from pathlib import Path
 from baguni.domain.events import cloud_event_headers
 from tests.faults.streams import TIME_MS, Consumers, compare, dead_letters, expected, own_servers, sender, wait
 from tests.integration.streams import click
+from tests.waiting import COMMAND_S
 
 
 def test_a_consumer_stops_when_most_records_are_malformed_and_goes_on_once_that_is_allowed(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_a_consumer_stops_when_most_records_are_malformed_and_goes_on_once_that_
             broken.start(0)
             process = broken.processes[0]
             assert process is not None
-            assert process.wait(30) == 1
+            assert process.wait(COMMAND_S) == 1
             assert "150 of the last 150 records are malformed" in broken.logs[0].read_text().splitlines()[-1]
         assert dead_letters(own.endpoints) == []
         with Consumers(own.endpoints, tmp_path, 1, BAGUNI_MAX_DEAD_SHARE="1"):

@@ -28,7 +28,7 @@ from deploy.local.settings import free_port
 from deploy.local.stack import LocalStack
 from tests.conftest import repository
 from tests.tiny_release import renamed
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 pytestmark = pytest.mark.stack
 START_S = 60.0
@@ -52,7 +52,7 @@ def replica(local_stack: LocalStack, stack: Endpoints, active_release: Release) 
             yield f"127.0.0.1:{triton.GRPC_PORT}"
         finally:
             stopping.set()
-            running.join(timeout=60)
+            running.join(timeout=COMMAND_S)
     assert statuses == [0]
 
 

@@ -29,7 +29,7 @@ from tests.integration.streams import (
     records_of,
     wait_until_consumed,
 )
-from tests.waiting import eventually
+from tests.waiting import COMMAND_S, eventually
 
 pytestmark = pytest.mark.stack
 TIME_MS = 1_700_000_000_000
@@ -136,7 +136,7 @@ def test_killed_between_write_and_commit_nothing_is_lost_or_doubled(
     events = [click(user_id, f"item-{number}", TIME_MS + number) for number in range(10)]
     for event in events:
         shop.send(event)
-    assert crashing.process.wait(30) == -signal.SIGKILL
+    assert crashing.process.wait(COMMAND_S) == -signal.SIGKILL
     with ConsumerProcess("user", endpoints, tmp_path, group_suffix):
         wait_until_consumed(endpoints, f"baguni-users{group_suffix}", USER_TOPICS)
         assert [e.item_id for e in read_history(endpoints, user_id).events] == [event.item_id for event in events]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.waiting import COMMAND_S
 from trainer.devices import precision_here
 from trainer.recipes import recipe_named
 from trainer.run import Run
@@ -33,7 +34,7 @@ def losses_with(processes: int, run: Run, output: Path) -> list[dict[str, float]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [str(SCRIPT), str(run.path.parent), str(output)]
-    result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+    result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=COMMAND_S)
     assert result.returncode == 0, result.stderr[-2000:]
     found = json.loads(output.read_text())
     assert found["processes"] == processes
