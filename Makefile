@@ -59,8 +59,8 @@ check-tensorrt: setup ## Compile every graph with NVIDIA's compiler, no GPU need
 bench-inference: setup ## How quickly the models answer → benchmarks/results/inference.json (after bench-quality)
 	$(BIN)/python -m benchmarks.inference
 
-bench-gateway: setup ## Recommend beside the bare servers it asks → benchmarks/results/gateway.json (after bench-quality)
-	$(BIN)/python -m benchmarks.gateway
+bench-gateway: setup ## Recommend beside the bare servers it asks → benchmarks/results/gateway.json (RUN=directory for a trained one)
+	$(BIN)/python -m benchmarks.gateway $(RUN)
 
 bench-index: setup ## Recall and latency of the vector index, filters included → benchmarks/results/index.json (after bench-quality)
 	$(BIN)/python -m benchmarks.index

@@ -42,6 +42,17 @@ class Row:
         """Return a row that holds up to a multiple of what was measured `beside` it: its name, and its value."""
         return cls(what, value, unit, f"≤ {factor:g} ×", value <= factor * beside[1], *beside)
 
+    @classmethod
+    def at_least(cls, what: str, value: float, unit: str, limit: float, beside: tuple[str, float] = ("", 0.0)) -> Row:
+        """Return a row that holds from a limit on; `beside`: something else that was measured, its name and its value."""
+        reference = beside if beside[0] else ("", None)
+        return cls(what, value, unit, f"≥ {limit:g} {unit}", value >= limit, *reference)
+
+    @classmethod
+    def at_least_times(cls, what: str, value: float, unit: str, factor: float, beside: tuple[str, float]) -> Row:
+        """Return a row that holds from a multiple of what was measured `beside` it on: its name, and its value."""
+        return cls(what, value, unit, f"≥ {factor:g} ×", value >= factor * beside[1], *beside)
+
     @property
     def ratio(self) -> float | None:
         """The value over its reference."""

@@ -64,14 +64,15 @@ class Key(NamedTuple):
 class AsyncItemIndex:
     """Search a release's collections; asynchronous, one for each process and event loop. Searches that wait at the same time
     are sent in one call, for which Milvus needs a third of the time (ADR 26). Every call raises UnavailableError if Milvus does
-    not answer in time, RefusedError if it does not take the expression."""
+    not answer in time, RefusedError if it does not take the expression. `max_vectors`: of a call; `num_running`: calls at a
+    time of searches that could be one."""
 
-    def __init__(self, uri: str, release_id: str) -> None:
+    def __init__(self, uri: str, release_id: str, max_vectors: int = MAX_VECTORS, num_running: int = 1) -> None:
         self._items, self._content = collection_names(release_id)
         silence_pymilvus()
         # It connects at the first search.
         self._client = AsyncMilvusClient(uri, timeout=CONNECT_TIMEOUT_S, grpc_options=dict(RECONNECT))
-        self._coalescer: Coalescer[Key, Float32, Hits] = Coalescer(self._send, MAX_VECTORS)
+        self._coalescer: Coalescer[Key, Float32, Hits] = Coalescer(self._send, max_vectors, num_running)
 
     async def search_items(self, vector_V: Float32, limit: int, expression: str, timeout_s: float) -> Hits:
         """Return the nearest items in the collaborative space by inner product, best first, among those for which `expression`

@@ -138,9 +138,11 @@ def list_served(
         items=response.items,
         experiment_assignments=response.experiment_assignments,
         event_time=Timestamp(seconds=served.time_ms // 1000, nanos=served.time_ms % 1000 * 1_000_000),
-        user_id=served.user_id,
-        anonymous_id=served.anonymous_id,
     )
+    if served.user_id:  # one of them: they are a oneof
+        event.user_id = served.user_id
+    else:
+        event.anonymous_id = served.anonymous_id
     if explored is not None:
         event.exploration.CopyFrom(exposures_pb2.Exploration(**asdict(explored)))
     return event

@@ -16,9 +16,9 @@ from tests.tiny_release import tiny_run
 from trainer.decoding import BeamSearch
 from trainer.export import frozen_items
 from trainer.graphs import ItemEncoderGraph, UserEncoderGraph
-from trainer.model import History
+from trainer.model import Sequences
 from trainer.run import Run
-from trainer.samples import to_history
+from trainer.samples import to_sequences
 
 pytestmark = pytest.mark.stack
 NUM_USERS = 24
@@ -38,10 +38,10 @@ def inputs(run: Run) -> ModelInputs:
     return model_inputs(event_batch(histories, log.catalog.index), now, signature.max_tokens, log.store_timezone)
 
 
-def newest(run: Run, inputs: ModelInputs) -> History:
+def newest(run: Run, inputs: ModelInputs) -> Sequences:
     """The histories as the trainer would read them on the day of the release."""
     month = np.full(len(inputs.item_BS), len(run.statistics.start_T) - 1)
-    return to_history(inputs, run.semantic_ids().codes_NL, run.statistics.values_TNP, month)
+    return to_sequences(inputs, run.semantic_ids().codes_NL, run.statistics.values_TNP, month)
 
 
 @pytest.fixture
