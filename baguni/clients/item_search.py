@@ -31,12 +31,14 @@ from baguni.clients.milvus import (
     silence_pymilvus,
 )
 from baguni.coalescing import Coalescer
+from baguni.domain.errors import RefusedError, UnavailableError
 from baguni.domain.scoring import Float32
 from baguni.telemetry import trace_headers
 
 # A graph is walked with so many candidates. With hardly more than are asked for, a large one misses some: ADR 23.
 EF_A_HIT, MIN_EF, MAX_EF = 2, 400, 32_768  # the last is Milvus'
 MAX_VECTORS = 16  # of a call: more do not make a search cheaper
+NUM_RUNNING = 2  # calls that could be one: a call that hangs does not stop the others
 MAX_HITS = 16_384  # Milvus' own limit of a search
 REMEMBERED_REQUESTS = 256
 REMEMBERED_LENGTH = 2_000  # characters of an expression; requests with longer ones are made anew each time
@@ -54,7 +56,7 @@ class Hits:
 
 
 class Key(NamedTuple):
-    """What searches have in common that Milvus can answer in one call."""
+    """What searches must share to be answered by Milvus in one call."""
 
     collection: str
     limit: int
@@ -67,12 +69,14 @@ class AsyncItemIndex:
     not answer in time, RefusedError if it does not take the expression. `max_vectors`: of a call; `num_running`: calls at a
     time of searches that could be one."""
 
-    def __init__(self, uri: str, release_id: str, max_vectors: int = MAX_VECTORS, num_running: int = 1) -> None:
+    def __init__(
+        self, uri: str, release_id: str, max_vectors: int = MAX_VECTORS, num_running: int = NUM_RUNNING
+    ) -> None:
         self._items, self._content = collection_names(release_id)
         silence_pymilvus()
         # It connects at the first search.
         self._client = AsyncMilvusClient(uri, timeout=CONNECT_TIMEOUT_S, grpc_options=dict(RECONNECT))
-        self._coalescer: Coalescer[Key, Float32, Hits] = Coalescer(self._send, max_vectors, num_running)
+        self._coalescer: Coalescer[Key, Float32, Hits] = Coalescer("milvus", self._send, max_vectors, num_running)
 
     async def search_items(self, vector_V: Float32, limit: int, expression: str, timeout_s: float) -> Hits:
         """Return the nearest items in the collaborative space by inner product, best first, among those for which `expression`
@@ -90,8 +94,11 @@ class AsyncItemIndex:
         await self._client.close()
 
     async def _search(self, name: str, vector_D: Float32, limit: int, expression: str, timeout_s: float) -> Hits:
-        with milvus_errors():
-            hits = await self._coalescer.call(Key(name, limit_class(limit), expression), vector_D, timeout_s)
+        if limit > MAX_HITS:
+            raise RefusedError("milvus", f"limit is {limit}, expected at most {MAX_HITS}")
+        if not np.isfinite(vector_D).all():  # here, because it would fail the others of a joint call
+            raise RefusedError("milvus", "the vector has a value that is not finite")
+        hits = await self._coalescer.call(Key(name, limit_class(limit), expression), vector_D, timeout_s)
         return Hits(hits.item_ids[:limit], hits.scores[:limit])
 
     async def _send(self, key: Key, vectors: Sequence[Float32], timeout_s: float) -> list[Hits]:
@@ -108,7 +115,10 @@ class AsyncItemIndex:
                 reply = await connection._async_stub.Search(request, timeout=timeout_s, metadata=metadata)
             check_status(reply.status)
         ids, scores = list(reply.results.ids.str_id.data), list(reply.results.scores)
-        ends = list(accumulate(reply.results.topks, initial=0))
+        counts = list(reply.results.topks) if ids else [0] * len(vectors)
+        if len(counts) != len(vectors):
+            raise UnavailableError("milvus", f"{len(counts)} results, expected {len(vectors)}")
+        ends = accumulate(counts, initial=0)
         return [Hits(ids[start:end], scores[start:end]) for start, end in pairwise(ends)]
 
 

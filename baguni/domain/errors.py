@@ -52,8 +52,9 @@ class RefusedError(BaguniError):
 
 class UnavailableError(BaguniError):
     """A server did not answer, or not in time. `part` names it: "triton", "milvus", "redis", "kafka",
-    or the URL of a release store."""
+    or the URL of a release store. `is_repeated`: another caller got the error of the same call, or this one was never sent, so
+    that it is no further sign of an outage."""
 
-    def __init__(self, part: str, message: str) -> None:
+    def __init__(self, part: str, message: str, is_repeated: bool = False) -> None:
         super().__init__(f"{part} is unavailable: {message}")
-        self.part = part
+        self.part, self.message, self.is_repeated = part, message, is_repeated

@@ -7,7 +7,6 @@ if anything changed, and renews the expiry.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ import redis
 import redis.asyncio
 
 from baguni.coalescing import Coalescer
-from baguni.domain.errors import UnavailableError
 from baguni.domain.history import CLOCK_SKEW_MS, MAX_EVENTS, Change, History
 from baguni.domain.packed_history import (
     VERSION_BYTES,
@@ -41,7 +39,7 @@ _DAMAGED = ":damaged"
 _SCAN = 1_000
 # In a call Redis answers nobody else. Changes are a millisecond or two; stored histories that have to be merged more.
 USERS_A_CALL, LINES_A_CALL = 8, 512
-READS_A_CALL = 32
+READS_A_CALL, NUM_RUNNING = 32, 2  # two, so that a connection that hangs does not stop the others
 
 _APPLY = lua("baguni.stores", "apply_history")
 
@@ -190,14 +188,14 @@ class HistoryReader:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
-        self._coalescer: Coalescer[None, Asked, History | None] = Coalescer(self._read_newer, READS_A_CALL)
+        self._coalescer: Coalescer[None, Asked, History | None] = Coalescer(
+            "redis", self._read_newer, READS_A_CALL, NUM_RUNNING
+        )
 
     async def read_newer(self, user_id: str, version: int | None, timeout_s: float = TIMEOUT_S) -> History | None:
-        """Return a user's history, or None if it still has this version. Raises UnavailableError if that takes longer."""
-        try:
-            return await self._coalescer.call(None, Asked(user_id, version), timeout_s)
-        except TimeoutError as error:
-            raise UnavailableError("redis", f"no answer within {timeout_s:.3f} s") from error
+        """Return a user's history, or None if the stored version is still `version`. Raises UnavailableError, at the latest
+        after `timeout_s`."""
+        return await self._coalescer.call(None, Asked(user_id, version), timeout_s)
 
     async def read(self, user_ids: Sequence[str]) -> list[History]:
         """Return histories in the order of `user_ids`, in one round trip; a user without one has an empty history."""
@@ -210,10 +208,10 @@ class HistoryReader:
         await self._coalescer.close()
 
     async def _read_newer(self, key: None, asked: Sequence[Asked], timeout_s: float) -> list[History | None]:
-        async with asyncio.timeout(timeout_s):
-            unchanged = await self._unchanged([each for each in asked if each.version is not None])
-            wanted = dict.fromkeys(each.user_id for each in asked if each not in unchanged)
-            found = dict(zip(wanted, await self.read(list(wanted)) if wanted else (), strict=True))
+        """Answer several readers; each waits as long as it wants, so `timeout_s` has no use here."""
+        unchanged = await self._unchanged([each for each in asked if each.version is not None])
+        wanted = dict.fromkeys(each.user_id for each in asked if each not in unchanged)
+        found = dict(zip(wanted, await self.read(list(wanted)) if wanted else (), strict=True))
         return [None if each in unchanged else found[each.user_id] for each in asked]
 
     async def _unchanged(self, asked: Sequence[Asked]) -> set[Asked]:

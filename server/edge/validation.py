@@ -186,10 +186,11 @@ def _rules(
     attribute_types: Mapping[str, str],
     checks: _Checks,
 ) -> Rules:
+    before = len(checks.violations)
     checks.ids(request.exclude_item_ids, "exclude_item_ids", MAX_EXCLUDED)
     given = checks.some(request.filters, "filters", MAX_FILTERS)
     conditions = tuple(_filter(f, f"filters[{position}]", checks) for position, f in enumerate(given))
-    if not checks.violations:
+    if len(checks.violations) == before:
         try:
             filters.check(conditions, attribute_types)
         except InvalidInputError as error:

@@ -1,4 +1,4 @@
-"""Circuit breakers: a part that is away costs a request nothing but the first few timeouts (Nygard, Release It!, 2007)."""
+"""Circuit breakers: an unavailable server costs requests nothing but the first few timeouts (Nygard, Release It!, 2007)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 class Breaker:
-    """Calls to one part. After `failures` calls in a row that found it away, calls fail at once for `open_s` seconds; then one
-    call tries it, and if that succeeds everybody may again."""
+    """Calls to one server. After `failures` calls in a row that found it unavailable, calls fail at once for `open_s` seconds.
+    Then one call tries it; if that succeeds, all may call again."""
 
     def __init__(self, part: str, failures: int, open_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._part, self._failures, self._open_s, self._clock = part, failures, open_s, clock
@@ -22,20 +22,20 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls fail at once."""
+        """Return whether calls fail at once."""
         return self._in_a_row >= self._failures and self._clock() < self._closed_again
 
     async def call(self, make: Callable[[], Awaitable[T]], counted: bool = True) -> T:
-        """The result of `make()`. Raises UnavailableError if the part is away, or was a moment ago. `counted`: whether a
-        failure says something of the part; that of a caller in a hurry does not."""
+        """Return the result of `make()`. Raises UnavailableError if the server is unavailable, or was a moment ago. `counted`:
+        whether a failure is a sign of an outage; after a caller's own short deadline, and where it `is_repeated`, it is not."""
         if self.is_open:
             raise UnavailableError(self._part, "it was away a moment ago")
         if self._in_a_row >= self._failures:
             self._closed_again = self._clock() + self._open_s  # this call tries; the others go on failing at once
         try:
             result = await make()
-        except UnavailableError:
-            if counted:
+        except UnavailableError as error:
+            if counted and not error.is_repeated:
                 self._in_a_row += 1
                 self._closed_again = self._clock() + self._open_s
             raise

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni.coalescing import Coalescer
-from baguni.domain.errors import UnavailableError
 from baguni.domain.scoring import Float32, Int64
-from server.release.items import ItemTable, ItemVectors
+from server.release.items import ItemTable, ItemVectors, Space
 
-CHUNK = 20_000  # items scored before other requests may run: one or two milliseconds
+CHUNK = 5_000  # items scored before other requests may run: some milliseconds
 MAX_USERS = 16  # that share a pass over the catalogue
 
 
@@ -38,10 +37,14 @@ async def nearest(
     return found_I, score_I
 
 
-class Wanted(NamedTuple):
-    """What one user is searched for: at most `limit` of the items that are True in `allowed_N`."""
+Found = tuple[Int64, Float32]
+"""Indexes, best first, and scores."""
 
-    embedding_V: Float32
+
+class Wanted(NamedTuple):
+    """What one caller searches for: at most `limit` of the items that are True in `allowed_N`."""
+
+    query_V: Float32
     allowed_N: NDArray[np.bool_]
     limit: int
 
@@ -51,36 +54,36 @@ class ExactSearch:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "exact search")
-        self._coalescer: Coalescer[ItemTable, Wanted, Int64] = Coalescer(self._send, MAX_USERS)
+        self._coalescer: Coalescer[tuple[ItemTable, Space], Wanted, Found] = Coalescer("gateway", self._send, MAX_USERS)
 
-    async def nearest(self, items: ItemTable, wanted: Wanted, timeout_s: float) -> Int64:
-        """Return the indexes of the items with the largest inner products, best first. Raises UnavailableError if that takes
-        longer."""
-        try:
-            return await self._coalescer.call(items, wanted, timeout_s)
-        except TimeoutError as error:
-            raise UnavailableError("exact search", f"no answer within {timeout_s:.3f} s") from error
+    async def nearest(self, items: ItemTable, space: Space, wanted: Wanted, timeout_s: float) -> Found:
+        """Return the items with the largest inner products, best first, and their scores. Raises UnavailableError, at the
+        latest after `timeout_s`."""
+        return await self._coalescer.call((items, space), wanted, timeout_s)
 
     async def close(self) -> None:
         """Cancel what waits."""
         await self._coalescer.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _send(self, items: ItemTable, wanted: Sequence[Wanted], timeout_s: float) -> list[Int64]:
+    async def _send(self, key: tuple[ItemTable, Space], wanted: Sequence[Wanted], timeout_s: float) -> list[Found]:
+        """Search for several users; each waits as long as it wants, so `timeout_s` has no use here."""
+        items, space = key
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, best_of_all, items.vectors, wanted)
+        return await loop.run_in_executor(self._thread, best_of_all, items.all_vectors(space), wanted)
 
 
-def best_of_all(vectors: ItemVectors, wanted: Sequence[Wanted]) -> list[Int64]:
-    """Return the best items of each user, best first, among those that are allowed."""
-    scores_UN = vectors.scores(np.stack([each.embedding_V for each in wanted]))
+def best_of_all(vectors: ItemVectors, wanted: Sequence[Wanted]) -> list[Found]:
+    """Return the best items of each user, best first, among those that are allowed, and their scores."""
+    scores_UN = vectors.scores(np.stack([each.query_V for each in wanted]))
     return [_best(score_N, each.allowed_N, each.limit) for score_N, each in zip(scores_UN, wanted, strict=True)]
 
 
-def _best(score_N: Float32, allowed_N: NDArray[np.bool_], limit: int) -> Int64:
+def _best(score_N: Float32, allowed_N: NDArray[np.bool_], limit: int) -> Found:
     left_I = np.flatnonzero(allowed_N[: len(score_N)])
     score_I = score_N[left_I]
     if len(left_I) > limit:
         kept = np.argpartition(-score_I, limit - 1)[:limit]
         left_I, score_I = left_I[kept], score_I[kept]
-    return left_I[np.argsort(-score_I, kind="stable")]
+    order_I = np.argsort(-score_I, kind="stable")
+    return left_I[order_I], score_I[order_I]

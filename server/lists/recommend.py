@@ -204,7 +204,10 @@ async def _search_here(request: Request, user: KnownUser, embedding_V: Float32, 
     if rules.exclude_purchased:
         allowed_N[user.purchased_I] = False
     wanted = Wanted(embedding_V, allowed_N, limit)
-    return await request.ask("exact", lambda limit_s: request.calls.exact.nearest(items, wanted, limit_s))
+    found_I, _ = await request.ask(
+        "exact", lambda limit_s: request.calls.exact.nearest(items, "items", wanted, limit_s)
+    )
+    return found_I
 
 
 def _is_searched_here(request: Request) -> bool:
@@ -252,7 +255,8 @@ def _is_rescorable(request: Request) -> bool:
 
 
 async def _rescored(request: Request, user: KnownUser, ranked: Candidates, tier: Tier) -> tuple[Candidates, Tier]:
-    """Return the list with its first NUM_CANDIDATES ordered by both heads. A list whose first page was not, stays as it is."""
+    """Return the list with its first NUM_CANDIDATES ordered by both heads. A list whose first
+    page was not reordered stays as it is."""
     is_personal = tier in (Tier.FULL, Tier.CACHED_LIST)
     if not is_personal or not len(ranked) or not _is_rescorable(request) or user.inputs is None:
         return ranked, Tier.FULL

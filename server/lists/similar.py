@@ -8,12 +8,13 @@ import numpy as np
 
 from baguni.clients.item_search import Hits
 from baguni.domain import filters
-from baguni.domain.errors import NotFoundError, RefusedError
+from baguni.domain.errors import NotFoundError, RefusedError, UnavailableError
 from baguni.domain.scoring import Float32, Int64
-from server.lists.calls import FAILURES, ListRequest
-from server.lists.exact import nearest
+from server.lists.calls import ListRequest
+from server.lists.exact import Wanted
 from server.lists.queries import RankedItem, Ranking, SimilarQuery, Source
 from server.lists.rules import permitted
+from server.release.items import Space
 
 log = logging.getLogger(__name__)
 SPARE = 20  # items that just left the catalogue may still be in the index
@@ -77,11 +78,13 @@ async def _search(request: Request, vector: Float32, limit: int) -> Hits:
             return await request.ask("similar", lambda limit_s: search(vector, limit, expression, limit_s))
         except RefusedError as error:  # the request is at fault: Milvus is available
             log.warning("searching here what milvus refuses error=%s", error)
-        except FAILURES:
+        except UnavailableError:
             if len(items) > request.settings.fallback_items:
                 raise
-    left_I = np.flatnonzero(items.allowed(rules.filters))
-    left_I = left_I[~np.isin(left_I, items.indexes(excluded))]
-    vectors = items.item_vectors if query.collaborative else items.content_vectors
-    found_I, score_I = await nearest(vectors, left_I, vector, limit)
+    allowed_N = items.allowed(rules.filters).copy()
+    allowed_N[items.indexes(excluded)] = False
+    space: Space = "items" if query.collaborative else "content"
+    wanted = Wanted(vector, allowed_N, limit)
+    exact = request.calls.exact
+    found_I, score_I = await request.ask("exact", lambda limit_s: exact.nearest(items, space, wanted, limit_s))
     return Hits([items.items[index].item_id for index in found_I.tolist()], score_I.tolist())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -26,12 +26,13 @@ from baguni.stores.live_items import LiveItem
 from server.release.columns import Columns
 
 log = logging.getLogger(__name__)
+Space = Literal["items", "content"]
 REMEMBERED_FILTERS = 16  # a mask has a byte per item: 16 MB for a million of them
 
 
 class ItemVectors(NamedTuple):
-    """Vectors of all items at one moment, in the collaborative space: those of the release, and those that came since in their
-    place. Safe to read in a thread while the table changes."""
+    """Vectors of all items at one moment: those of the release, with later ones in their place. Safe to read in a thread while
+    the table changes."""
 
     base_TV: Float32
     live_index_L: Int64
@@ -56,7 +57,7 @@ class ItemTable:
         self.num_trained = len(self.items)
         self._item_vectors, self._content_vectors = release.item_vectors, release.content_vectors
         self._live: dict[int, LiveItem] = {}
-        self.vectors = ItemVectors(release.item_vectors, np.zeros(0, np.int64), release.item_vectors[:0])
+        self._at_once: dict[str, ItemVectors] = {}
         self.removed: set[str] = set()
         self._popularity = release.popularity
         self.total_popularity = float(release.popularity.sum())
@@ -94,8 +95,7 @@ class ItemTable:
             self._columns.extend(added)
             self._tie_N = np.r_[self._tie_N, _ties(added)]
             self._is_live_N = np.isin(np.arange(len(self.items)), list(self._live))
-            live_LV = np.stack([live.item_vector for live in self._live.values()]).astype(np.float32)
-            self.vectors = ItemVectors(self._item_vectors, np.fromiter(self._live, np.int64), live_LV)
+            self._at_once.clear()
             self.allowed.cache_clear()
             self.node_mask.cache_clear()
 
@@ -116,6 +116,15 @@ class ItemTable:
         """[I, content dim], unit length."""
         return self._vectors(index_I, self._content_vectors, "content_vector")
 
+    def all_vectors(self, space: Space) -> ItemVectors:
+        """Return the vectors of all items in the collaborative or the content space."""
+        if space not in self._at_once:
+            base = self._item_vectors if space == "items" else self._content_vectors
+            live = [live.item_vector if space == "items" else live.content_vector for live in self._live.values()]
+            live_LV = np.stack(live).astype(np.float32) if live else base[:0]
+            self._at_once[space] = ItemVectors(base, np.fromiter(self._live, np.int64, len(self._live)), live_LV)
+        return self._at_once[space]
+
     def indexes(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """Indexes of the ids that are known, without repeats, in their order."""
         found = dict.fromkeys(map(self.index.get, item_ids))
@@ -135,7 +144,7 @@ class ItemTable:
         return allowed
 
     def tie_break(self, index_I: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[I] a number of each item that has nothing to do with anything but its id."""
+        """Return [I], a number that depends only on the item's id."""
         return self._tie_N[index_I]
 
     def _allowed(self, conditions: tuple[Filter, ...]) -> NDArray[np.bool_]:
@@ -146,7 +155,7 @@ class ItemTable:
         return mask
 
     def _node_mask(self, conditions: tuple[Filter, ...]) -> NDArray[np.bool_]:
-        """[V] the same as nodes of the trie, one column of ones where everything is allowed; remembered as `node_mask`. Items
+        """Return [V], the same for the trie's nodes; a single True if everything is allowed. Remembered as `node_mask`. Items
         that training never saw have no leaf until the next release."""
         allowed = self.allowed(conditions)[: self.num_trained]
         mask = np.ones(1, bool) if allowed.all() else self._trie.node_mask(allowed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -35,7 +36,7 @@ class Server:
 
 async def test_the_first_is_sent_at_once_and_the_next_together() -> None:
     server = Server()
-    coalescer = Coalescer(server.send, max_calls=3)
+    coalescer = Coalescer("test", server.send, max_calls=3)
     calls = [asyncio.create_task(coalescer.call("a", number, 10.0)) for number in range(6)]
     other = asyncio.create_task(coalescer.call("b", 100, 10.0))
     await asyncio.sleep(0)
@@ -48,7 +49,7 @@ async def test_the_first_is_sent_at_once_and_the_next_together() -> None:
 
 async def test_a_joint_call_may_take_as_long_as_the_most_patient_waits() -> None:
     server = Server()
-    coalescer = Coalescer(server.send, max_calls=3)
+    coalescer = Coalescer("test", server.send, max_calls=3)
     calls = [
         asyncio.create_task(coalescer.call("a", number, patience)) for number, patience in ((0, 9), (1, 5), (2, 7))
     ]
@@ -60,43 +61,78 @@ async def test_a_joint_call_may_take_as_long_as_the_most_patient_waits() -> None
 
 async def test_who_is_impatient_fails_alone() -> None:
     server = Server()
-    coalescer = Coalescer(server.send, max_calls=3)
+    coalescer = Coalescer("test", server.send, max_calls=3)
     first = asyncio.create_task(coalescer.call("a", 0, 60.0))
     await asyncio.sleep(0)
     impatient, patient = (
         asyncio.create_task(coalescer.call("a", number, wait)) for number, wait in ((1, 0.01), (2, 60))
     )
-    with pytest.raises(TimeoutError):
+    with pytest.raises(UnavailableError, match="no answer within") as late:
         await impatient
+    assert late.value.is_repeated  # it was never sent: no sign of an outage
     server.open.set()
     assert [await first, await patient] == [0, 4]
     assert server.sent[1] == ("a", [2])  # who has left is not asked for
 
 
-async def test_a_refusal_is_the_fault_of_one() -> None:
+async def test_an_outage_is_raised_to_all_that_were_sent_and_counts_once() -> None:
     server = Server()
-    server.refused = {2}
-    coalescer = Coalescer(server.send, max_calls=8)
-    calls = [asyncio.create_task(coalescer.call("a", number, 10.0)) for number in range(4)]
+    coalescer = Coalescer("test", server.send, max_calls=8)
+    first = asyncio.create_task(coalescer.call("a", 0, 10.0))
+    await asyncio.sleep(0)
+    joint = [asyncio.create_task(coalescer.call("a", number, 10.0)) for number in range(1, 5)]
     server.open.set()
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert [answers[n] for n in (0, 1, 3)] == [0, 2, 6]
-    assert isinstance(answers[2], RefusedError)
-
-
-async def test_a_server_that_is_unavailable_fails_all_that_were_sent_and_later_calls_work() -> None:
-    server = Server()
+    assert await first == 0
     server.is_away = True
-    coalescer = Coalescer(server.send, max_calls=8)
-    calls = [asyncio.create_task(coalescer.call("a", number, 10.0)) for number in range(3)]
-    server.open.set()
-    assert all(isinstance(each, UnavailableError) for each in await asyncio.gather(*calls, return_exceptions=True))
+    errors = await asyncio.gather(*joint, return_exceptions=True)
+    assert all(isinstance(error, UnavailableError) for error in errors)
+    assert [error.is_repeated for error in errors] == [False, True, True, True]
     server.is_away = False
     assert await coalescer.call("a", 5, 10.0) == 10
 
 
+async def test_a_call_that_hangs_counts_once_and_does_not_stop_the_others() -> None:
+    """Callers who give up together cancel their joint call: the next one is sent."""
+    server = Server()
+    coalescer = Coalescer("test", server.send, max_calls=8)
+    hanging = [asyncio.create_task(coalescer.call("a", number, 0.02)) for number in range(4)]
+    errors = await asyncio.gather(*hanging, return_exceptions=True)
+    assert [error.is_repeated for error in errors] == [False, True, True, True]
+    server.open.set()
+    assert await coalescer.call("a", 7, 10.0) == 14
+
+
+async def test_a_refusal_is_raised_to_all_that_were_sent() -> None:
+    server = Server()
+    server.refused = {2}
+    coalescer = Coalescer("test", server.send, max_calls=8)
+    calls = [asyncio.create_task(coalescer.call("a", number, 10.0)) for number in range(4)]
+    server.open.set()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert answers[0] == 0  # sent alone
+    assert all(isinstance(answer, RefusedError) for answer in answers[1:])
+
+
+async def test_a_joint_call_runs_in_the_context_of_one_of_its_callers() -> None:
+    caller, seen = ContextVar("caller", default=""), list[str]()
+
+    async def send(key: str, asked: Sequence[int], timeout_s: float) -> list[int]:
+        seen.append(caller.get())
+        await asyncio.sleep(0.001)
+        return list(asked)
+
+    coalescer = Coalescer("test", send, max_calls=1)
+
+    async def call(name: str) -> None:
+        caller.set(name)
+        await coalescer.call("a", 1, 10.0)
+
+    await asyncio.gather(*(call(name) for name in "xyz"))
+    assert seen == ["x", "y", "z"]
+
+
 async def test_closing_ends_what_waits() -> None:
-    coalescer = Coalescer(Server().send, max_calls=8)
+    coalescer = Coalescer("test", Server().send, max_calls=8)
     calls = [asyncio.create_task(coalescer.call("a", number, 60.0)) for number in range(3)]
     await asyncio.sleep(0)
     await coalescer.close()
@@ -109,7 +145,7 @@ async def test_whatever_happens_every_caller_gets_its_own_answer(seed: int) -> N
     """Calls of several keys with deadlines and cancellations, to a server that answers in any time, refuses some numbers and
     fails now and then."""
     chance = random.Random(seed)
-    refused = {number for number in range(300) if chance.random() < 0.05}
+    refused = {number for number in range(300) if chance.random() < 0.02}
 
     async def send(key: str, asked: Sequence[int], timeout_s: float) -> list[str]:
         await asyncio.sleep(chance.random() * 0.004)
@@ -119,7 +155,7 @@ async def test_whatever_happens_every_caller_gets_its_own_answer(seed: int) -> N
             raise RefusedError("test", "not these")
         return [f"{key}{number}" for number in asked]
 
-    coalescer = Coalescer(send, max_calls=5, num_running=chance.choice((1, 2)))
+    coalescer = Coalescer("test", send, max_calls=5, num_running=chance.choice((1, 2)))
     outcomes: list[tuple[int, str, object]] = []
 
     async def ask(number: int) -> None:
@@ -131,7 +167,7 @@ async def test_whatever_happens_every_caller_gets_its_own_answer(seed: int) -> N
             call.cancel()
         try:
             answer = await call
-        except (TimeoutError, UnavailableError, RefusedError, asyncio.CancelledError) as error:
+        except (UnavailableError, RefusedError, asyncio.CancelledError) as error:
             outcomes.append((number, key, error))
         else:
             outcomes.append((number, key, answer))
@@ -139,8 +175,7 @@ async def test_whatever_happens_every_caller_gets_its_own_answer(seed: int) -> N
     await asyncio.gather(*(ask(number) for number in range(300)))
     answered = [(number, key, answer) for number, key, answer in outcomes if isinstance(answer, str)]
     assert len(outcomes) == 300
-    assert len(answered) > 100
+    assert len(answered) > 50
     assert all(answer == f"{key}{number}" for number, key, answer in answered)
-    assert all(number in refused for number, _, error in outcomes if isinstance(error, RefusedError))
     assert not coalescer._waiting
     assert not coalescer._running

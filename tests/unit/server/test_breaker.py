@@ -90,3 +90,18 @@ async def test_an_error_of_the_caller_is_no_failure_of_the_part() -> None:
         with pytest.raises(InvalidInputError):
             await breaker.call(refuse)
     assert not breaker.is_open
+
+
+async def test_one_outage_that_many_callers_meet_counts_once() -> None:
+    breaker = Breaker("milvus", failures=3, open_s=1.0)
+
+    async def joint(is_repeated: bool) -> None:
+        raise UnavailableError("milvus", "no answer", is_repeated)
+
+    for number in range(40):  # two joint calls of twenty callers
+        with pytest.raises(UnavailableError):
+            await breaker.call(lambda is_repeated=number % 20 > 0: joint(is_repeated))
+    assert not breaker.is_open
+    with pytest.raises(UnavailableError):
+        await breaker.call(lambda: joint(False))
+    assert breaker.is_open

@@ -37,11 +37,12 @@ def test_every_user_gets_the_best_items_that_are_allowed(seed: int) -> None:
         )
         for _ in range(5)
     ]
-    for each, found_I in zip(wanted, best_of_all(vectors, wanted), strict=True):
-        score_N = all_NV @ each.embedding_V
+    for each, (found_I, score_I) in zip(wanted, best_of_all(vectors, wanted), strict=True):
+        score_N = all_NV @ each.query_V
         allowed = np.flatnonzero(each.allowed_N)
         expected = allowed[np.argsort(-score_N[allowed], kind="stable")][: each.limit]
         np.testing.assert_allclose(score_N[found_I], score_N[expected], rtol=1e-5)
+        np.testing.assert_allclose(score_I, score_N[found_I], rtol=1e-4, atol=1e-5)
         assert len(set(found_I.tolist())) == len(expected)
         assert each.allowed_N[found_I].all()
 
@@ -54,11 +55,14 @@ async def test_users_who_wait_together_get_their_own_items() -> None:
 
         vectors, all_NV = some_vectors(rng)
 
+        def all_vectors(self, space: str) -> ItemVectors:
+            return self.vectors
+
     search, items = ExactSearch(), Table()
     everything_N = np.ones(len(items.all_NV), bool)
     embeddings = rng.standard_normal((50, DIM)).astype(np.float32)
-    asked = [search.nearest(items, Wanted(embedding_V, everything_N, 3), 30.0) for embedding_V in embeddings]
-    for embedding_V, found_I in zip(embeddings, await asyncio.gather(*asked), strict=True):
+    asked = [search.nearest(items, "items", Wanted(embedding_V, everything_N, 3), 30.0) for embedding_V in embeddings]
+    for embedding_V, (found_I, _) in zip(embeddings, await asyncio.gather(*asked), strict=True):
         assert found_I.tolist() == np.argsort(-(items.all_NV @ embedding_V), kind="stable")[:3].tolist()
     await search.close()
 
