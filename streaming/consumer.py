@@ -40,6 +40,7 @@ POLL_MS = 200  # also how long a stop waits at most while nothing arrives
 BOOTSTRAP_MS = 5_000
 COMMIT_MS = 5_000
 MAX_FETCH_BYTES = 8 << 20  # of a fetch, and so of what waits in memory; a record that is larger comes alone
+JOIN_S = 120.0  # for a group to let a consumer in; seen once: a broker never answered one that had just left
 STUCK_S = 30.0  # without progress, before a consumer is not ready any more
 CHECK_S = 2.0  # how often it is looked whether Redis has lost something, and whether topics are what they were
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 5.0
@@ -108,10 +109,16 @@ class EventConsumer:
         self._consumer.subscribe(topics, listener=self._members)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Consume until told to stop; leaves the group on the way out, unless the instance has a name that it comes back with.
-        Raises SchemaBreakError when most records are malformed; none of the last batch is committed then."""
+        """Consume until told to stop, or until the group has not let it in for JOIN_S: then another consumer may join.
+        Leaves the group on the way out, unless the instance has a name that it comes back with. Raises SchemaBreakError when
+        most records are malformed; none of the last batch is committed then."""
+        give_up = time.monotonic() + JOIN_S
         try:
             while not should_stop():
+                if not self._members.has_joined and time.monotonic() > give_up:
+                    log.warning("not in the group after_s=%.0f: joining again", JOIN_S)
+                    self._metrics.waits.labels("kafka").inc()
+                    return
                 try:
                     polled = self._poll()
                 except UnavailableError as error:

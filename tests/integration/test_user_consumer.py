@@ -16,8 +16,13 @@ from baguni.clients.topics import Record
 from baguni.domain.events import DEAD_LETTER_TOPIC, USER_TOPICS
 from baguni.domain.history import Action, HistoryEvent
 from baguni.settings import Endpoints
+from baguni.stores.redis_client import connect
 from deploy.local.settings import free_port
 from deploy.local.stack import LocalStack
+from streaming.consumer import ConsumerParts, EventConsumer
+from streaming.dead_letters import DeadLetters, Quarantine
+from streaming.metrics import Metrics
+from streaming.settings import StreamingSettings
 from tests.integration.streams import (
     ConsumerProcess,
     Shop,
@@ -248,3 +253,22 @@ def test_what_the_consumer_says_of_itself(
     assert 60 <= grown["baguni_event_visible_lag_seconds_sum clicked"] < 70
     assert 1 <= grown["baguni_history_bytes_count"] <= 2
     assert all(value == 0 for name, value in after.items() if name.startswith("baguni_consumer_lag_records "))
+
+
+def test_a_consumer_that_its_group_does_not_let_in_joins_again(
+    endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = StreamingSettings(**endpoints.model_dump(), group_suffix=f"-{uuid.uuid4().hex[:8]}")
+    with connect(settings.redis_url) as client:
+        parts = ConsumerParts(client, DeadLetters(settings.kafka_bootstrap, Quarantine(client)), Metrics())
+
+        def made() -> EventConsumer:
+            return EventConsumer(settings, USER_TOPICS, "joins-again", lambda events: [], parts, 10)
+
+        monkeypatch.setattr("streaming.consumer.JOIN_S", -1.0)
+        made().run(lambda: False)  # returns: whoever runs it makes another one
+        monkeypatch.undo()
+        second = made()
+        second.run(lambda: second._members.has_joined)
+        assert second._members.has_joined
+        parts.dead_letters.close()
