@@ -62,14 +62,14 @@ class ServerSettings(Endpoints):
 
     @property
     def online_names(self) -> list[str]:
-        """The processes that share the gateway's port."""
+        """Return the names of the processes that share the gateway's port."""
         return [f"online-{number}" for number in range(self.processes)]
 
     @property
     def bulk_names(self) -> list[str]:
-        """The processes for bulk."""
+        """Return the names of the processes for bulk."""
         return [f"bulk-{number}" for number in range(self.bulk_processes)]
 
     def socket_of(self, name: str) -> str:
-        """Where the gateway's other processes reach a process."""
+        """Return the address at which other processes of the gateway reach a process."""
         return f"unix:{self.run_dir.resolve()}/{name}.sock"

@@ -55,7 +55,7 @@ GC_THRESHOLD = 100_000
 
 
 class Worker:
-    """What one process holds. Healthy once a release is served; not any more before it drains."""
+    """The parts of one process. It is healthy from its first served release until it drains."""
 
     def __init__(self, settings: ServerSettings, name: str) -> None:
         self._settings, self._name, self._is_online = settings, name, name in settings.online_names

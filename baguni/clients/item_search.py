@@ -56,7 +56,7 @@ class Hits:
 
 
 class Key(NamedTuple):
-    """What searches must share to be answered by Milvus in one call."""
+    """Properties that searches must share to be one call."""
 
     collection: str
     limit: int
@@ -135,7 +135,7 @@ def limit_class(limit: int) -> int:
 
 
 def _request(name: str, dim: int, limit: int, expression: str) -> SearchRequest:
-    """What pymilvus would send, with zeros for the vector."""
+    """Return the request that pymilvus would send, with zeros for the vector."""
     consistency = {"consistency_level": CONSISTENCY}
     construct_guarantee_ts(name, consistency)  # changes it in place: level and timestamp as numbers
     return Prepare.search_requests_with_expr(

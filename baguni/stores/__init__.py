@@ -1,1 +1,1 @@
-"""What is kept in Redis, and how it is read and written."""
+"""Read and write what is kept in Redis."""

@@ -1,4 +1,4 @@
-"""What the gateway costs beside the servers that it asks, and how it bears too much load:
+"""Measure the gateway's costs beside those of the servers that it asks, and its behaviour under too much load:
 
 python -m benchmarks.gateway [RUN]      writes benchmarks/results/gateway.json and docs/gateway.png
 
@@ -53,7 +53,7 @@ REFUSALS = (
 
 
 class Callers:
-    """One of each: what the gateway is asked, and what it asks."""
+    """Callers of the gateway, and of each server that it asks."""
 
     def __init__(self, stage: Scene, gateway_address: str = "") -> None:
         endpoints = stage.stack.settings.endpoints()
@@ -85,7 +85,7 @@ class Callers:
             await self.recommend(number)
 
     async def recommend(self, number: int) -> str:
-        """One of the users who come again."""
+        """Ask for one of the users who come again."""
         return await self._recommend(self._stage.user_ids[number % KNOWN])
 
     async def recommend_new(self, number: int) -> str:
@@ -98,17 +98,17 @@ class Callers:
         return "OK"
 
     async def version(self, number: int) -> str:
-        """What the gateway reads of a user it remembers."""
+        """Read the version of a history, as the gateway does for a user that it remembers."""
         await self._histories.read_newer(self._stage.user_ids[number % KNOWN], 1)
         return "OK"
 
     async def history(self, number: int) -> str:
-        """A whole history."""
+        """Read a whole history."""
         await self._histories.read([self._stage.user_ids[KNOWN + number]])
         return "OK"
 
     async def encode(self, number: int) -> str:
-        """The bare user encoder."""
+        """Ask the bare user encoder."""
         await self._inference.infer("user_encoder", self._inputs[number], 10.0)
         return "OK"
 
@@ -204,7 +204,7 @@ async def _cpu_ms(send: Send, process: psutil.Process) -> float:
 
 
 async def _new_histories(callers: Callers) -> AsyncIterator[Row]:
-    """A user of whom nothing is remembered, beside the sum of what has to be asked for."""
+    """Measure a user of whom nothing is remembered, beside the sum of the calls that are needed."""
     names = {
         "recommend": callers.recommend_new,
         "redis": callers.history,

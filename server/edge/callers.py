@@ -29,15 +29,15 @@ BEARER = "bearer "
 
 
 class UnauthenticatedError(BaguniError):
-    """The caller did not say who it is, or nobody knows it."""
+    """Raised for a caller without a token, or with an unknown one."""
 
 
 class ForbiddenError(BaguniError):
-    """The caller is known and may not do this."""
+    """Raised for a known caller that may not call this method."""
 
 
 class RateLimitedError(BaguniError):
-    """The caller asks more often than it may."""
+    """Raised for a caller that exceeds its rate."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class RateLimitedError(BaguniError):
 
 
 class Permission(StrEnum):
-    """What a caller may do."""
+    """The methods and the rate of a caller."""
 
     ONLINE = "online"
     BULK = "bulk"
@@ -53,7 +53,7 @@ class Permission(StrEnum):
 
 
 class Caller(BaseModel):
-    """One entry of the file."""
+    """An entry of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,11 +102,11 @@ class Callers:
 
     @property
     def is_open(self) -> bool:
-        """Whether everybody may do everything."""
+        """Return whether everybody may call everything."""
         return self._path is None
 
     def admit(self, authorization: str, certificate_names: Iterable[str], permission: Permission) -> str:
-        """The caller's name. Raises UnauthenticatedError, ForbiddenError or RateLimitedError."""
+        """Return the caller's name. Raises UnauthenticatedError, ForbiddenError or RateLimitedError."""
         if self.is_open:
             return ""
         name, caller = self._recognise(authorization, certificate_names)
@@ -159,7 +159,7 @@ class Callers:
 
 
 def read_callers(path: Path) -> dict[str, Caller]:
-    """The file's callers by name. Raises InvalidInputError that names what is wrong."""
+    """Return the file's callers by name. Raises InvalidInputError that names what is wrong."""
     try:
         callers = TypeAdapter(dict[str, Caller]).validate_python(tomllib.loads(path.read_text()))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -177,5 +177,5 @@ def read_callers(path: Path) -> dict[str, Caller]:
 
 
 def token_hash(token: str) -> str:
-    """What the file has of a token."""
+    """Return the form of a token in the file."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -39,16 +39,16 @@ class Elsewhere(Protocol):
 
 @dataclass
 class Room:
-    """How many requests of one kind are answered at a time."""
+    """Number of requests of one kind that are, and may be, in flight."""
 
     max_in_flight: int
     in_flight: int = field(default=0)
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Of the online methods, at most `max_in_flight` are answered at a time, and a quarter of that while the event loop is
-    `max_lag_s` behind: then requests wait unseen, before they are counted. What finds no room is asked of `elsewhere`, then
-    refused. Bulk has room of its own. Health checks are always answered."""
+    """Admit at most `max_in_flight` requests of the online methods at a time, and a quarter of that while the event loop is
+    `max_lag_s` late, because requests wait then before they are counted. A request without room is sent to `elsewhere`, then
+    refused. Bulk has its own room. Health checks are always answered."""
 
     def __init__(
         self,
@@ -95,7 +95,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return grpc.unary_unary_rpc_method_handler(self._answering(handler, method, permission, metadata))
 
     def _allowed(self, room: Room) -> int:
-        """A loop that is late with little to do is late because of something else: refusing would not help."""
+        """Return the number of requests that may be in flight now. A loop that is late with few of them is late for another
+        reason, so refusing all would not help."""
         allowed = room.max_in_flight if self._lag_s <= self._max_lag_s else room.max_in_flight // 4
         return max(allowed, 1)
 
@@ -177,7 +178,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 def _number(code: Any) -> int:
-    """Of a status: what was aborted here has a number, what another process aborted an enum's member."""
+    """Return the gRPC code as an int; forwarded aborts carry an enum instead."""
     return int(code.value[0] if isinstance(code, grpc.StatusCode) else code)
 
 

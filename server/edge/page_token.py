@@ -55,5 +55,5 @@ class PageToken:
 
 
 def query_hash(serialised: bytes) -> str:
-    """A short name for a request."""
+    """Return a short hash of a request."""
     return hashlib.sha256(serialised).hexdigest()[:16]

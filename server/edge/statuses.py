@@ -1,4 +1,4 @@
-"""The domain's exceptions as gRPC statuses, with google.rpc details and never a traceback."""
+"""Turn the domain's exceptions into gRPC statuses, with google.rpc details and without a traceback."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _unexpected(error: Exception) -> Status:
 
 
 def _bad_request(violations: Iterable[tuple[str, str]]) -> BadRequest:
-    """As many of the violations as there is room for."""
+    """Return as many of the violations as fit into the details."""
     found = BadRequest()
     for field, problem in violations:
         violation = BadRequest.FieldViolation(field=_short(field, MAX_FIELD), description=_short(problem, MAX_PROBLEM))

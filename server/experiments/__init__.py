@@ -1,1 +1,1 @@
-"""What experiments choose for a list."""
+"""Choices of experiments for a list."""

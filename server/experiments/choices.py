@@ -1,5 +1,5 @@
-"""What experiments choose for a list, by GrowthBook's features and its own evaluation: an app or a page that evaluates the same
-features assigns visitors alike.
+"""Choose a list's release, width, order or items by GrowthBook's features and its own evaluation: an app or a page that
+evaluates the same features assigns visitors alike.
 
 A feature whose name begins with "baguni." is a knob, and the feature's value is what the knob is set to:
 
@@ -53,7 +53,7 @@ class Exploration:
 
 @dataclass(frozen=True)
 class Choices:
-    """What experiments choose for one list; None leaves the gateway's default. `assignments`: the experiments that chose."""
+    """Choices of experiments for one list; None leaves the gateway's default. `assignments`: the experiments that chose."""
 
     release_id: str | None = None
     rescored: bool | None = None
@@ -209,7 +209,7 @@ class Experiments:
         return replace(NO_CHOICES, **chosen)
 
     def _evaluated(self, name: str, user: UserContext) -> Any:
-        """The feature's result, None if evaluating it fails: the list is made as without the feature."""
+        """Return the feature's result, None if evaluating it fails: the list is made as without the feature."""
         try:
             return eval_feature(name, EvaluationContext(user, self._context, StackContext()))
         except Exception:

@@ -35,7 +35,7 @@ class Explored:
 def explored(
     exploration: Exploration, who: str, as_of_ms: int, placement: str, num_items: int, page: range
 ) -> tuple[Int64, Explored]:
-    """Of a list of `num_items` items, [P] the ranks (0-based) of the items that stand on the page, and how chance did that."""
+    """Return [P], the ranks (0-based) in a list of `num_items` of the items on the page, and how chance chose them."""
     among = min(exploration.among, num_items)
     seed = hashlib.sha256(f"{who}\0{as_of_ms}\0{placement}".encode()).digest()
     chance = np.random.default_rng(int.from_bytes(seed))

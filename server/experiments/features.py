@@ -1,4 +1,4 @@
-"""Where features come from, and that they stay fresh: a file, or GrowthBook's SDK endpoint.
+"""Read features and keep them fresh: from a file, or GrowthBook's SDK endpoint.
 
 What cannot be had or is not valid leaves what was there before; only at the start it is an error.
 """
@@ -26,10 +26,10 @@ PATH = "/api/features/"
 
 
 class FeatureSource(Protocol):
-    """Somewhere that features are."""
+    """A source of features."""
 
     async def read(self) -> Experiments | None:
-        """What is there; None if it is the same as at the last reading. Raises InvalidInputError or UnavailableError."""
+        """Return the features, None if they are those of the last reading. Raises InvalidInputError or UnavailableError."""
 
     async def wait(self) -> None:
         """Until there may be something new."""
@@ -123,7 +123,7 @@ class _File:
         await asyncio.sleep(SSE_RETRY_S)  # a file announces nothing
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Close nothing: a file is not kept open."""
 
 
 class _Endpoint:
@@ -182,7 +182,7 @@ class _Endpoint:
         await asyncio.sleep(SSE_RETRY_S)
 
     async def _events(self) -> AsyncIterator[str]:
-        """The names of the server's events."""
+        """Yield the names of the server's events."""
         without_end = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
         async with self._opened().get(self._events_url, timeout=without_end) as answer:
             async for line in answer.content:

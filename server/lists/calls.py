@@ -1,4 +1,4 @@
-"""What a list asks of other servers, and what a process remembers between requests."""
+"""Calls of other servers for a list, and what a process remembers between requests."""
 
 from __future__ import annotations
 

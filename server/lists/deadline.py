@@ -1,4 +1,4 @@
-"""How much time a request has left."""
+"""Time that a request has left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Deadline:
         return self._end - time.monotonic()
 
     def limit(self, own_s: float) -> float:
-        """A timeout for one call: its own limit, or what is left less RESERVE_S. Raises DeadlineExceeded when nothing is."""
+        """Return the timeout of one call: its own limit, or the time left less RESERVE_S. Raises DeadlineExceeded after it."""
         remaining = self.remaining_s() - RESERVE_S
         if remaining <= 0:
             raise DeadlineExceeded("the deadline is over")

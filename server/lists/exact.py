@@ -42,7 +42,7 @@ Found = tuple[Int64, Float32]
 
 
 class Wanted(NamedTuple):
-    """What one caller searches for: at most `limit` of the items that are True in `allowed_N`."""
+    """The search of one caller: at most `limit` of the items that are True in `allowed_N`."""
 
     query_V: Float32
     allowed_N: NDArray[np.bool_]

@@ -13,7 +13,7 @@ from server.experiments.explore import Explored
 
 
 class Source(IntEnum):
-    """Which part of the pipeline proposed an item; the numbers are those of `baguni.v1.Source`."""
+    """The part of the pipeline that proposed an item; the numbers are those of `baguni.v1.Source`."""
 
     RETRIEVAL = 1
     HISTORY = 2
@@ -24,7 +24,7 @@ class Source(IntEnum):
 
 
 class Tier(IntEnum):
-    """How much of the pipeline answered; the numbers are those of `baguni.v1.DegradationTier`."""
+    """The level of degradation of a list; the numbers are those of `baguni.v1.DegradationTier`."""
 
     FULL = 1
     CACHED_EMBEDDING = 2
@@ -43,7 +43,7 @@ def worst(*tiers: Tier) -> Tier:
 
 @dataclass(frozen=True)
 class Rules:
-    """Which items may be returned."""
+    """Rules about the items that may be returned."""
 
     filters: tuple[Filter, ...] = ()
     exclude_item_ids: frozenset[str] = frozenset()
@@ -113,7 +113,7 @@ class RecommendQuery:
 
 @dataclass(frozen=True)
 class GenerateQuery:
-    """A batch of users that are all well-formed."""
+    """A batch of users with valid ids."""
 
     user_ids: tuple[str, ...]
     k: int

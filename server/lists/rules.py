@@ -1,4 +1,4 @@
-"""Which items a request's rules permit."""
+"""Apply a request's rules to items."""
 
 # I = items
 

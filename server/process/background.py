@@ -68,7 +68,7 @@ class Background:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     async def _recover(self, name: str, running: asyncio.Future[None]) -> None:
-        """The task counts as sound once it has run for a while."""
+        """Count the task as sound once it has run for a while."""
         done, _ = await asyncio.wait([running], timeout=SOUND_S)
         if not done:
             self._failing.discard(name)

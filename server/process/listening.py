@@ -1,4 +1,4 @@
-"""Whether the gateway may listen where it is told to."""
+"""Check whether the gateway may listen on its address."""
 
 from __future__ import annotations
 

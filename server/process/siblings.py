@@ -49,7 +49,7 @@ class Siblings:
 
 
 class BulkForwarder(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Sends bulk requests to siblings, one after the other in turn."""
+    """Send bulk requests to the siblings in turn."""
 
     def __init__(self, service: str, siblings: Siblings) -> None:
         self._siblings, self._path = siblings, f"/{service}/{BULK_METHOD}"
@@ -76,7 +76,7 @@ class BulkForwarder(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 class Overflow:
-    """Sends page views to a sibling that has room."""
+    """Send page views to a sibling with room."""
 
     def __init__(self, siblings: Siblings) -> None:
         self._siblings = siblings

@@ -1,5 +1,5 @@
-"""The processes of one gateway: started, started again when they end, told to stop together; and what they say of themselves,
-over HTTP on one port:
+"""Start the processes of one gateway, restart those that end, stop them together; and serve their metrics and health over HTTP
+on one port:
 
     /metrics         the sum over all processes, for Prometheus
     /livez           200 while the supervisor runs
@@ -61,7 +61,7 @@ class Process:
 
 
 class Supervisor:
-    """Keeps the processes of the settings running."""
+    """Keep the processes of the settings running."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
@@ -215,7 +215,7 @@ def _health(socket: str) -> str:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Answers connections beside each other: one that sends nothing delays no probe. Beyond MAX_PROBES, the next one waits."""
+    """Answer connections in threads: one that sends nothing delays no probe. Beyond MAX_PROBES, the next one waits."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -244,4 +244,4 @@ class _Quiet(WSGIRequestHandler):
     timeout = PROBE_TIMEOUT_S
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""

@@ -41,7 +41,7 @@ class Serving:
 
     @property
     def release_id(self) -> str:
-        """The id."""
+        """Return the release's id."""
         return self.release.release_id
 
     async def close(self) -> None:
@@ -58,7 +58,7 @@ class _Wait(NamedTuple):
 
 
 class ActiveRelease:
-    """Follows the store's pointer, and keeps the releases open that experiments want beside it."""
+    """Follow the store's pointer, and keep the releases open that experiments want beside it."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ from server.telemetry.tracing import Telemetry
 
 @dataclass
 class Side:
-    """What one release made of the requests."""
+    """Answers of one release."""
 
     release_id: str
     took_ms: list[float] = field(default_factory=list)
@@ -75,13 +75,13 @@ class Comparison:
 
     @property
     def latency_ratio(self) -> float | None:
-        """The candidate's median over the active release's."""
+        """Return the candidate's median over the active release's."""
         if not self.active.took_ms or not self.candidate.took_ms:
             return None
         return float(np.median(self.candidate.took_ms) / np.median(self.active.took_ms))
 
     def summary(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return everything, ready for JSON."""
         shift = np.asarray(self.score_shift)
         return {
             "compared": len(self.overlap),
@@ -129,7 +129,7 @@ async def replay(
 async def _answer(
     recorded: Recorded, serving: Serving, calls: Calls, settings: ServerSettings, side: Side
 ) -> Ranking | None:
-    """The list as this release makes it, None if it refuses the request, for which it may have reasons of its own."""
+    """Return the list of this release, None if it refuses the request, for reasons of its own."""
     request = pb.RecommendRequest()
     request.CopyFrom(recorded.request)
     request.ClearField("page_token")  # of another release; what it said was recorded beside it

@@ -1,1 +1,1 @@
-"""What the gateway reports: metrics, traces, served lists and captured requests."""
+"""Reports of the gateway: metrics, traces, served lists and captured requests."""

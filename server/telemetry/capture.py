@@ -41,7 +41,7 @@ PARTIAL = re.compile(PROCESS.pattern + r"(\.\d+)?\.partial")
 BACKUPS = 1  # the file that was full, beside the one being written
 
 stage_ms: ContextVar[dict[str, float] | None] = ContextVar("stage_ms", default=None)
-"""What each stage of the request being answered took, in ms; `Recommend` makes it, `ListRequest.ask` fills it."""
+"""Duration of each stage of the current request, in ms. `Recommend` makes it, `ListRequest.ask` fills it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Recorded:
 
 
 def read_log(paths: Sequence[Path]) -> Iterator[Recorded]:
-    """The requests of some files. Raises InvalidInputError that names the line, OSError for a file that cannot be read."""
+    """Yield the requests of some files. Raises InvalidInputError that names the line, or OSError for an unreadable file."""
     for path in paths:
         with path.open(encoding="utf-8") as lines:  # splitlines would cut at U+2028 and U+0085, which ids may have
             for number, line in enumerate(lines, 1):
@@ -90,7 +90,7 @@ def read_log(paths: Sequence[Path]) -> Iterator[Recorded]:
 
 
 class Capture:
-    """Writes to FOLDER/NAME.jsonl, and nothing without a folder. No other process may have the same name."""
+    """Write to FOLDER/NAME.jsonl, or nowhere without a folder. No other process may have the same name."""
 
     def __init__(self, folder: Path | None, name: str, settings: ServerSettings, metrics: Metrics) -> None:
         self._slow_ms, self._share = 1e3 * settings.capture_slow_s, settings.capture_share

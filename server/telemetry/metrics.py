@@ -1,4 +1,4 @@
-"""What the gateway says of itself to Prometheus. No label is a user, an item or anything else without an end."""
+"""The gateway's metrics for Prometheus. No label is a user, an item or anything else without a bound."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ class Metrics:
         self._serving: str | None = None
 
     def served(self, request_id: str, release_id: str, placement: str, num_items: int) -> None:
-        """A page went out. What was only asked for to look into it counts for nobody's click-through."""
+        """Count a served page. Pages of the inspection page are not counted: no shopper saw them."""
         if not request_id.startswith(LOOKED_AT):
             pages, items = self._page_of(self._placement(placement), release_id)
             pages.inc()
             items.inc(num_items)
 
     def serves(self, release_id: str) -> None:
-        """From now on this process serves the release, and no other."""
+        """Report the one release that this process serves."""
         if self._serving is not None:
             self._release.labels(self._serving).set(0)
         self._release.labels(release_id).set(1)

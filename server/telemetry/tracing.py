@@ -23,7 +23,7 @@ from pythonjsonlogger.json import JsonFormatter
 from baguni.telemetry import PROPAGATOR
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the request being answered; the gate sets it."""
+"""Id of the request being answered, set by the gate."""
 
 SERVER_ERRORS = (UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS)
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -49,7 +49,7 @@ class Telemetry:
         return cls(provider)
 
     def request(self, path: str, metadata: Mapping[str, str]) -> AbstractContextManager[None]:
-        """A span of the server, below the caller's if that says which; path is "/package.Service/Method"."""
+        """Return a server span, a child of the caller's span if there is one. `path` is "/package.Service/Method"."""
         return nullcontext() if self._tracer is None else self._request(self._tracer, path, metadata)
 
     def answered(self, code: int) -> None:
@@ -62,7 +62,7 @@ class Telemetry:
             span.set_status(StatusCode.ERROR)
 
     def stage(self, name: str, part: str) -> AbstractContextManager[object]:
-        """A span around what a stage asks of a server."""
+        """Return a span around a stage's call of a server."""
         if self._tracer is None:
             return nullcontext()
         return self._tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes={"peer.service": part})
@@ -85,7 +85,7 @@ class Telemetry:
 
 
 class _Origin(logging.Filter):
-    """Adds which request and which trace a line belongs to."""
+    """Add the request and the trace that a line belongs to."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
@@ -95,7 +95,7 @@ class _Origin(logging.Filter):
 
 
 def log_to_stderr(kind: Literal["text", "json"]) -> None:
-    """One line an event; `json`: one object."""
+    """Log one line for each event; `json`: one object."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_Origin())
     if kind == "json":
