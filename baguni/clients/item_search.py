@@ -65,7 +65,7 @@ class Key(NamedTuple):
 
 class AsyncItemIndex:
     """Search a release's collections; asynchronous, one for each process and event loop. Searches that wait at the same time
-    are sent in one call, for which Milvus needs a third of the time (ADR 26). Every call raises UnavailableError if Milvus does
+    are sent in one call, which costs Milvus less (ADR 26). Every call raises UnavailableError if Milvus does
     not answer in time, RefusedError if it does not take the expression. `max_vectors`: of a call; `num_running`: calls at a
     time of searches that could be one."""
 
