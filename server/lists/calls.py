@@ -99,12 +99,12 @@ class ListRequest(Generic[Query]):
     deadline: Deadline
     is_bulk: bool = False
 
-    async def ask(self, name: str, make: Callable[[float], Awaitable[T]]) -> T:
-        """Return what `make(timeout in s)` returns, within the stage's limit and what is left of the deadline. Raises
-        UnavailableError or DeadlineExceeded."""
+    async def ask(self, name: str, make: Callable[[float], Awaitable[T]], reserve_s: float = 0.0) -> T:
+        """Return what `make(timeout in s)` returns, within the stage's limit and what is left of the deadline less `reserve_s`.
+        Raises UnavailableError or DeadlineExceeded."""
         calls, stage = self.calls, STAGES[name]
         own_s = math.inf if self.is_bulk else float(getattr(self.settings, stage.timeout))
-        timeout_s = self.deadline.limit(own_s)
+        timeout_s = self.deadline.limit(own_s, reserve_s)
         started = time.perf_counter()
         try:
             with calls.telemetry.stage(name, stage.server):

@@ -23,9 +23,10 @@ class Deadline:
         """Seconds left; negative when it is over."""
         return self._end - time.monotonic()
 
-    def limit(self, own_s: float) -> float:
-        """Return the timeout of one call: its own limit, or the time left less RESERVE_S. Raises DeadlineExceeded after it."""
-        remaining = self.remaining_s() - RESERVE_S
+    def limit(self, own_s: float, reserve_s: float = 0.0) -> float:
+        """Return the timeout of one call: its own limit, or the time left less RESERVE_S and `reserve_s`, for what must follow.
+        Raises DeadlineExceeded without time."""
+        remaining = self.remaining_s() - RESERVE_S - reserve_s
         if remaining <= 0:
             raise DeadlineExceeded("the deadline is over")
         return min(own_s, remaining)

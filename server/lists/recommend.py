@@ -37,6 +37,7 @@ from server.release.items import ItemTable
 log = logging.getLogger(__name__)
 Request = ListRequest[RecommendQuery]
 SOURCES = [tuple(source for source in Source if bits >> source & 1) for bits in range(2 << max(Source))]
+FALLBACK_S = 0.05  # kept of a deadline for a search here after one by Milvus
 POPULAR_SCORE = -1e6  # popular items follow every personal one, in the order of popularity
 
 
@@ -184,14 +185,19 @@ async def _search_milvus(request: Request, user: KnownUser, embedding_V: Float32
     expression = filters.expression(rules.filters, sorted(excluded))
     if not filters.is_searchable(rules.filters, expression):
         return "refused", await _search_here(request, user, embedding_V, limit)
+    may_fall_back = len(items) <= request.settings.fallback_items
     try:
-        hits = await request.ask("search", lambda limit_s: index.search_items(embedding_V, limit, expression, limit_s))
+        hits = await request.ask(
+            "search",
+            lambda limit_s: index.search_items(embedding_V, limit, expression, limit_s),
+            FALLBACK_S if may_fall_back else 0.0,
+        )
         return "milvus", items.indexes(hits.item_ids)
     except RefusedError as error:  # the request is at fault: Milvus is available
         log.warning("searching here what milvus refuses error=%s", error)
         return "refused", await _search_here(request, user, embedding_V, limit)
     except FAILURES:
-        if len(items) > request.settings.fallback_items:
+        if not may_fall_back:
             raise
         return "fallback", await _search_here(request, user, embedding_V, limit)
 

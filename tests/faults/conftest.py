@@ -18,6 +18,7 @@ from baguni.domain.release import Release
 from baguni.settings import Endpoints
 from baguni.stores.history_store import HistoryWriter
 from benchmarks.result import Row, write_result
+from tests.conftest import PATIENT
 from tests.faults.load import NOW_MS, USERS
 
 DAY_MS = 86_400_000
@@ -62,6 +63,14 @@ def record(request: pytest.FixtureRequest, measured: list[tuple[str, Row]]) -> C
         assert row.holds, row
 
     return take
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shipped_limits(request: pytest.FixtureRequest) -> None:
+    """Measure gateways with the limits that are shipped, not with those that are patient with a busy machine."""
+    request.getfixturevalue("local_stack")
+    for name in PATIENT:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
