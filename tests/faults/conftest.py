@@ -32,7 +32,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="session")
 def measured() -> Iterator[list[tuple[str, Row]]]:
-    """Rows with the test that each is of, written at the end. Rows of tests that did not run stay as they were."""
+    """Rows and the test of each, written at the end. Rows of tests that did not run stay, those without a test go."""
     rows: list[tuple[str, Row]] = []
     yield rows
     path = Path(os.environ.get("BAGUNI_FAULTS_RESULT", ""))
@@ -48,7 +48,7 @@ def measured() -> Iterator[list[tuple[str, Row]]]:
         ]
         tests = {test for test, _ in rows}
         result["rows"] = sorted(
-            [*(row for row in earlier if row.get("test") not in tests), *new], key=itemgetter("test")
+            [*(row for row in earlier if row.get("test", "") not in {*tests, ""}), *new], key=itemgetter("test")
         )
         path.write_text(json.dumps(result, indent=2) + "\n")
 
