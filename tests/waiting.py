@@ -9,9 +9,9 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-# A net for what never happens, not a promise of speed: a training takes ten times as long on a machine that is busy.
-COMMAND_S = 800.0  # for a command to end: less than what a test may take, and longer than any does on a slow machine
+# Nets for what never happens, no promises of speed: a training takes ten times as long on a machine that is busy.
 WAIT_S = 400.0
+COMMAND_S = 800.0  # for a command to end: less than what a test may take
 
 
 def eventually(

@@ -81,7 +81,7 @@ class Sequences(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the encoder made of sequences: states_BMD, one token per query first, an additive mask_B11M, the codes of the
+    """Output of the encoder for sequences: states_BMD, one token per query first, an additive mask_B11M, the codes of the
     tokens and what speaks for copying each, and per query a weighted sum of the tokens' item vectors and one of their
     factors."""
 

@@ -1,4 +1,4 @@
-"""How items are scored for a user, said once: for what the gateway serves, the inspection page shows and the trainer measures.
+"""Scores of items for a user, defined once: the gateway serves, the inspection page shows and the trainer measures by them.
 
 retrieval score   user embedding · item vector, plus the repeat score of an item in the user's sequence
 served score      (1 - share) · retrieval score + share · log-likelihood by the generative head

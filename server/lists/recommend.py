@@ -30,7 +30,7 @@ from server.lists.exact import Wanted, nearest
 from server.lists.popular import popular_at, popular_items
 from server.lists.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worst
 from server.lists.ranking import NO_CANDIDATES, NO_ITEMS, NO_SCORES, Candidates
-from server.lists.rules import permitted, purchased_items
+from server.lists.rules import permitted, permitted_of_all, purchased_items
 from server.lists.users import KnownUser
 from server.release.items import ItemTable
 
@@ -204,12 +204,8 @@ async def _search_milvus(request: Request, user: KnownUser, embedding_V: Float32
 
 async def _search_here(request: Request, user: KnownUser, embedding_V: Float32, limit: int) -> Int64:
     """Return the nearest items that the rules permit, by the gateway's own vectors."""
-    items, rules = request.serving.items, request.query.rules
-    allowed_N = items.allowed(rules.filters).copy()
-    allowed_N[items.indexes(rules.exclude_item_ids)] = False
-    if rules.exclude_purchased:
-        allowed_N[user.purchased_I] = False
-    wanted = Wanted(embedding_V, allowed_N, limit)
+    items = request.serving.items
+    wanted = Wanted(embedding_V, permitted_of_all(items, request.query.rules, user.purchased_I), limit)
     found_I, _ = await request.ask(
         "exact", lambda limit_s: request.calls.exact.nearest(items, "items", wanted, limit_s)
     )

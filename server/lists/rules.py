@@ -1,6 +1,6 @@
 """Apply a request's rules to items."""
 
-# I = items
+# I = items, N = all items
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def permitted(items: ItemTable, index_I: Int64, rules: Rules, purchased_I: Int64
     if rules.exclude_purchased:
         permitted_I &= ~np.isin(index_I, purchased_I)
     return permitted_I
+
+
+def permitted_of_all(items: ItemTable, rules: Rules, purchased_I: Int64 = NO_ITEMS) -> NDArray[np.bool_]:
+    """Return [N], the same for every item."""
+    permitted_N = items.allowed(rules.filters).copy()
+    permitted_N[items.indexes(rules.exclude_item_ids)] = False
+    if rules.exclude_purchased:
+        permitted_N[purchased_I] = False
+    return permitted_N
 
 
 def purchased_items(history: History) -> frozenset[str]:

@@ -13,7 +13,7 @@ from baguni.domain.scoring import Float32, Int64
 from server.lists.calls import ListRequest
 from server.lists.exact import Wanted
 from server.lists.queries import RankedItem, Ranking, SimilarQuery, Source
-from server.lists.rules import permitted
+from server.lists.rules import permitted, permitted_of_all
 from server.release.items import Space
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ async def _search(request: Request, vector: Float32, limit: int) -> Hits:
         except UnavailableError:
             if len(items) > request.settings.fallback_items:
                 raise
-    allowed_N = items.allowed(rules.filters).copy()
-    allowed_N[items.indexes(excluded)] = False
+    allowed_N = permitted_of_all(items, rules)
+    allowed_N[items.indexes([query.item_id])] = False
     space: Space = "items" if query.collaborative else "content"
     wanted = Wanted(vector, allowed_N, limit)
     exact = request.calls.exact

@@ -51,7 +51,7 @@ async def test_users_who_wait_together_get_their_own_items() -> None:
     rng = np.random.default_rng(0)
 
     class Table:
-        """What the search reads of an item table."""
+        """The part of an item table that the search reads."""
 
         vectors, all_NV = some_vectors(rng)
 

@@ -1,4 +1,4 @@
-"""What is reported of a served page."""
+"""The event that reports a served page."""
 
 from __future__ import annotations
 
