@@ -23,6 +23,7 @@ from baguni.clients.item_search import AsyncItemIndex
 from baguni.domain import filters
 from baguni.domain.catalog import Catalog, Item
 from baguni.domain.filters import Filter
+from baguni.domain.item_keys import item_keys
 from baguni.domain.release import Release, write_manifest
 from benchmarks.gateway.scene import DATA, DEFAULT_RUN
 from benchmarks.result import RESULTS, Row, write_result
@@ -58,6 +59,7 @@ class Search:
 
     def __init__(self, uri: str, release: Release, queries_QD: NDArray[np.float32]) -> None:
         self._uri, self._release, self._queries_QD = uri, release, queries_QD
+        self._keys = item_keys(item.item_id for item in release.catalog.items)
         index = ItemIndex(uri, release.release_id, release.catalog.attribute_types)
         index.fill(release)
         index.close()
@@ -75,8 +77,8 @@ class Search:
             started = time.perf_counter()
             hits = await index.search_items(query_D, K, expression, timeout_s=10.0)
             seconds.append(time.perf_counter() - started)
-            best = {self._release.catalog.items[allowed[n]].item_id for n in np.argpartition(-score_N, K - 1)[:K]}
-            recalls.append(len(best & set(hits.item_ids)) / K)
+            best = allowed[np.argpartition(-score_N, K - 1)[:K]]
+            recalls.append(len(np.intersect1d(self._keys[best], hits.key_I)) / K)
         await index.close()
         return float(np.mean(recalls)), 1e3 * float(np.median(seconds))
 
@@ -89,19 +91,20 @@ def rows(uri: str, run: Path, folder: Path) -> Iterator[Row]:
     queries = users[rng.choice(len(users), min(QUERIES, len(users)), replace=False)]
     recall, ms = Search(uri, real, queries).measure()
     what = f"recall@{K} of {real.signature.num_items:,} items of Complete Journey, users' vectors"
-    yield Row(what, recall, "", f"≥ {BAR}", recall >= BAR, "median, ms", ms)
+    yield Row.at_least(what, recall, "", BAR, ("median, ms", ms))
     made = synthetic(folder / "synthetic", rng)
     queries = made.item_vectors[rng.choice(ITEMS, QUERIES)] + 0.3 * rng.standard_normal((QUERIES, DIM))
     search = Search(uri, made, queries.astype(np.float32))
     recall, ms = search.measure()
-    yield Row(f"recall@{K} of {ITEMS:,} synthetic items", recall, "", f"≥ {BAR}", recall >= BAR, "median, ms", ms)
+    yield Row.at_least(f"recall@{K} of {ITEMS:,} synthetic items", recall, "", BAR, ("median, ms", ms))
     exact_items = ServerSettings().exact_items
     for share in SHARES:
         recall, ms = search.measure([Filter("price", bounds=(None, share))])
-        exact = share < 0.5 and share * ITEMS <= exact_items
-        bar = "reported: the gateway answers this one exactly" if exact else f"≥ {BAR}"
-        what = f"the same, a filter that lets {share:.0%} through"
-        yield Row(what, recall, "", bar, exact or recall >= BAR, "median, ms", ms)
+        what, median = f"the same, a filter that lets {share:.0%} through", ("median, ms", ms)
+        if share < 0.5 and share * ITEMS <= exact_items:
+            yield Row.reported(f"{what} (the gateway answers this one exactly)", recall, "", median)
+        else:
+            yield Row.at_least(what, recall, "", BAR, median)
 
 
 def main(run: str | None = None) -> None:

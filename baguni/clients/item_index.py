@@ -38,11 +38,11 @@ from baguni.clients.milvus import (
 )
 from baguni.domain.catalog import Item
 from baguni.domain.errors import ReleaseMismatchError
-from baguni.domain.filters import field_kinds, index_fields, of_items
+from baguni.domain.filters import KEY, field_kinds, index_fields
+from baguni.domain.item_keys import item_key, item_keys
 from baguni.domain.release import Release
 
 INSERT_ROWS = 2_000
-MAX_ID_BYTES = 1_024  # ids have at most 256 characters, of at most 4 bytes
 # pymilvus would retry 75 times without a timeout; with one, until it expires.
 BUILD_TIMEOUT_S = 120.0  # creating and loading collections
 WRITE_TIMEOUT_S = 3.0  # a consumer that is told to stop ends within a few of these
@@ -125,12 +125,10 @@ class ItemIndex:
 
     def delete(self, item_ids: Sequence[str]) -> None:
         """Remove items from both spaces; ids that are not there change nothing."""
-        # With `ids=`, pymilvus pastes them into an expression unescaped: an apostrophe is a syntax error, and a crafted id
-        # matches every row.
-        expression = of_items(item_ids)
+        keys = item_keys(item_ids).tolist()
         with milvus_errors():
             for name in (self._items, self._content):
-                self._client.delete(name, filter=expression, timeout=WRITE_TIMEOUT_S)
+                self._client.delete(name, ids=keys, timeout=WRITE_TIMEOUT_S)
 
     def drop(self) -> None:
         """Delete both collections."""
@@ -146,9 +144,9 @@ class ItemIndex:
         return bool(self._client.has_collection(name, timeout=WRITE_TIMEOUT_S))
 
     def _is_current(self, described: Mapping[str, Any]) -> bool:
-        """Whether a collection has the fields that filters need and vectors of one length."""
+        """Return whether a collection has the key, the fields that filters need and vectors of one length."""
         fields = {field["name"] for field in described["fields"]}
-        return self._typed_fields().keys() <= fields and LENGTH in described.get("properties", {})
+        return {KEY, *self._typed_fields()} <= fields and LENGTH in described.get("properties", {})
 
     def _described(self, name: str) -> dict[str, Any]:
         return dict(self._client.describe_collection(name, timeout=WRITE_TIMEOUT_S))
@@ -159,7 +157,7 @@ class ItemIndex:
 
     def _schema(self, dim: int) -> CollectionSchema:
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=True)
-        schema.add_field("item_id", DataType.VARCHAR, max_length=MAX_ID_BYTES, is_primary=True)
+        schema.add_field(KEY, DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
         for field, kind in self._typed_fields().items():
             if kind == "string":
@@ -214,7 +212,7 @@ class ItemIndex:
 
     def _row(self, item: Item, vector: NDArray[np.float32]) -> dict[str, Any]:
         fields = index_fields(item, self._types)
-        return {**fields, "item_id": item.item_id, "vector": np.asarray(vector, np.float32).tolist()}
+        return {**fields, KEY: item_key(item.item_id), "vector": np.asarray(vector, np.float32).tolist()}
 
 
 def collections_of_releases(uri: str) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from baguni.domain.catalog import CATEGORY_SEPARATOR, AttributeValue, Item
 from baguni.domain.errors import InvalidInputError
 
 BUILT_IN_TYPES = {"category": "string", "available": "bool"}
-CATEGORY_PREFIXES = "category_prefixes"
+KEY, CATEGORY_PREFIXES = "item_key", "category_prefixes"  # fields of the vector index
 MAX_TERMS = 20  # conditions that Milvus is sent: beyond some thirty, it refuses the expression as too deep
 MAX_EXPRESSION = 1 << 20  # characters
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
@@ -126,22 +126,21 @@ def mask(filters: Sequence[Filter], items: Sequence[Item]) -> NDArray[np.bool_]:
     return np.fromiter((all(f.holds_for(item) for f in filters) for item in items), bool, len(items))
 
 
-def expression(filters: Sequence[Filter], exclude_item_ids: Sequence[str] = ()) -> str:
-    """The conditions as a Milvus boolean expression; values are quoted, never pasted in."""
+def expression(filters: Sequence[Filter], excluded_keys: Iterable[int] = ()) -> str:
+    """Return the conditions as a Milvus boolean expression; text is quoted, never pasted in.
+
+    >>> expression([Filter("available", is_=True)], [12, 7])
+    'available == true and item_key not in [12, 7]'
+    """
     terms = [_term(condition) for condition in filters]
-    if exclude_item_ids:
-        terms.append(f"item_id not in {_quoted(exclude_item_ids)}")
+    if excluded := list(excluded_keys):
+        terms.append(f"{KEY} not in {excluded}")
     return " and ".join(terms)
 
 
 def is_searchable(filters: Sequence[Filter], written: str) -> bool:
     """Return whether Milvus can evaluate `filters`, written as the expression `written`: it refuses deeply nested ones."""
     return len(filters) <= MAX_TERMS and len(written) <= MAX_EXPRESSION
-
-
-def of_items(item_ids: Sequence[str]) -> str:
-    """Return the Milvus expression that holds for these items and no other; ids are quoted, never pasted in."""
-    return f"item_id in {_quoted(item_ids)}"
 
 
 def _term(condition: Filter) -> str:

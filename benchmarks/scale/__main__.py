@@ -33,19 +33,19 @@ def rows(catalogues: list[CatalogueCost], shoppers: list[UsersCost]) -> Iterator
     small, *_, large = catalogues
     grown = large.search_ms / small.search_ms
     what = f"search latency from {small.items:,} to {large.items:,} items"
-    yield Row(what, grown, "×", f"≤ {MAX_GROWTH:g} ×", grown <= MAX_GROWTH, "ms at the first", small.search_ms)
+    yield Row.at_most(what, grown, "×", MAX_GROWTH, ("ms at the first", small.search_ms))
     sizes = [cost.items for cost in catalogues]
     for title, name in CATALOGUE.items():
         for cost in catalogues:
-            yield Row(f"{cost.items:,} items: {title}", getattr(cost, name), "", "reported", holds=True)
+            yield Row.reported(f"{cost.items:,} items: {title}", getattr(cost, name), "")
         costs = [getattr(cost, name) for cost in catalogues]
-        yield Row(f"{title}: exponent", exponent(sizes, costs), "", "reported", holds=True)
+        yield Row.reported(f"{title}: exponent", exponent(sizes, costs), "")
     for cost in catalogues:
-        yield Row(f"{cost.items:,} items: recall@{items.K}", cost.recall, "", "reported", holds=True)
+        yield Row.reported(f"{cost.items:,} items: recall@{items.K}", cost.recall, "")
     for one in shoppers:
         what = f"{one.users:,} users of {users.EVENTS} events: Redis a user"
-        yield Row(what, one.bytes_a_user, "bytes", "reported", True, "events loaded a second", one.events_a_second)
-        yield Row(f"{one.users:,} users: a history read", one.read_ms, "ms", "reported", holds=True)
+        yield Row.reported(what, one.bytes_a_user, "bytes", ("events loaded a second", one.events_a_second))
+        yield Row.reported(f"{one.users:,} users: a history read", one.read_ms, "ms")
 
 
 def unit() -> Unit:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from baguni.clients.item_index import ItemIndex
 from baguni.clients.item_search import AsyncItemIndex
 from baguni.domain.catalog import Catalog, Item
+from baguni.domain.item_keys import item_keys
 from baguni.domain.release import Release, load_release, write_manifest
 from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
 from deploy.local.stack import LocalStack
@@ -129,7 +130,7 @@ async def _searched(
     recalls = []  # of the first round
     for query_D, hits in zip(queries_QD, found[:QUERIES], strict=True):
         best = np.argpartition(-(release.item_vectors @ query_D), K - 1)[:K]
-        recalls.append(len(set(map(str, best.tolist())) & set(hits.item_ids)) / K)
+        recalls.append(len(np.intersect1d(item_keys(map(str, best.tolist())), hits.key_I)) / K)
     waiting = list(range(4 * QUERIES))
 
     async def search() -> None:

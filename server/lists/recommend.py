@@ -30,7 +30,7 @@ from server.lists.exact import Wanted, nearest
 from server.lists.popular import popular_at, popular_items
 from server.lists.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worst
 from server.lists.ranking import NO_CANDIDATES, NO_ITEMS, NO_SCORES, Candidates
-from server.lists.rules import permitted, permitted_of_all, purchased_items
+from server.lists.rules import excluded, permitted, permitted_of_all, purchased_items
 from server.lists.users import KnownUser
 from server.release.items import ItemTable
 
@@ -179,10 +179,8 @@ async def _search_milvus(request: Request, user: KnownUser, embedding_V: Float32
     or fails and the catalogue is small enough."""
     serving, rules = request.serving, request.query.rules
     items, index = serving.items, serving.index
-    excluded = set(rules.exclude_item_ids)
-    if rules.exclude_purchased:
-        excluded.update(items.items[bought].item_id for bought in user.purchased_I.tolist())
-    expression = filters.expression(rules.filters, sorted(excluded))
+    excluded_I = excluded(items, rules, user.purchased_I)
+    expression = filters.expression(rules.filters, items.keys(excluded_I).tolist())
     if not filters.is_searchable(rules.filters, expression):
         return "refused", await _search_here(request, user, embedding_V, limit)
     may_fall_back = len(items) <= request.settings.fallback_items
@@ -192,7 +190,8 @@ async def _search_milvus(request: Request, user: KnownUser, embedding_V: Float32
             lambda limit_s: index.search_items(embedding_V, limit, expression, limit_s),
             FALLBACK_S if may_fall_back else 0.0,
         )
-        return "milvus", items.indexes(hits.item_ids)
+        _, found_I = items.indexes_of_keys(hits.key_I)
+        return "milvus", found_I
     except RefusedError as error:  # the request is at fault: Milvus is available
         log.warning("searching here what milvus refuses error=%s", error)
         return "refused", await _search_here(request, user, embedding_V, limit)

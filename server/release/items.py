@@ -24,6 +24,7 @@ from baguni.domain.release import Release
 from baguni.domain.scoring import Float32, Int64
 from baguni.stores.live_items import LiveItem
 from server.release.columns import Columns
+from server.release.key_index import KeyIndex
 
 log = logging.getLogger(__name__)
 Space = Literal["items", "content"]
@@ -65,6 +66,7 @@ class ItemTable:
         self._removed_indexes = np.zeros(0, np.int64)
         self._is_live_N = np.zeros(len(self.items), bool)
         self._tie_N = _ties(self.items)
+        self._keys = KeyIndex(item.item_id for item in self.items)
         self._columns = Columns(self.items, release.catalog.attribute_types)
         self._trie = release.semantic_ids.trie
         self.allowed = lru_cache(maxsize=REMEMBERED_FILTERS)(self._allowed)
@@ -93,6 +95,7 @@ class ItemTable:
             self._removed_indexes = self.indexes(self.removed)
             added = self.items[known:]
             self._columns.extend(added)
+            self._keys.extend(item.item_id for item in added)
             self._tie_N = np.r_[self._tie_N, _ties(added)]
             self._is_live_N = np.isin(np.arange(len(self.items)), list(self._live))
             self._at_once.clear()
@@ -130,6 +133,14 @@ class ItemTable:
         found = dict.fromkeys(map(self.index.get, item_ids))
         found.pop(None, None)
         return np.fromiter(found, np.int64, len(found))
+
+    def keys(self, index_I: Int64) -> Int64:
+        """Return the [I] keys of some items in the vector index."""
+        return self._keys.key_N[index_I]
+
+    def indexes_of_keys(self, key_I: Int64) -> tuple[Int64, Int64]:
+        """Return the places in `key_I` whose items are known, and these items' indexes."""
+        return self._keys.find(key_I)
 
     def popularity(self, index_I: NDArray[np.int64]) -> NDArray[np.float64]:
         """[I] orders of an item in the last weeks before the release; 0 for an item that came since."""

@@ -26,6 +26,7 @@ from baguni.clients.item_index import IndexedItem, ItemIndex
 from baguni.clients.item_search import AsyncItemIndex
 from baguni.domain.catalog import Catalog, Item
 from baguni.domain.history import Action, HistoryEvent
+from baguni.domain.item_keys import item_keys
 from baguni.domain.release import Release, write_manifest
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
@@ -283,11 +284,11 @@ def test_items_that_change_all_the_time(record: Callable[[Row], None], local_sta
     used_mb: list[float] = []
     with asyncio.Runner() as runner:
 
-        def search(query_D: np.ndarray, limit: int) -> list[str]:
+        def search(query_D: np.ndarray, limit: int) -> np.ndarray:
             started = time.monotonic()
-            found = runner.run(searching.search_items(query_D, limit, "", timeout_s=30.0)).item_ids
+            found = runner.run(searching.search_items(query_D, limit, "", timeout_s=30.0)).key_I
             took_ms.append(1000 * (time.monotonic() - started))
-            return list(found)
+            return found
 
         started = time.monotonic()
         for second in range(CHANGING_S):
@@ -309,40 +310,18 @@ def test_items_that_change_all_the_time(record: Callable[[Row], None], local_sta
     tenth = len(took_ms) // 10
     first_ms, last_ms = (float(np.percentile(some, 99)) for some in (took_ms[:tenth], took_ms[-tenth:]))
     what = f"{CHANGES_A_S} changes a second for {CHANGING_S // 60} min, {CHANGING_ITEMS:,} items"
-    record(
-        Row(
-            f"{what}: p99 of a search in the last tenth",
-            last_ms,
-            "ms",
-            "≤ 1.5 ×",
-            last_ms <= 1.5 * first_ms,
-            "first",
-            first_ms,
-        )
-    )
+    record(Row.at_most_times(f"{what}: p99 of a search in the last tenth", last_ms, "ms", 1.5, ("first", first_ms)))
     recall = min(recalls)
-    record(
-        Row(f"{what}: recall@100, the least", recall, "", "≥ 0.99 ×", recall >= 0.99 * recalls[0], "first", recalls[0])
-    )
+    record(Row.at_least_times(f"{what}: recall@100, the least", recall, "", 0.99, ("first", recalls[0])))
     most = max(used_mb)
-    record(
-        Row(
-            f"{what}: MB of Milvus' memory, the most",
-            most,
-            "MB",
-            "≤ 1.25 ×",
-            most <= 1.25 * used_mb[0],
-            "first",
-            used_mb[0],
-        )
-    )
+    record(Row.at_most_times(f"{what}: MB of Milvus' memory, the most", most, "MB", 1.25, ("first", used_mb[0])))
 
 
-def _recall(search: Callable[[np.ndarray, int], list[str]], vectors: np.ndarray, rng: np.random.Generator) -> float:
-    """Share of the hundred nearest that a search finds."""
+def _recall(search: Callable[[np.ndarray, int], np.ndarray], vectors: np.ndarray, rng: np.random.Generator) -> float:
+    """Return the share of the hundred nearest that a search finds."""
     query_D = rng.standard_normal(vectors.shape[1]).astype(np.float32)
-    nearest = {f"i{n}" for n in np.argpartition(-(vectors @ query_D), 100)[:100]}
-    return len(nearest & set(search(query_D, 100))) / 100
+    nearest = item_keys(f"i{n}" for n in np.argpartition(-(vectors @ query_D), 100)[:100])
+    return len(np.intersect1d(nearest, search(query_D, 100))) / 100
 
 
 def _history(rng: np.random.Generator, release: Release, tokens: int) -> list[HistoryEvent]:

@@ -64,7 +64,7 @@ def test_conditions_as_expressions(condition: Filter, expected: str) -> None:
 
 def test_conditions_and_exclusions_join_with_and() -> None:
     both = [Filter("available", is_=True), Filter("organic", is_=True)]
-    assert expression(both, ['r"ye']) == r'available == true and attribute_organic == 1 and item_id not in ["r\"ye"]'
+    assert expression(both, [7, 12]) == "available == true and attribute_organic == 1 and item_key not in [7, 12]"
     assert expression([]) == ""
 
 
