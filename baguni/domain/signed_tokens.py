@@ -7,11 +7,13 @@ token: `baguni.domain.exposure_token` and `server.edge.page_token`.
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from itsdangerous import BadData, URLSafeSerializer
+from itsdangerous import BadData, Signer, URLSafeSerializer
+from itsdangerous.encoding import base64_encode
 from pydantic import SecretStr
 
 from baguni.domain.errors import InvalidInputError
@@ -37,6 +39,7 @@ class TokenSigner:
             )
         self._keys = list(reversed(keys))  # itsdangerous signs with the last
         self._serializers: dict[str, URLSafeSerializer] = {}
+        self._signers: dict[str, Signer] = {}
 
     @classmethod
     def from_setting(cls, token_keys: SecretStr) -> TokenSigner:
@@ -44,8 +47,11 @@ class TokenSigner:
         return cls([key.strip() for key in token_keys.get_secret_value().split(",")])
 
     def sign(self, kind: str, fields: Mapping[str, Any]) -> str:
-        """Serialise fields to a URL-safe token of a kind; a token of one kind does not verify as another."""
-        return str(self._serializer(kind).dumps(fields))
+        """Serialise fields to a URL-safe token of a kind; a token of one kind does not verify as another. Text in the fields
+        must be UTF-8."""
+        # As the serializer does, which would make a signer and try to compress each time: a third of the time.
+        payload = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+        return self._signer(kind).sign(base64_encode(payload)).decode()
 
     def verify(self, kind: str, token: str) -> dict[str, Any]:
         """Return the fields of a token of this kind. Raises ValueError for anything that no holder of a key signed."""
@@ -63,6 +69,12 @@ class TokenSigner:
                 self._keys, salt=f"baguni.{kind}", signer_kwargs={"digest_method": hashlib.sha256}
             )
         return self._serializers[kind]
+
+    def _signer(self, kind: str) -> Signer:
+        if kind not in self._signers:
+            serializer = self._serializer(kind)
+            self._signers[kind] = serializer.make_signer(serializer.salt)
+        return self._signers[kind]
 
 
 def new_key() -> str:
