@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from baguni.clients.inference import triton_inputs
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.sequences import ModelInputs
 from baguni.domain.signature import ModelSignature, ModelSpec, model_specs
-from trainer.triton_config import render_config
+from trainer.triton_config import Target, render_config
 
 SIGNATURE = ModelSignature(
     num_items=100,
@@ -23,65 +25,113 @@ SIGNATURE = ModelSignature(
     num_nodes=150,
     num_beams=16,
 )
-ITEM_ENCODER = """# Rendered by trainer/triton_config.py from baguni/domain/signature.py: edit these, then `baguni export`.
+ITEM_ENCODER = r"""# Rendered by trainer/triton_config.py from baguni/domain/signature.py: edit these, then `baguni export`.
 name: "item_encoder_r1"
-backend: "python"
 max_batch_size: 32
-input [
-  { name: "text_embedding" data_type: TYPE_FP32 dims: [ 16 ] }
-]
-output [
-  { name: "codes" data_type: TYPE_INT32 dims: [ 2 ] },
-  { name: "content_vector" data_type: TYPE_FP32 dims: [ 8 ] },
-  { name: "item_vector" data_type: TYPE_FP32 dims: [ 9 ] }
-]
+input {
+  name: "text_embedding"
+  data_type: TYPE_FP32
+  dims: 16
+}
+output {
+  name: "codes"
+  data_type: TYPE_INT32
+  dims: 2
+}
+output {
+  name: "content_vector"
+  data_type: TYPE_FP32
+  dims: 8
+}
+output {
+  name: "item_vector"
+  data_type: TYPE_FP32
+  dims: 9
+}
+instance_group {
+  count: 1
+  kind: KIND_CPU
+}
 dynamic_batching {
-  preferred_batch_size: [ 32 ]
+  preferred_batch_size: 32
   max_queue_delay_microseconds: 1000
   default_queue_policy {
-    timeout_action: REJECT
     default_timeout_microseconds: 1000000
     allow_timeout_override: true
     max_queue_size: 1024
   }
 }
-instance_group [ { count: 1 kind: KIND_CPU } ]
+parameters {
+  key: "limits"
+  value {
+    string_value: "{\"text_embedding\": {\"shape\": [16], \"low\": null, \"high\": null}}"
+  }
+}
+parameters {
+  key: "release_id"
+  value {
+    string_value: "r1"
+  }
+}
 model_warmup {
   name: "batch 1"
   batch_size: 1
-  inputs { key: "text_embedding" value { data_type: TYPE_FP32 dims: [ 16 ] zero_data: true } }
+  inputs {
+    key: "text_embedding"
+    value {
+      data_type: TYPE_FP32
+      dims: 16
+      zero_data: true
+    }
+  }
 }
 model_warmup {
   name: "batch 32"
   batch_size: 32
-  inputs { key: "text_embedding" value { data_type: TYPE_FP32 dims: [ 16 ] zero_data: true } }
+  inputs {
+    key: "text_embedding"
+    value {
+      data_type: TYPE_FP32
+      dims: 16
+      zero_data: true
+    }
+  }
 }
-parameters { key: "release_id" value { string_value: "r1" } }
-parameters { key: "limits" value { string_value: "LIMITS" } }
+backend: "python"
 """
-LIMITS = r"{\"text_embedding\": {\"shape\": [16], \"low\": null, \"high\": null}}"
+
+
+def configured(name: str, target: Target = "python") -> model_config_pb2.ModelConfig:
+    """Return the configuration of a model that reads up to 50 tokens, as Triton parses it."""
+    spec = model_specs(replace(SIGNATURE, max_tokens=50))[name]
+    return text_format.Parse(render_config(spec, "r1", 32, target), model_config_pb2.ModelConfig())
 
 
 def test_the_item_encoders_configuration() -> None:
-    assert render_config(
-        model_specs(SIGNATURE)["item_encoder"], "r1", SIGNATURE.max_batch_size
-    ) == ITEM_ENCODER.replace("LIMITS", LIMITS)
+    assert render_config(model_specs(SIGNATURE)["item_encoder"], "r1", SIGNATURE.max_batch_size) == ITEM_ENCODER
 
 
 def test_a_choice_of_lengths_is_a_free_axis_with_a_warm_up_for_each_length_and_batch() -> None:
-    signature = replace(SIGNATURE, max_tokens=50)
-    config = render_config(model_specs(signature)["user_encoder"], "r1", 32)
-    assert '{ name: "codes" data_type: TYPE_INT32 dims: [ -1, 3 ] }' in config
-    names = [f'name: "tokens {tokens}, batch {batch}"' for tokens in (16, 32, 50) for batch in (1, 8)]
-    assert [name for name in names if name not in config] == []
-    assert config.count("model_warmup") == len(names)
+    config = configured("user_encoder")
+    assert {tensor.name: list(tensor.dims) for tensor in config.input}["codes"] == [-1, 3]
+    assert [(each.name, each.batch_size, list(each.inputs["codes"].dims)) for each in config.model_warmup] == [
+        (f"tokens {tokens}, batch {batch}", batch, [tokens, 3]) for tokens in (16, 32, 50) for batch in (1, 8)
+    ]
+
+
+def test_late_requests_are_rejected() -> None:
+    policy = configured("user_encoder").dynamic_batching.default_queue_policy
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+    assert policy.allow_timeout_override
+    assert policy.default_timeout_microseconds > 0 < policy.max_queue_size
 
 
 def test_an_engine_has_a_profile_for_each_choice_of_shapes() -> None:
-    signature = replace(SIGNATURE, max_tokens=50)
-    config = render_config(model_specs(signature)["generator"], "r1", 32, "tensorrt")
-    assert 'backend: "tensorrt"' in config
-    assert 'kind: KIND_GPU profile: [ "0", "1", "2", "3", "4", "5" ]' in config
+    config = configured("generator", "tensorrt")
+    assert config.backend == "tensorrt"
+    (group,) = config.instance_group
+    assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert list(group.profile) == list("012345")
 
 
 @pytest.fixture
