@@ -44,7 +44,7 @@ test-releases: setup ## Thirty releases, one after the other: nothing may grow �
 	BAGUNI_FAULTS_RESULT=benchmarks/results/releases.json $(BIN)/python -m pytest -m fault tests/faults/test_releases.py
 
 bench-demo: setup ## The demo's promised numbers → benchmarks/results/demo.json
-	$(BIN)/baguni demo --results benchmarks/results/demo.json
+	$(BIN)/python -m benchmarks.demo
 
 bench-quality: setup peers ## How good the lists are, beside the peers → benchmarks/results/quality.json, docs/quality.md
 	$(BIN)/baguni benchmark quality --dataset $(or $(DATASET),complete-journey)

@@ -50,16 +50,15 @@ def status(state_dir: Path | None) -> None:
 @click.command()
 @STATE
 @click.option("--keep", is_flag=True, help="Leave the stack up.")
-@click.option("--results", type=click.Path(path_type=Path), default=None, help="Write the measured numbers as JSON.")
-def demo(state_dir: Path | None, keep: bool, results: Path | None) -> None:
-    """From nothing to live recommendations on a year of real grocery orders."""
-    from deploy.local.demo import run_demo
+def demo(state_dir: Path | None, keep: bool) -> None:
+    """Go from nothing to live recommendations on a year of real grocery orders."""
+    from deploy.local.demo.story import run_demo
 
-    run_demo(_settings(state_dir), keep, results)
+    run_demo(_settings(state_dir), keep)
 
 
 def print_status(settings: StackSettings) -> None:
-    """A table of the processes."""
+    """Print a table of the processes."""
     rows = LocalStack(settings).status()
     if not rows:
         click.echo("The local stack is down: `baguni up` starts it.")

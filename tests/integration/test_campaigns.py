@@ -32,7 +32,7 @@ from baguni.settings import Endpoints
 from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import campaigns_pb2
 from deploy.local.braze_process import KEY, BrazeProcess, braze_process
-from deploy.local.demo_campaign import push_campaign
+from deploy.local.demo.campaign import push_campaign
 from deploy.local.settings import free_port
 from tests.waiting import COMMAND_S, WAIT_S, eventually
 

@@ -14,7 +14,9 @@ from baguni.cli.metrics_tables import metrics_tables
 from baguni.domain.catalog import Catalog, Item
 from benchmarks.quality.cli import promises_table
 from benchmarks.result import RESULTS, Row
-from deploy.local.demo import Measured, NextOrder, Shown, household_tables, timing_table
+from deploy.local.demo.freshness import Freshness
+from deploy.local.demo.households import NextOrder, Shown
+from deploy.local.demo.tables import household_tables, timing_table
 
 TITLES = ("FROZEN ORANGE JUICE CONCENTRATES 12 OZ", "REFRIGERATED COFFEE CREAMERS", "UNSWEETENED", "라면 사리 멀티팩")
 MODELS = ("global popularity", "personal frequency × recency", "retrieval before distillation", "retrieval, distilled")
@@ -39,7 +41,7 @@ def promises() -> Iterable[Table]:
 
 
 def timing() -> Iterable[Table]:
-    return [timing_table(Measured([0.1234], [12.5], 1.25, 2.5))]
+    return [timing_table(Freshness([0.1234], [12.5], 1.25, 2.5))]
 
 
 @pytest.mark.parametrize("tables", [metrics, household, promises, timing])
