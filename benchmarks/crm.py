@@ -64,7 +64,7 @@ def _assignment() -> Row:
             found.choose({"id": str(number), "user_id": str(number), "is_anonymous": False, "placement": "home"})
         took.append(1e3 * (time.perf_counter() - started))
     us = statistics.median(took)
-    return Row("assignment to an experiment, median", us, "µs", "≤ 30 µs", us <= 30)
+    return Row.at_most("assignment to an experiment, median", us, "µs", 30)
 
 
 def _bulk(stage: Scene, folder: Path) -> Row:
@@ -75,15 +75,7 @@ def _bulk(stage: Scene, folder: Path) -> Row:
         ours.append(_prepare(stage, user_ids, folder / f"bulk-{number}"))
     per_s, own_s = statistics.median(ours), statistics.median(own)
     what = "lists of a campaign by GenerateTopItems"
-    return Row(
-        what,
-        per_s,
-        "users / s",
-        "≥ 85 % of the generator's own",
-        per_s >= 0.85 * own_s,
-        "generator alone, users / s",
-        own_s,
-    )
+    return Row.at_least_times(what, per_s, "users / s", 0.85, ("generator alone, users / s", own_s))
 
 
 def _generator(stage: Scene, user_ids: Sequence[str]) -> float:
@@ -176,10 +168,8 @@ def _campaign(stage: Scene, folder: Path) -> Iterator[Row]:
         AUDIENCE / took_s,
     )
     early, late = max(memory[: max(len(memory) // 10, 1)]), max(memory[len(memory) // 2 :])
-    yield Row(
-        "memory of the job in its second half, at most", late, "MB", "≤ 1.2 × its first tenth", late <= 1.2 * early,
-        "in its first tenth, MB", early,
-    )  # fmt: skip
+    what = "memory of the job in its second half, at most"
+    yield Row.at_most_times(what, late, "MB", 1.2, ("in its first tenth, MB", early))
 
 
 def _copy_histories(stage: Scene) -> None:

@@ -20,9 +20,15 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
 
+Beside = tuple[str, float]
+"""The name and the value of something else that was measured in the same run."""
+NOTHING: tuple[str, None] = ("", None)
+
+
 @dataclass(frozen=True)
 class Row:
-    """One promised number. `reference` is what it was measured against in the same run; `bar` the promise in words."""
+    """One number. `bar`: the promise in words, "reported" if there is none; `reference`: something else that was measured in
+    the same run. The constructors below state a bar once and derive words and verdict."""
 
     what: str
     value: float
@@ -33,24 +39,33 @@ class Row:
     reference_value: float | None = None
 
     @classmethod
-    def at_most(cls, what: str, value: float, unit: str, limit: float) -> Row:
-        """Return a row that holds up to a limit."""
-        return cls(what, value, unit, f"≤ {limit:g} {unit}".strip() if limit else "0", value <= limit)
+    def reported(cls, what: str, value: float, unit: str, beside: Beside | tuple[str, None] = NOTHING) -> Row:
+        """Return a row without a bar."""
+        return cls(what, value, unit, "reported", True, *beside)
 
     @classmethod
-    def at_most_times(cls, what: str, value: float, unit: str, factor: float, beside: tuple[str, float]) -> Row:
-        """Return a row that holds up to a multiple of what was measured `beside` it: its name, and its value."""
+    def at_most(
+        cls, what: str, value: float, unit: str, limit: float, beside: Beside | tuple[str, None] = NOTHING
+    ) -> Row:
+        """Return a row that holds up to a limit."""
+        bar = f"≤ {_in_digits(limit)} {unit}".strip() if limit else "0"
+        return cls(what, value, unit, bar, value <= limit, *beside)
+
+    @classmethod
+    def at_most_times(cls, what: str, value: float, unit: str, factor: float, beside: Beside) -> Row:
+        """Return a row that holds up to a multiple of the value beside it."""
         return cls(what, value, unit, f"≤ {factor:g} ×", value <= factor * beside[1], *beside)
 
     @classmethod
-    def at_least(cls, what: str, value: float, unit: str, limit: float, beside: tuple[str, float] = ("", 0.0)) -> Row:
-        """Return a row that holds from a limit on; `beside`: something else that was measured, its name and its value."""
-        reference = beside if beside[0] else ("", None)
-        return cls(what, value, unit, f"≥ {limit:g} {unit}", value >= limit, *reference)
+    def at_least(
+        cls, what: str, value: float, unit: str, limit: float, beside: Beside | tuple[str, None] = NOTHING
+    ) -> Row:
+        """Return a row that holds from a limit on."""
+        return cls(what, value, unit, f"≥ {_in_digits(limit)} {unit}".strip(), value >= limit, *beside)
 
     @classmethod
-    def at_least_times(cls, what: str, value: float, unit: str, factor: float, beside: tuple[str, float]) -> Row:
-        """Return a row that holds from a multiple of what was measured `beside` it on: its name, and its value."""
+    def at_least_times(cls, what: str, value: float, unit: str, factor: float, beside: Beside) -> Row:
+        """Return a row that holds from a multiple of the value beside it on."""
         return cls(what, value, unit, f"≥ {factor:g} ×", value >= factor * beside[1], *beside)
 
     @property
@@ -62,6 +77,11 @@ class Row:
         """As it is printed while a benchmark runs."""
         beside = f"   {self.reference}: {self.reference_value:.4g}" if self.reference_value is not None else ""
         return f"{self.what}: {self.value:.4g} {self.unit}{beside}   {self.bar}: {'' if self.holds else 'MISSED'}"
+
+
+def _in_digits(limit: float) -> str:
+    """Return a limit with commas between thousands, never in scientific notation."""
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:,.10g}"
 
 
 def write_result(path: Path, name: str, command: str, rows: Sequence[Row]) -> None:

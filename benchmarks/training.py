@@ -40,11 +40,11 @@ def rows(seconds: dict[str, float], stage: str, batch_size: int) -> list[Row]:
     """The numbers of one stage of training."""
     step = seconds["step"]
     shares = [
-        Row(f"{stage}: {name}", 100 * value / step, "% of a step", "reported", True)
+        Row.reported(f"{stage}: {name}", 100 * value / step, "% of a step")
         for name, value in seconds.items()
         if name != "step"
     ]
-    return [Row(f"{stage}: orders trained on", batch_size / step, "/ s", "reported", True), *shares]
+    return [Row.reported(f"{stage}: orders trained on", batch_size / step, "/ s"), *shares]
 
 
 def main(name: str) -> None:

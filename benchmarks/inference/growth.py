@@ -44,13 +44,13 @@ def rows(found: list[Curve]) -> Iterator[Row]:
     """Every point, and the growth that is promised."""
     for curve in found:
         for size, cost in zip(curve.sizes, curve.ms, strict=True):
-            yield Row(f"generator, {size:,} {curve.axis}: a user", cost, "ms", "reported", True)
+            yield Row.reported(f"generator, {size:,} {curve.axis}: a user", cost, "ms")
     catalogue = found[-1]
     ratio = catalogue.ms[-1] / catalogue.ms[0]
-    yield Row("generator: time of a user from 10,000 to 1,000,000 items", ratio, "×", "≤ 1.3 ×", ratio <= 1.3)
+    yield Row.at_most("generator: time of a user from 10,000 to 1,000,000 items", ratio, "×", 1.3)
     yield from _mask()
     trie = catalogue.trie_mb[-1]
-    yield Row("trie of 1,000,000 items", trie, "MB", "≤ 150 MB", trie <= 150)
+    yield Row.at_most("trie of 1,000,000 items", trie, "MB", 150)
 
 
 def _mask() -> Iterator[Row]:
@@ -58,7 +58,7 @@ def _mask() -> Iterator[Row]:
     trie, rng = Subject(num_items=MASKED_ITEMS).table.trie, np.random.default_rng(0)
     allowed_N = rng.random(MASKED_ITEMS) < 0.3
     ms = 1e3 * in_turn({"mask": lambda: trie.node_mask(allowed_N)}, 10 * ROUNDS)["mask"].p50
-    yield Row(f"filter over {MASKED_ITEMS:,} items to a mask over the trie", ms, "ms", "≤ 2 ms", ms <= 2)
+    yield Row.at_most(f"filter over {MASKED_ITEMS:,} items to a mask over the trie", ms, "ms", 2)
 
 
 def _curve(axis: str, sizes: tuple[int, ...], subjects: list[tuple[Subject, int]], folder: Path) -> Curve:

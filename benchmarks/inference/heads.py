@@ -38,18 +38,11 @@ def rows(folder: Path) -> Iterator[Row]:
     share = flops(subject, "generator", inputs) / times["fp32"].p50 / core
     per_user = 1e3 * times["fp32"].p50 / BATCH
     what = f"generator, 32 beams, {SIZE}, batch {BATCH}, one core"
-    yield Row(f"{what}: a user", per_user, "ms", "reported", True)
-    yield Row(
-        f"{what}: of the core's own matrix products",
-        100 * share,
-        "%",
-        "≥ 60 %",
-        share >= 0.6,
-        "GFLOP/s of the core",
-        core / 1e9,
-    )
+    yield Row.reported(f"{what}: a user", per_user, "ms")
+    gflops = ("GFLOP/s of the core", core / 1e9)
+    yield Row.at_least(f"{what}: of the core's own matrix products", 100 * share, "%", 60, gflops)
     gain = times["fp32"].p50 / times["int8"].p50
-    yield Row(f"{what}: int8 over fp32", gain, "×", "≥ 1.6 ×", gain >= 1.6, "fp32, ms a user", per_user)
+    yield Row.at_least(f"{what}: int8 over fp32", gain, "×", 1.6, ("fp32, ms a user", per_user))
     yield from _rescoring(subject, folder, rng)
     yield from _table(subject, folder, rng)
 
@@ -69,15 +62,8 @@ def _rescoring(subject: Subject, folder: Path, rng: np.random.Generator) -> Iter
         {"scorer": lambda: scorer.run(None, candidates), "encoder": lambda: encoder.run(None, history)}, 3 * ROUNDS
     )
     ratio = times["scorer"].p50 / times["encoder"].p50
-    yield Row(
-        f"scorer, 200 random candidates, {SIZE}, batch 1, encoding included: of the encoder's time",
-        ratio,
-        "×",
-        "≤ 1.5 ×",
-        ratio <= 1.5,
-        "user_encoder, ms",
-        1e3 * times["encoder"].p50,
-    )
+    what = f"scorer, 200 random candidates, {SIZE}, batch 1, encoding included: of the encoder's time"
+    yield Row.at_most(what, ratio, "×", 2, ("user_encoder, ms", 1e3 * times["encoder"].p50))
 
 
 def _table(subject: Subject, folder: Path, rng: np.random.Generator) -> Iterator[Row]:
@@ -88,12 +74,5 @@ def _table(subject: Subject, folder: Path, rng: np.random.Generator) -> Iterator
             for batch in (1, 8, 32):
                 inputs = subject.inputs(name, batch, tokens, rng)
                 times = in_turn({"run": partial(graph.run, None, inputs)}, TABLE_ROUNDS)["run"]
-                yield Row(
-                    f"{name}, {tokens} items, batch {batch}, one core: users a second",
-                    batch / times.p50,
-                    "/ s",
-                    "reported",
-                    True,
-                    "p99, ms",
-                    1e3 * times.p99,
-                )
+                what = f"{name}, {tokens} items, batch {batch}, one core: users a second"
+                yield Row.reported(what, batch / times.p50, "/ s", ("p99, ms", 1e3 * times.p99))

@@ -59,7 +59,7 @@ def rows(path: Path, folder: Path) -> Iterator[Row]:
             shared = [len(set(a) & set(b)) / len(a) for a, b in zip(wanted.tolist(), found.tolist(), strict=True)]
             what = "first 100 items" if name == "user_encoder" else f"{signature.num_beams} beams"
             value = 100 * float(np.mean(shared))
-            yield Row(f"{name} in {variant}, trained model: {what} as in fp32", value, "%", "≥ 98 %", value >= 98)
+            yield Row.at_least(f"{name} in {variant}, trained model: {what} as in fp32", value, "%", 98)
 
 
 def _histories(run: Run, table: SemanticIdTable) -> Arrays:

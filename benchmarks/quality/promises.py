@@ -51,16 +51,11 @@ def _served(summary: dict[str, Any]) -> Iterator[Row]:
         for metric, bar in (("HR@10", hit_rate), ("NDCG@10", ndcg)):
             value = mean(summary, served, setting, metric)
             beside = mean(summary, peer, setting, metric)
-            yield Row(f"{what}: {metric} of {served}", value, "", f"≥ {bar}", value >= bar, peer, beside)
+            yield Row.at_least(f"{what}: {metric} of {served}", value, "", bar, (peer, beside))
         paired = comparison(summary, served, peer, setting, "NDCG@10")
         assert paired is not None
-        yield Row(
-            f"{what}: gain in NDCG@10 over the best peer",
-            100 * paired["relative"],
-            "%",
-            f"≥ {100 * gain:.0f} %",
-            paired["relative"] >= gain,
-        )
+        relative = 100 * paired["relative"]
+        yield Row.at_least(f"{what}: gain in NDCG@10 over the best peer", relative, "%", round(100 * gain))
         yield _lower_end(f"{what}: NDCG@10, {served} − {peer}", paired)
 
 
@@ -80,13 +75,8 @@ def _ablation(summary: dict[str, Any]) -> Iterator[Row]:
 def _training(summary: dict[str, Any]) -> Iterator[Row]:
     if "C" in summary["contenders"]:
         minutes = max(summary["contenders"]["C"]["training_s"]) / 60
-        yield Row(
-            f"{DATASETS[summary['dataset']]}: training, the slowest seed",
-            minutes,
-            "min",
-            f"≤ {TRAINING_MINUTES} min on 2 cores",
-            minutes <= TRAINING_MINUTES,
-        )
+        what = f"{DATASETS[summary['dataset']]}: training on two cores, the slowest seed"
+        yield Row.at_most(what, minutes, "min", TRAINING_MINUTES)
 
 
 def _amazon(summary: dict[str, Any]) -> Iterator[Row]:
@@ -98,7 +88,7 @@ def _amazon(summary: dict[str, Any]) -> Iterator[Row]:
         value = mean(summary, head, "novel", metric)
         what = f"{DATASETS[summary['dataset']]}: {metric} of the best head ({head})"
         if "SASRec" not in summary["metrics"]:
-            yield Row(what, value, "", f"≥ {bar}", value >= bar)
+            yield Row.at_least(what, value, "", bar)
             continue
         beside = mean(summary, "SASRec", "novel", metric)
         yield Row(what, value, "", f"≥ {bar} and above SASRec", value >= bar and value > beside, "SASRec", beside)
@@ -123,4 +113,4 @@ def _lower_end(what: str, paired: dict[str, Any]) -> Row:
 
 def _ratio(what: str, paired: dict[str, Any], source: float) -> Row:
     ratio = (paired["base"] + paired["difference"]) / paired["base"] if paired["base"] else float("nan")
-    return Row(what, ratio, "", "reported", True, "the source's ratio", source)
+    return Row.reported(what, ratio, "", ("the source's ratio", source))

@@ -64,7 +64,7 @@ FIRST = "complete-journey"
 def _run_rows(summary: dict[str, Any], record: Record) -> list[Row]:
     place = summary["contenders"][record.contender]["seeds"].index(record.seed)
     return [
-        Row(f"{mode}, {WORDS[setting]}: {metric}", cell["seeds"][place], "", "reported", True)
+        Row.reported(f"{mode}, {WORDS[setting]}: {metric}", cell["seeds"][place], "")
         for mode, settings in summary["metrics"][record.contender].items()
         for setting, metrics in settings.items()
         for metric, cell in metrics.items()

@@ -60,7 +60,7 @@ def say(record: Callable[[Row], None], what: str, own: Own, messages: list, pati
     wrong = found.lost + found.surplus
     number = sum(map(len, should.values()))
     words = f"{what}: events of {number:,} in {len(should):,} histories that are lost or too many"
-    record(Row(words, wrong, "", "0", wrong == 0, "settled after, s", found.seconds))
+    record(Row.at_most(words, wrong, "", 0, ("settled after, s", found.seconds)))
 
 
 def test_consumers_killed_at_200_points_while_events_flow(
