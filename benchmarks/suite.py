@@ -1,25 +1,33 @@
 """How long the test command takes, and whether it passes on a slow machine:
 
-python -m benchmarks.suite [--full N] [--slow N]      writes benchmarks/results/tests.json
+python -m benchmarks.suite [--full N] [--slow N]      adds runs to benchmarks/results/tests.json
 
-A slow run shares the cores with two busy processes for each core, which leaves it about a third of their time. Every run is in
-an order of its own. Run it on an otherwise idle machine, after `make setup analysis tools`.
+Every run of the suite is in an order of its own. A slow one shares the cores with two busy processes for each core, which
+leaves it about a third of their time. Machines differ, so each row has the time of a fixed computation beside it. Rows are
+added and none is removed: a series of runs takes hours, and may be made in parts. Use an otherwise idle machine, after `make
+setup analysis tools`.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
 
 import click
 
-from benchmarks.result import REPOSITORY, RESULTS, Row, write_result
+from benchmarks.result import REPOSITORY, RESULTS, Row, commit, write_result
 
+RESULT = RESULTS / "tests.json"
 LOGS = REPOSITORY / ".baguni" / "suite"  # what each run printed
 BUSY_PER_CORE = 2
 LAST_LINE = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
@@ -38,6 +46,20 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
+def fixed_s() -> float:
+    """Return the seconds that a fixed computation takes, the least of five: what this machine is worth now."""
+    return min(timeit.repeat("sum(range(10_000_000))", number=1, repeat=5))
+
+
+def earlier_rows() -> list[Row]:
+    """Return the rows that the file has already."""
+    if not RESULT.is_file():
+        return []
+    names = {field.name for field in fields(Row)}
+    rows = json.loads(RESULT.read_text())["rows"]
+    return [Row(**{name: value for name, value in row.items() if name in names}) for row in rows]
+
+
 def run(target: str) -> tuple[float, dict[str, int]]:
     """Run a make target; return its seconds and how many tests had each outcome."""
     started = time.monotonic()
@@ -53,33 +75,44 @@ def run(target: str) -> tuple[float, dict[str, int]]:
     return seconds, {"exit": done.returncode, **outcomes}
 
 
-def suite_row(name: str, bar_min: float | None) -> Row:
-    """One run of the whole suite, in minutes; it holds where every test passed within the bar."""
+def unit_row() -> Row:
+    """Return one run of the fast lane, in seconds."""
+    return _row("make test-unit", *run("test-unit"), bar=UNIT_BAR_S, unit="s")
+
+
+def suite_row(name: str, bar_min: float) -> Row:
+    """Return one run of the whole suite, in minutes; it holds if every test passed within the bar."""
     seconds, outcomes = run("test")
-    minutes = seconds / 60
+    return _row(name, seconds / 60, outcomes, bar_min, "min")
+
+
+def _row(name: str, took: float, outcomes: dict[str, int], bar: float, unit: str) -> Row:
     counted = ", ".join(f"{outcomes.get(kind, 0)} {kind}" for kind in ("passed", "failed", "error", "skipped"))
-    holds = outcomes["exit"] == 0 and (bar_min is None or minutes <= bar_min)
-    bar = "passes" if bar_min is None else f"passes, ≤ {bar_min:.0f} min"
-    return Row(f"{name}: {counted}", minutes, "min", bar, holds)
+    holds = outcomes["exit"] == 0 and took <= bar
+    expected = "passes" if math.isinf(bar) else f"passes, ≤ {bar:.0f} {unit}"
+    made = f"{datetime.now(UTC):%d %b %Y %H:%M} UTC, {commit()[:7]}"
+    return Row(f"{name}: {counted} ({made})", took, unit, expected, holds, "a fixed computation, s", fixed_s())
 
 
 @click.command()
+@click.option("--unit", default=1, show_default=True, help="Runs of the fast lane.")
 @click.option("--full", default=3, show_default=True, help="Runs on an idle machine.")
 @click.option("--slow", default=2, show_default=True, help="Runs beside two busy processes a core.")
-def main(full: int, slow: int) -> None:
+def main(unit: int, full: int, slow: int) -> None:
     """Run the suite again and again, and write what came of it."""
-    seconds, outcomes = run("test-unit")
-    name = f"make test-unit: {outcomes.get('passed', 0)} passed, {outcomes.get('failed', 0)} failed"
-    holds = outcomes["exit"] == 0 and seconds <= UNIT_BAR_S
-    rows = [Row(name, seconds, "s", f"passes, ≤ {UNIT_BAR_S:.0f} s", holds)]
-    command = f"python -m benchmarks.suite --full {full} --slow {slow}"
-    for number in range(full):
-        rows.append(suite_row(f"make test, run {number + 1}", FULL_BAR_MIN))
-        write_result(RESULTS / "tests.json", "tests", command, rows)  # a run that is cut short leaves what it has
+    rows = earlier_rows()
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        write_result(RESULT, "tests", "make bench-tests", rows)  # a series that is cut short leaves what it has
+
+    for _ in range(unit):
+        add(unit_row())
+    for _ in range(full):
+        add(suite_row("make test", FULL_BAR_MIN))
     with busy(BUSY_PER_CORE * (os.cpu_count() or 1)):
-        for number in range(slow):
-            rows.append(suite_row(f"make test at a third of the speed, run {number + 1}", None))
-            write_result(RESULTS / "tests.json", "tests", command, rows)
+        for _ in range(slow):
+            add(suite_row("make test at a third of the speed", math.inf))
 
 
 if __name__ == "__main__":
