@@ -1,8 +1,9 @@
-"""`baguni release nightly`: train → evaluate → publish → replay → activate, in one command that stops where a candidate is
-worse.
+"""`baguni release nightly`: train → evaluate → publish → replay → activate. It stops if the candidate is worse than the active
+release.
 
-Each step leaves what it made, under a name that follows from the data and the settings: run again after a kill, it goes on
-there; run again with the same data, it does nothing twice.
+Each step leaves its result under a name that follows from the data and the settings. Started again after a kill, the command
+goes on there; with the same data, it does nothing twice. The trainer and the gateway's replay do not know each other: this
+module composes them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from baguni.domain.release import Release, ReleaseStore, sha256_of
 from baguni.releases.activation import activate
 from baguni.releases.pruning import prune
 from baguni.settings import Endpoints
+from server.replay.cli import compared, print_comparison, problems
+from server.telemetry.capture import read_log
 from trainer.triton_config import Target
 
 WORSE = 3  # exit status: trained, and not as wanted
@@ -32,21 +35,30 @@ RELEASE = "release_id"  # in the run's folder: what it was exported as
 @click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
 @click.option("--text-encoder", default=None, help="As of `baguni train`.")
 @click.option("--target", type=click.Choice(get_args(Target)), default="python", show_default=True)
-@click.option("--model", default="retrieval, distilled", show_default=True, help="Of the evaluation.")
-@click.option("--metric", default="NDCG@10", show_default=True, help="Of that model, all items.")
+@click.option("--model", default="retrieval, distilled", show_default=True, help="A model of the evaluation.")
+@click.option("--metric", default="NDCG@10", show_default=True, help="A metric of that model, over all items.")
 @click.option(
-    "--tolerance", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="So much less is no regression."
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="A candidate may be worse by this share.",
 )
-@click.option("--log", type=click.Path(path_type=Path), default=None, help="Captured requests; folders below, too.")
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Captured requests: a folder, searched with those below it.",
+)
 @click.option("--min-overlap", type=click.FloatRange(0, 1), default=None, help="As of `baguni release replay`.")
 @click.option("--max-latency-ratio", type=float, default=None, help="As of `baguni release replay`.")
-@click.option("--push", "pushes", is_flag=True, help="Then `baguni release push`, to BAGUNI_RELEASES_URL.")
+@click.option("--push", "pushes", is_flag=True, help="Then run `baguni release push`, to BAGUNI_RELEASES_URL.")
 @click.option(
     "--keep",
     type=click.IntRange(1),
     default=2,
     show_default=True,
-    help="Then `baguni release prune`: so many of the last active stay.",
+    help="Then run `baguni release prune`, which keeps this many.",
 )
 @click.pass_context
 def nightly(
@@ -68,8 +80,8 @@ def nightly(
     """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's; then delete old
     releases but the last --keep.
 
-    Exit status 3: it is worse, and the active release stays. Run again after an interruption, it goes on; with the same data
-    and settings, it does nothing twice.
+    Exit status 3: the candidate is worse, and the active release stays. Started again after an interruption, it goes on; with
+    the same data and settings, it does nothing twice.
 
     \b
     baguni release nightly my-shop/ --log captured/ --min-overlap 0.5
@@ -89,7 +101,7 @@ def nightly(
         click.echo(f"{active} is active already: the data and the settings are those that it was trained on.")
     elif active is not None:
         problem = quality_problem(store.get(active, verify=False), candidate, model, metric, tolerance)
-        problem = problem or _replay_problem(store, log, candidate, min_overlap, max_latency_ratio)
+        problem = problem or replay_problem(store, log, candidate, min_overlap, max_latency_ratio)
         if problem:
             click.secho(f"{candidate.release_id} is not activated: {problem}. {active} stays.", fg="red", err=True)
             context.exit(WORSE)
@@ -104,7 +116,7 @@ def nightly(
 
 
 def quality_problem(active: Release, candidate: Release, model: str, metric: str, tolerance: float) -> str:
-    """What speaks against the candidate, by what both were measured at; nothing where the active one was not measured."""
+    """Return why the candidate is worse by the metric, "" if it is not, or if the active release was not measured."""
     was, now = (_measured(release, model, metric) for release in (active, candidate))
     if now is None:
         raise InvalidInputError(f"{candidate.release_id} has no {metric} of {model!r}, expected one of its evaluation")
@@ -122,7 +134,7 @@ def _measured(release: Release, model: str, metric: str) -> float | None:
 
 
 def _name(data: Path, recipe: str, text_encoder: str | None) -> str:
-    """Of a run: the same data and settings have the same."""
+    """Return the run's name, which follows from the data's files and the settings."""
     parts = [f"{path.name} {sha256_of(path)}" for path in sorted(data.iterdir()) if path.is_file()]
     return "run-" + hashlib.sha256("\n".join([*parts, recipe, text_encoder or ""]).encode()).hexdigest()[:12]
 
@@ -142,24 +154,22 @@ def _exported(run_path: Path, data: Path, store: ReleaseStore, target: Target) -
     return release
 
 
-def _replay_problem(
+def replay_problem(
     store: ReleaseStore, log: Path | None, candidate: Release, min_overlap: float | None, max_ratio: float | None
 ) -> str:
-    folders = sorted({path.parent for path in log.rglob("*.jsonl*")}) if log is not None else []
-    if not folders:
+    """Return why the candidate's answers to captured requests are worse, "" if they are not, or without a request."""
+    files = sorted(log.rglob("*.jsonl*"), key=lambda path: path.stat().st_mtime) if log is not None else []
+    recorded = list(read_log(files))
+    if not recorded:
         click.echo("No captured request: nothing is replayed.")
         return ""
-    words = [word for folder in folders for word in ("--log", str(folder))]
-    words += ["--min-overlap", str(min_overlap)] if min_overlap is not None else []
-    words += ["--max-latency-ratio", str(max_ratio)] if max_ratio is not None else []
-    replay = ("release", "--releases", str(store.root), "replay", "--candidate", candidate.release_id)
-    done = _command(*replay, *words, may_be=(0, WORSE))
-    return "the replay is worse than wanted, see above" if done == WORSE else ""
+    found = compared(store, recorded, candidate.release_id)
+    print_comparison(found)
+    return "; ".join(problems(found, min_overlap, max_ratio))
 
 
-def _command(*words: str, may_be: tuple[int, ...] = (0,)) -> int:
-    """Run a command of `baguni`, which says what it does; another exit status than expected ends this one with it."""
+def _command(*words: str) -> None:
+    """Run a command of `baguni` in a process of its own; if it fails, this one ends with its status."""
     status = subprocess.run([sys.executable, "-m", "baguni.cli", *words], check=False).returncode
-    if status not in may_be:
+    if status:
         raise SystemExit(status)
-    return status

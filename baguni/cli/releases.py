@@ -23,7 +23,7 @@ FOLLOW_S = 5.0
 url_option = click.option("--url", default=None, help="Where to: s3://BUCKET/PREFIX. Default: BAGUNI_RELEASES_URL.")
 
 
-@click.group(cls=CommandGroup, registry="baguni.release_commands")  # replay is the gateway's, nightly the trainer's
+@click.group(cls=CommandGroup, registry="baguni.release_commands")  # replay and nightly
 @click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store.")
 @click.pass_context
 def release(context: click.Context, releases: Path | None) -> None:

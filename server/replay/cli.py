@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from baguni.releases.activation import published
 from server.replay.comparison import Comparison
 from server.replay.comparison import replay as replay_requests
 from server.settings import ServerSettings
-from server.telemetry.capture import read_log
+from server.telemetry.capture import Recorded, read_log
 
 LISTED = pa.schema({"exposure_token": pa.string(), "position": pa.int64(), "item_id": pa.string()})
 BELOW = 3  # exit status: replayed, and not as wanted
@@ -67,21 +68,10 @@ def replay(
     \b
     baguni release replay --log captured/ --candidate r20261124_1f3a9c02 --min-overlap 0.5
     """
-    store: ReleaseStore = context.obj
-    active = against or store.active_id()
-    if active is None:
-        raise NotFoundError("no release is active to compare with: name one with --against")
     recorded = list(itertools.islice(read_log(_files(logs)), limit))
-    if not recorded:
-        raise InvalidInputError("the log has no request", "log")
     if lists is not None and not any(request.sampled for request in recorded):
         raise InvalidInputError("no request of the log was chosen by chance: set BAGUNI_CAPTURE_SHARE", "log")
-    settings = ServerSettings(releases=store.root)
-    with (
-        published(store, store.get(candidate), settings),
-        published(store, store.get(active), settings) if active != store.active_id() else nullcontext(),
-    ):
-        found = asyncio.run(replay_requests(recorded, settings, active, candidate))
+    found = compared(context.obj, recorded, candidate, against)
     if lists is not None:
         columns = zip(*found.lists, strict=True) if found.lists else ((), (), ())
         pq.write_table(
@@ -90,12 +80,30 @@ def replay(
     if as_json:
         click.echo(json.dumps(found.summary(), indent=2, ensure_ascii=False))
     else:
-        _print(found)
-    problems = _problems(found, min_overlap, max_latency_ratio)
-    for problem in problems:
+        print_comparison(found)
+    below = problems(found, min_overlap, max_latency_ratio)
+    for problem in below:
         click.secho(problem, fg="red", err=True)
-    if problems:
+    if below:
         context.exit(BELOW)
+
+
+def compared(
+    store: ReleaseStore, recorded: Sequence[Recorded], candidate: str, against: str | None = None
+) -> Comparison:
+    """Return the answers of a candidate beside those of the active release, or of the one to compare `against`. Both are loaded
+    for as long as it takes. Raises InvalidInputError without a request, NotFoundError without a release."""
+    active = against or store.active_id()
+    if active is None:
+        raise NotFoundError("no release is active to compare with: name one with --against")
+    if not recorded:
+        raise InvalidInputError("the log has no request", "log")
+    settings = ServerSettings(releases=store.root)
+    with (
+        published(store, store.get(candidate), settings),
+        published(store, store.get(active), settings) if active != store.active_id() else nullcontext(),
+    ):
+        return asyncio.run(replay_requests(recorded, settings, active, candidate))
 
 
 def _files(logs: tuple[Path, ...]) -> list[Path]:
@@ -108,17 +116,19 @@ def _files(logs: tuple[Path, ...]) -> list[Path]:
     return found
 
 
-def _problems(found: Comparison, min_overlap: float | None, max_latency_ratio: float | None) -> list[str]:
-    problems = []
+def problems(found: Comparison, min_overlap: float | None, max_latency_ratio: float | None) -> list[str]:
+    """Return the limits that the candidate misses, in words; None is no limit."""
+    below = []
     overlap, ratio = found.mean_overlap, found.latency_ratio
     if min_overlap is not None and (overlap is None or overlap < min_overlap):
-        problems.append(f"lists overlap by {_number(overlap)}, expected at least {min_overlap}")
+        below.append(f"lists overlap by {_number(overlap)}, expected at least {min_overlap}")
     if max_latency_ratio is not None and (ratio is None or ratio > max_latency_ratio):
-        problems.append(f"the median takes {_number(ratio)} times as long, expected at most {max_latency_ratio}")
-    return problems
+        below.append(f"the median takes {_number(ratio)} times as long, expected at most {max_latency_ratio}")
+    return below
 
 
-def _print(found: Comparison) -> None:
+def print_comparison(found: Comparison) -> None:
+    """Print both sides as a table, and by how much lists and scores differ."""
     summary = found.summary()
     sides = Table("", "active", "candidate", title=f"{summary['compared']} requests compared")
     rows: list[tuple[str, str]] = [
