@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -166,8 +166,8 @@ def _recorded(
     )
 
 
-def _attribute_types(serving: Serving) -> dict[str, str]:
-    return dict(serving.release.catalog.attribute_types)
+def _attribute_types(serving: Serving) -> Mapping[str, str]:
+    return serving.release.catalog.attribute_types
 
 
 def _deadline(context: Context, default_s: float) -> Deadline:
@@ -181,7 +181,7 @@ def _items(items: Sequence[RankedItem], offset: int) -> list[pb.RecommendedItem]
             item_id=item.item_id,
             score=item.score,
             position=offset + position,
-            sources=[int(source) for source in item.sources],  # type: ignore[misc]
+            sources=item.sources,  # type: ignore[arg-type]
         )
         for position, item in enumerate(items)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from baguni.domain.filters import Filter
 from baguni.domain.history import HistoryEvent
@@ -131,8 +132,7 @@ class SimilarQuery:
     rules: Rules
 
 
-@dataclass(frozen=True)
-class RankedItem:
+class RankedItem(NamedTuple):
     """One item of an answer."""
 
     item_id: str

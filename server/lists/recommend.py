@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -301,7 +300,7 @@ async def _popular(request: Request, user: KnownUser | None, ranked: Candidates)
     chunks = popular.among(query.candidate_item_ids) if query.candidate_item_ids else popular.all()
     purchased_I = user.purchased_I if user else NO_ITEMS
     found = popular_items(items, query.rules, purchased_I, chunks, longest - len(ranked), ranked.index_I)
-    return [replace(item, score=item.score + POPULAR_SCORE) for item in found]
+    return [item._replace(score=item.score + POPULAR_SCORE) for item in found]
 
 
 def _page(

@@ -119,13 +119,6 @@ def test_a_choice_of_lengths_is_a_free_axis_with_a_warm_up_for_each_length_and_b
     ]
 
 
-def test_late_requests_are_rejected() -> None:
-    policy = configured("user_encoder").dynamic_batching.default_queue_policy
-    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
-    assert policy.allow_timeout_override
-    assert policy.default_timeout_microseconds > 0 < policy.max_queue_size
-
-
 def test_an_engine_has_a_profile_for_each_choice_of_shapes() -> None:
     config = configured("generator", "tensorrt")
     assert config.backend == "tensorrt"
@@ -174,10 +167,11 @@ def test_what_they_do_not_take_is_named(request_of_two, name, change, message) -
 
 
 def test_every_queue_is_bounded_and_rejects_what_is_late() -> None:
-    for spec in model_specs(SIGNATURE).values():
-        config = render_config(spec, "r1", SIGNATURE.max_batch_size)
-        assert "timeout_action: REJECT" in config
-        assert 0 < spec.max_queue_size < 10_000
+    for name, spec in model_specs(SIGNATURE).items():
+        policy = configured(name).dynamic_batching.default_queue_policy
+        assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+        assert (policy.allow_timeout_override, policy.default_timeout_microseconds) == (True, spec.queue_timeout_us)
+        assert 0 < policy.max_queue_size == spec.max_queue_size < 10_000
 
 
 def test_the_generator_reads_what_the_encoder_reads_and_a_mask() -> None:
