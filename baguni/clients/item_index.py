@@ -36,10 +36,10 @@ from baguni.clients.milvus import (
     milvus_errors,
     silence_pymilvus,
 )
-from baguni.domain.catalog import Item
+from baguni.domain.catalog import Catalog, Item
 from baguni.domain.errors import ReleaseMismatchError
 from baguni.domain.filters import KEY, field_kinds, index_fields
-from baguni.domain.item_keys import item_key, item_keys
+from baguni.domain.item_keys import ItemKeys
 from baguni.domain.release import Release
 
 INSERT_ROWS = 2_000
@@ -65,11 +65,13 @@ class IndexedItem:
 
 
 class ItemIndex:
-    """Synchronous: building, changing and dropping a release's collections. `attribute_types` are its catalogue's, needed to
-    fill and to change. Every call raises UnavailableError if Milvus does not do it in time."""
+    """Build, change and drop a release's collections; synchronous. `catalog`: the release's, needed for everything but `check`
+    and `drop`. Every call raises UnavailableError if Milvus does not do it in time."""
 
-    def __init__(self, uri: str, release_id: str, attribute_types: Mapping[str, str] | None = None) -> None:
-        self.release_id, self._types = release_id, dict(attribute_types or {})
+    def __init__(self, uri: str, release_id: str, catalog: Catalog | None = None) -> None:
+        self.release_id = release_id
+        self._types = dict(catalog.attribute_types) if catalog else {}
+        self._catalog_keys = ItemKeys(catalog.index) if catalog else None
         self._items, self._content = collection_names(release_id)
         self._length: float | None = None
         silence_pymilvus()
@@ -125,7 +127,7 @@ class ItemIndex:
 
     def delete(self, item_ids: Sequence[str]) -> None:
         """Remove items from both spaces; ids that are not there change nothing."""
-        keys = item_keys(item_ids).tolist()
+        keys = self._keys.of(item_ids)
         with milvus_errors():
             for name in (self._items, self._content):
                 self._client.delete(name, ids=keys, timeout=WRITE_TIMEOUT_S)
@@ -139,6 +141,11 @@ class ItemIndex:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    @property
+    def _keys(self) -> ItemKeys:
+        assert self._catalog_keys is not None, "filling and changing need the release's catalogue"
+        return self._catalog_keys
 
     def _is_there(self, name: str) -> bool:
         return bool(self._client.has_collection(name, timeout=WRITE_TIMEOUT_S))
@@ -211,8 +218,8 @@ class ItemIndex:
         return int(self._client.describe_index(name, "vector", timeout=WRITE_TIMEOUT_S)["indexed_rows"])
 
     def _row(self, item: Item, vector: NDArray[np.float32]) -> dict[str, Any]:
-        fields = index_fields(item, self._types)
-        return {**fields, KEY: item_key(item.item_id), "vector": np.asarray(vector, np.float32).tolist()}
+        (key,) = self._keys.of([item.item_id])
+        return {**index_fields(item, self._types), KEY: key, "vector": np.asarray(vector, np.float32).tolist()}
 
 
 def collections_of_releases(uri: str) -> list[tuple[str, str]]:

@@ -44,7 +44,7 @@ REMEMBERED_LENGTH = 2_000  # characters of an expression; requests with longer o
 
 
 class Hits(NamedTuple):
-    """A search's result, best first: the [I] items' keys (`baguni/domain/item_keys.py`) and scores."""
+    """A search's result, best first: the [I] items' keys (`baguni.domain.item_keys`) and scores."""
 
     key_I: Int64
     score_I: Float32

@@ -1,28 +1,33 @@
-"""Number items by their ids, for the vector index. A number is cheaper than text there, and no id enters an expression
-(ADR 27)."""
+"""Number the items of a release's collections in the vector index. A number is cheaper than text there, and no id enters an
+expression (ADR 27)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
-import numpy as np
-
-from baguni.domain.scoring import Int64
-
-LARGEST_KEY = 2**63 - 1
+LATER = 2**62
+"""The least key of an item that is not in the release's catalogue."""
 
 
-def item_key(item_id: str) -> int:
-    """Return the item's primary key in the vector index, 0 to LARGEST_KEY: 63 bits of the id's BLAKE2b hash. Every process
-    computes the same number without asking another. In a million items, two share a key with a probability of 5e-8.
+class ItemKeys:
+    """Primary keys of items: the index of an item in the release's catalogue; 62 bits of its id's BLAKE2b hash, plus LATER,
+    for an item that came after the release. Every process computes the same keys without asking another. In a million later
+    items, two share a key with a probability of 1e-7.
 
-    >>> item_key("rye-bread")
-    7500265502621397896
+    >>> keys = ItemKeys({"rye": 0, "milk": 1})
+    >>> keys.of(["milk", "a new bread"])
+    [1, 9050942953697994746]
     """
-    return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "big") & LARGEST_KEY
+
+    def __init__(self, catalog_index: Mapping[str, int]) -> None:
+        self._index = catalog_index
+
+    def of(self, item_ids: Iterable[str]) -> list[int]:
+        """Return the keys of some items, in their order."""
+        return [self._index[item_id] if item_id in self._index else later_key(item_id) for item_id in item_ids]
 
 
-def item_keys(item_ids: Iterable[str]) -> Int64:
-    """Return the keys of some items, in their order."""
-    return np.fromiter(map(item_key, item_ids), np.int64)
+def later_key(item_id: str) -> int:
+    """Return the key of an item that is not in the release's catalogue, LATER to 2 LATER - 1."""
+    return LATER | int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "big") % LATER

@@ -36,7 +36,7 @@ def with_repeat_scores(score_I: Float32, index_I: Int64, known_S: Int64, repeat_
     if not len(known_S):
         return score_I
     order_S = np.argsort(known_S)
-    place_I = order_S[np.searchsorted(known_S, index_I, sorter=order_S).clip(max=len(known_S) - 1)]
+    place_I = order_S[np.minimum(np.searchsorted(known_S[order_S], index_I), len(known_S) - 1)]
     return np.where(known_S[place_I] == index_I, score_I + repeat_S[place_I], score_I)
 
 

@@ -128,7 +128,7 @@ def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda s
         for inference in tritons:
             check_golden_queries(release, inference)
     on_stage("fill Milvus")
-    index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog.attribute_types)
+    index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog)
     try:
         was_built = index.fill(release, on_stage)
         if was_built:

@@ -42,7 +42,7 @@ class ItemServers:
     @classmethod
     def opened(cls, release: Release, endpoints: Endpoints, client: redis.Redis) -> ItemServers:
         """Connect. Raises UnavailableError."""
-        index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog.attribute_types)
+        index = ItemIndex(endpoints.milvus_uri, release.release_id, release.catalog)
         inference = SyncInferenceClient(endpoints.triton_url, release.release_id, release.signature)
         return cls(inference, index, LiveItemWriter(client, release.release_id))
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from baguni.clients.item_index import ItemIndex
 from baguni.clients.item_search import AsyncItemIndex
 from baguni.domain.catalog import Catalog, Item
-from baguni.domain.item_keys import item_keys
 from baguni.domain.release import Release, load_release, write_manifest
 from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
 from deploy.local.stack import LocalStack
@@ -48,7 +47,7 @@ def measure(stack: LocalStack, folder: Path, count: int) -> CatalogueCost:
     release, queries_QD = synthetic(folder / str(count), np.random.default_rng(0), count)
     uri, milvus = stack.settings.endpoints().milvus_uri, Milvus(stack)
     started = time.monotonic()
-    index = ItemIndex(uri, release.release_id, release.catalog.attribute_types)
+    index = ItemIndex(uri, release.release_id, release.catalog)
     index.fill(release)
     milvus.wait_until_idle()
     build_s = time.monotonic() - started - SETTLED
@@ -130,7 +129,7 @@ async def _searched(
     recalls = []  # of the first round
     for query_D, hits in zip(queries_QD, found[:QUERIES], strict=True):
         best = np.argpartition(-(release.item_vectors @ query_D), K - 1)[:K]
-        recalls.append(len(np.intersect1d(item_keys(map(str, best.tolist())), hits.key_I)) / K)
+        recalls.append(len(np.intersect1d(best, hits.key_I)) / K)
     waiting = list(range(4 * QUERIES))
 
     async def search() -> None:

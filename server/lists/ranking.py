@@ -4,7 +4,8 @@ Arrays in, arrays out: it knows no server, no settings and no clock, and every o
 give the same list.
 """
 
-# I = candidates, S = items of a sequence, V = vector dim, C = first candidates, D = content dim, P = places of a page
+# I = candidates, A = the same with repeats, S = items of a sequence, V = vector dim, C = first candidates, D = content dim,
+# P = places of a page
 
 from __future__ import annotations
 
@@ -48,11 +49,16 @@ def merged(proposed: Mapping[Source, Int64]) -> tuple[Int64, Int64]:
     >>> merged({Source.HISTORY: np.array([7, 3]), Source.RETRIEVAL: np.array([3])})
     (array([3, 7]), array([6, 4]))
     """
-    index_I, place = np.unique(np.concatenate(list(proposed.values())), return_inverse=True)
-    source_I = np.zeros(len(index_I), np.int64)
-    bits = np.repeat([1 << source for source in proposed], [len(items) for items in proposed.values()])
-    np.bitwise_or.at(source_I, place, bits)
-    return index_I, source_I
+    every_A = np.concatenate(list(proposed.values()))
+    if not len(every_A):
+        return NO_ITEMS, NO_ITEMS
+    bits_A = np.concatenate([np.full(len(items), 1 << source) for source, items in proposed.items()])
+    order_A = np.argsort(every_A)
+    every_A = every_A[order_A]
+    is_first_A = np.ones(len(every_A), bool)
+    np.not_equal(every_A[1:], every_A[:-1], out=is_first_A[1:])  # half of the time of np.unique
+    first_I = np.flatnonzero(is_first_A)
+    return every_A[first_I], np.bitwise_or.reduceat(bits_A[order_A], first_I)
 
 
 def in_order(index_I: Int64, source: Source) -> Candidates:

@@ -66,7 +66,7 @@ class ItemTable:
         self._removed_indexes = np.zeros(0, np.int64)
         self._is_live_N = np.zeros(len(self.items), bool)
         self._tie_N = _ties(self.items)
-        self._keys = KeyIndex(item.item_id for item in self.items)
+        self._keys = KeyIndex(self.num_trained)
         self._columns = Columns(self.items, release.catalog.attribute_types)
         self._trie = release.semantic_ids.trie
         self.allowed = lru_cache(maxsize=REMEMBERED_FILTERS)(self._allowed)
@@ -136,7 +136,7 @@ class ItemTable:
 
     def keys(self, index_I: Int64) -> Int64:
         """Return the [I] keys of some items in the vector index."""
-        return self._keys.key_N[index_I]
+        return self._keys.keys(index_I)
 
     def indexes_of_keys(self, key_I: Int64) -> tuple[Int64, Int64]:
         """Return the places in `key_I` whose items are known, and these items' indexes."""
@@ -174,7 +174,7 @@ class ItemTable:
         return mask
 
     def _vectors(self, index_I: NDArray[np.int64], base: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-        vectors = np.array(base[np.minimum(index_I, self.num_trained - 1)], np.float32)
+        vectors = base[np.minimum(index_I, self.num_trained - 1)].astype(np.float32, copy=False)  # a copy already
         for row in np.flatnonzero(self._is_live_N[index_I]).tolist():
             vectors[row] = getattr(self._live[int(index_I[row])], name)
         return vectors

@@ -26,7 +26,6 @@ from baguni.clients.item_index import IndexedItem, ItemIndex
 from baguni.clients.item_search import AsyncItemIndex
 from baguni.domain.catalog import Catalog, Item
 from baguni.domain.history import Action, HistoryEvent
-from baguni.domain.item_keys import item_keys
 from baguni.domain.release import Release, write_manifest
 from baguni.settings import Endpoints
 from baguni.v1 import recommendation_pb2 as pb
@@ -277,7 +276,7 @@ def test_items_that_change_all_the_time(record: Callable[[Row], None], local_sta
     np.save(folder / "content_vectors.npy", content)
     release = write_manifest(folder, {"release_id": "r_changing"})
     uri = local_stack.settings.endpoints().milvus_uri
-    index, searching = ItemIndex(uri, release.release_id, {"price": "number"}), AsyncItemIndex(uri, release.release_id)
+    index, searching = ItemIndex(uri, release.release_id, release.catalog), AsyncItemIndex(uri, release.release_id)
     index.fill(release)
     took_ms: list[float] = []
     recalls: list[float] = []
@@ -320,7 +319,7 @@ def test_items_that_change_all_the_time(record: Callable[[Row], None], local_sta
 def _recall(search: Callable[[np.ndarray, int], np.ndarray], vectors: np.ndarray, rng: np.random.Generator) -> float:
     """Return the share of the hundred nearest that a search finds."""
     query_D = rng.standard_normal(vectors.shape[1]).astype(np.float32)
-    nearest = item_keys(f"i{n}" for n in np.argpartition(-(vectors @ query_D), 100)[:100])
+    nearest = np.argpartition(-(vectors @ query_D), 100)[:100]
     return len(np.intersect1d(nearest, search(query_D, 100))) / 100
 
 

@@ -34,7 +34,7 @@ def test_triton_milvus_and_our_processes(running: Endpoints, local_stack: LocalS
     client.close()
     settings = local_stack.settings
     assert told(settings.triton_metrics_port) >= TRITON_METRICS
-    index = ItemIndex(running.milvus_uri, "r_metrics", active_release.catalog.attribute_types)
+    index = ItemIndex(running.milvus_uri, "r_metrics", active_release.catalog)
     index.fill(active_release)  # Milvus may have been started anew by another test: it counts from its start
     index.drop()
     index.close()

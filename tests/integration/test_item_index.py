@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from baguni.domain import filters
 from baguni.domain.catalog import Catalog, Item
 from baguni.domain.errors import RefusedError, ReleaseMismatchError, UnavailableError
 from baguni.domain.filters import KEY, Filter
-from baguni.domain.item_keys import item_key, item_keys
+from baguni.domain.item_keys import ItemKeys, later_key
 from baguni.domain.release import Release, write_manifest
 from baguni.settings import Endpoints
 from tests.strategies import ATTRIBUTE_TYPES, AWKWARD, item_filters, random_item
@@ -66,7 +66,7 @@ def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def index(uri: str, release: Release) -> Iterator[ItemIndex]:
-    built = ItemIndex(uri, release.release_id, ATTRIBUTE_TYPES)
+    built = ItemIndex(uri, release.release_id, release.catalog)
     assert built.fill(release)
     yield built
     built.drop()
@@ -87,14 +87,14 @@ def search(uri: str, index: ItemIndex) -> Iterator[Search]:
         runner.run(searching.close())
 
 
-def keys(items: Sequence[Item]) -> list[int]:
-    """Return the items' keys, in their order."""
-    return item_keys(item.item_id for item in items).tolist()
+def keys_of(release: Release, item_ids: Iterable[str]) -> list[int]:
+    """Return the items' keys in the collections of the release, in their order."""
+    return ItemKeys(release.catalog.index).of(item_ids)
 
 
-def exact(vectors_ND: np.ndarray, query_D: np.ndarray, release: Release) -> list[int]:
-    """Return the keys of all items by inner product, in NumPy."""
-    return keys([release.catalog.items[i] for i in np.argsort(-(vectors_ND @ query_D), kind="stable")])
+def exact(vectors_ND: np.ndarray, query_D: np.ndarray) -> list[int]:
+    """Return the keys of all items of a release by inner product, in NumPy."""
+    return np.argsort(-(vectors_ND @ query_D), kind="stable").tolist()
 
 
 def test_neighbours_are_the_exact_ones_in_both_spaces(search: Search, release: Release) -> None:
@@ -102,10 +102,10 @@ def test_neighbours_are_the_exact_ones_in_both_spaces(search: Search, release: R
     for _ in range(5):
         query_D = rng.standard_normal(VECTOR_DIM).astype(np.float32)
         hits = search(query_D)
-        assert hits.key_I.tolist() == exact(release.item_vectors, query_D, release)
+        assert hits.key_I.tolist() == exact(release.item_vectors, query_D)
         np.testing.assert_allclose(hits.score_I, -np.sort(-(release.item_vectors @ query_D)), rtol=1e-5)
         query_C = release.content_vectors[7]
-        assert search(query_C, content=True).key_I.tolist() == exact(release.content_vectors, query_C, release)
+        assert search(query_C, content=True).key_I.tolist() == exact(release.content_vectors, query_C)
         assert len(search(query_D, limit=3).key_I) == 3
 
 
@@ -120,8 +120,8 @@ def test_milvus_and_the_mask_let_the_same_items_through(
     items = release.catalog.items
     allowed = filters.mask(conditions, items)
     expected = {item.item_id for item, ok in zip(items, allowed, strict=True) if ok} - excluded
-    hits = search(np.ones(VECTOR_DIM), expression=filters.expression(conditions, item_keys(excluded).tolist()))
-    assert sorted(hits.key_I.tolist()) == sorted(map(item_key, expected))
+    hits = search(np.ones(VECTOR_DIM), expression=filters.expression(conditions, keys_of(release, excluded)))
+    assert sorted(hits.key_I.tolist()) == sorted(keys_of(release, expected))
 
 
 def test_filters_let_enough_through_to_prove_something(release: Release) -> None:
@@ -139,7 +139,7 @@ def test_filters_let_enough_through_to_prove_something(release: Release) -> None
 
 
 @pytest.mark.parametrize("limit", [1, 7, NUM_ITEMS])
-@pytest.mark.parametrize("expression", ["", "available == true", f"{KEY} not in [{item_key('item-3')}]"])
+@pytest.mark.parametrize("expression", ["", "available == true", f"{KEY} not in [3]"])
 @pytest.mark.parametrize("content", [False, True])
 def test_hits_are_those_of_the_public_client(
     uri: str, search: Search, release: Release, limit: int, expression: str, content: bool
@@ -161,10 +161,10 @@ def test_hits_are_those_of_the_public_client(
     assert hits.score_I.tolist() == pytest.approx([hit.distance for hit in expected], rel=1e-6)
 
 
-def test_a_thousand_values_in_one_filter_are_taken(search: Search) -> None:
+def test_a_thousand_values_in_one_filter_are_taken(search: Search, release: Release) -> None:
     thousand = Filter("brand", any_of=tuple(map(str, range(1000))))
     assert not len(search(np.ones(VECTOR_DIM), expression=filters.expression([thousand])).key_I)
-    excluded = item_keys(f"item-{n}" for n in range(5_000)).tolist()
+    excluded = keys_of(release, [f"item-{n}" for n in range(5_000)])
     assert len(search(np.ones(VECTOR_DIM), expression=filters.expression([], excluded)).key_I) == len(AWKWARD_IDS)
 
 
@@ -174,14 +174,14 @@ def test_filling_again_changes_nothing_and_says_so(index: ItemIndex, release: Re
     assert len(search(np.ones(VECTOR_DIM)).key_I) == NUM_ITEMS
 
 
-def test_a_change_is_found_and_a_removal_is_not(index: ItemIndex, search: Search) -> None:
+def test_a_change_is_found_and_a_removal_is_not(index: ItemIndex, search: Search, release: Release) -> None:
     new = Item('new "라면"', "New", ("GROCERY",), {"in": "own"})
     vectors = np.full(VECTOR_DIM, 9, np.float32), np.full(CONTENT_DIM, 0.5, np.float32)
 
     def found(expression: str = "") -> bool:
         by_content = search(vectors[1], 1, expression, content=True)
         both = (search(vectors[0], 1, expression), by_content)
-        return all(hits.key_I.tolist() == keys([new]) for hits in both)
+        return all(hits.key_I.tolist() == keys_of(release, [new.item_id]) for hits in both)
 
     index.upsert([IndexedItem(new, *vectors)])
     eventually(found, "the new item is found")
@@ -197,7 +197,7 @@ def test_two_thousand_items_that_come_and_go_leave_no_old_state_and_no_item_twic
     rng = random.Random(3)
     items = [Item(f"i{number}", "title", available=rng.random() < 0.5) for number in range(2_000)]
     release = release_of(tmp_path / "r", items, "r_flips")
-    index, searching = ItemIndex(uri, release.release_id, ATTRIBUTE_TYPES), AsyncItemIndex(uri, release.release_id)
+    index, searching = ItemIndex(uri, release.release_id, release.catalog), AsyncItemIndex(uri, release.release_id)
     index.fill(release)
     with asyncio.Runner() as runner:
 
@@ -217,7 +217,7 @@ def test_two_thousand_items_that_come_and_go_leave_no_old_state_and_no_item_twic
                     index.upsert(rows)
                     found = available()
                     assert len(found) == len(set(found))
-                expected = sorted(keys([item for item in items if item.available]))
+                expected = [key for key, item in enumerate(items) if item.available]
                 eventually(lambda expected=expected: available() == expected, "the new state is found")
         finally:
             runner.run(searching.close())
@@ -246,7 +246,7 @@ HOSTILE_IDS = [
 def test_whatever_an_id_is_its_removal_removes_that_item_and_no_other(uri: str, tmp_path: Path) -> None:
     ids = sorted(set(HOSTILE_IDS))
     release = release_of(tmp_path / "r", [Item(item_id, "title") for item_id in ids], "r_hostile")
-    index = ItemIndex(uri, release.release_id)
+    index = ItemIndex(uri, release.release_id, release.catalog)
     client = MilvusClient(uri, timeout=30)
 
     def left() -> list[int]:
@@ -254,7 +254,7 @@ def test_whatever_an_id_is_its_removal_removes_that_item_and_no_other(uri: str, 
         return sorted(row[KEY] for row in client.query(collection, "", output_fields=[KEY], **whole))
 
     def of(item_ids: Sequence[str]) -> list[int]:
-        return sorted(map(item_key, item_ids))
+        return sorted(keys_of(release, item_ids))
 
     try:
         index.fill(release)
@@ -276,7 +276,7 @@ def test_a_filling_that_was_cut_short_is_done_again(uri: str, tmp_path: Path) ->
     half_filled = f"{collection_names('r_halfway')[0]}_filling"
     client = MilvusClient(uri, timeout=30)
     client.create_collection(half_filled, dimension=2, timeout=30)
-    index = ItemIndex(uri, "r_halfway")
+    index = ItemIndex(uri, "r_halfway", release.catalog)
     try:
         with pytest.raises(ReleaseMismatchError, match="Milvus has no collection items_r_halfway"):
             index.check()
@@ -292,8 +292,8 @@ def test_a_filling_that_was_cut_short_is_done_again(uri: str, tmp_path: Path) ->
 def test_a_collection_that_carries_another_release_is_refused(uri: str, tmp_path: Path) -> None:
     release = release_of(tmp_path / "r", [Item("a", "A")], "r_wanted")
     client = MilvusClient(uri, timeout=30)
-    other = ItemIndex(uri, "r_other")
-    index = ItemIndex(uri, "r_wanted")
+    other = ItemIndex(uri, "r_other", release.catalog)
+    index = ItemIndex(uri, "r_wanted", release.catalog)
     try:
         other.fill(release)
         client.rename_collection("items_r_other", "items_r_wanted", timeout=30)
@@ -312,7 +312,8 @@ def test_a_collection_that_carries_another_release_is_refused(uri: str, tmp_path
 
 def test_a_collection_without_the_fields_that_filters_need_is_built_anew(uri: str, tmp_path: Path) -> None:
     release = release_of(tmp_path / "r", [Item("a", "A", (), {"brand": "own"})], "r_older")
-    older, index = ItemIndex(uri, "r_older"), ItemIndex(uri, "r_older", ATTRIBUTE_TYPES)
+    without_types = Catalog(release.catalog.items, {})
+    older, index = ItemIndex(uri, "r_older", without_types), ItemIndex(uri, "r_older", release.catalog)
     try:
         assert older.fill(release)
         assert index.fill(release)
@@ -327,7 +328,7 @@ def test_a_collection_without_the_fields_that_filters_need_is_built_anew(uri: st
 def test_a_collection_of_vectors_of_any_length_is_refused_and_built_anew(uri: str, tmp_path: Path) -> None:
     """As versions before filled them: without the further dimension."""
     release = release_of(tmp_path / "r", [Item("a", "A"), Item("b", "B")], "r_short")
-    client, index = MilvusClient(uri, timeout=30), ItemIndex(uri, "r_short")
+    client, index = MilvusClient(uri, timeout=30), ItemIndex(uri, "r_short", release.catalog)
     try:
         for name in collection_names("r_short"):
             client.create_collection(name, dimension=VECTOR_DIM, properties={RELEASE: "r_short"}, timeout=30)
@@ -348,7 +349,7 @@ def test_graph_and_exact_index_give_inner_products_of_items_longer_than_all_befo
     monkeypatch.setattr("baguni.clients.item_index.FLAT_ITEMS", flat_items)
     release = release_of(tmp_path / "r", [Item(str(n), "A") for n in range(50)], "r_long")
     longest = 9 * np.ones(VECTOR_DIM, np.float32)
-    index, writing = ItemIndex(uri, "r_long"), ItemIndex(uri, "r_long")
+    index, writing = (ItemIndex(uri, "r_long", release.catalog) for _ in range(2))
 
     async def found(query_D: np.ndarray) -> dict[int, float]:
         searching = AsyncItemIndex(uri, "r_long")
@@ -365,8 +366,8 @@ def test_graph_and_exact_index_give_inner_products_of_items_longer_than_all_befo
             [IndexedItem(Item("new", "A"), longest, release.content_vectors[0])]
         )  # a consumer, another process
         eventually(lambda: len(asyncio.run(found(query_D))) == 51)
-        scores = {item_key(str(n)): float(vector @ query_D) for n, vector in enumerate(release.item_vectors)}
-        scores[item_key("new")] = float(longest @ query_D)
+        scores = {n: float(vector @ query_D) for n, vector in enumerate(release.item_vectors)}
+        scores[later_key("new")] = float(longest @ query_D)
         assert asyncio.run(found(query_D)) == pytest.approx(scores, rel=1e-4)
     finally:
         index.drop()
@@ -377,7 +378,7 @@ def test_graph_and_exact_index_give_inner_products_of_items_longer_than_all_befo
 def test_a_graph_is_whole_when_filling_returns(stack: Endpoints, tmp_path: Path) -> None:
     """Standalone alone says how much it has indexed."""
     release = release_of(tmp_path / "r", [Item(str(n), "A") for n in range(FLAT_ITEMS + 1)], "r_graph")
-    index, client, stages = ItemIndex(stack.milvus_uri, "r_graph"), MilvusClient(stack.milvus_uri), []
+    index, client, stages = ItemIndex(stack.milvus_uri, "r_graph", release.catalog), MilvusClient(stack.milvus_uri), []
     try:
         index.fill(release, stages.append)
         for name in collection_names("r_graph"):
@@ -405,7 +406,7 @@ def test_more_attributes_than_a_collection_has_fields(uri: str, tmp_path: Path) 
     types = {f"attribute {number}": "number" for number in range(80)}
     items = [Item(str(n), "A", (), {name: float(n) for name in types}) for n in range(10)]
     release = release_of(tmp_path / "r", items, "r_wide", types)
-    index = ItemIndex(uri, "r_wide", types)
+    index = ItemIndex(uri, "r_wide", release.catalog)
 
     async def found(attribute: str) -> set[int]:
         searching = AsyncItemIndex(uri, "r_wide")
@@ -416,7 +417,7 @@ def test_more_attributes_than_a_collection_has_fields(uri: str, tmp_path: Path) 
 
     try:
         index.fill(release)
-        assert asyncio.run(found("attribute 0")) == asyncio.run(found("attribute 79")) == {item_key(n) for n in "567"}
+        assert asyncio.run(found("attribute 0")) == asyncio.run(found("attribute 79")) == {5, 6, 7}
     finally:
         index.drop()
         index.close()
