@@ -26,7 +26,7 @@ ADDRESS = click.option("--address", default=None, help="The gateway's address.")
 @click.option("--category", default=None, help='Only this part of the catalogue, such as "Grocery > Cheese".')
 @ADDRESS
 def recommend(user_id: str, count: int, new_only: bool, category: str | None, address: str | None) -> None:
-    """What the gateway recommends to USER_ID.
+    """Ask the gateway for a list of USER_ID.
 
     \b
     baguni recommend 1000 --new-only
@@ -46,7 +46,7 @@ def recommend(user_id: str, count: int, new_only: bool, category: str | None, ad
 @COUNT
 @ADDRESS
 def top_items(user_ids: tuple[str, ...], count: int, address: str | None) -> None:
-    """What the generative head writes for USER_IDS.
+    """Ask the generative head for lists of USER_IDS.
 
     \b
     baguni top-items 1000 1001

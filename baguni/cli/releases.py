@@ -42,7 +42,7 @@ def release(context: click.Context, releases: Path | None) -> None:
 @release.command("list")
 @click.pass_obj
 def list_releases(store: ReleaseStore) -> None:
-    """All releases, oldest first."""
+    """List all releases, oldest first."""
     active = store.active_id()
     table = Table("", "release", "data", "items", "made at", "HR@10 of the distilled retrieval head")
     for release_id in store.ids():
@@ -169,7 +169,7 @@ def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: 
 
 
 def _bring_active(remote: RemoteReleases, store: ReleaseStore, show_stage: Progress) -> bool:
-    """Whether the remote's active release was another one, and is here now."""
+    """Return whether the remote's active release was another one, and is here now."""
     brought = follow(remote, store, show_stage)
     if brought is not None:
         click.echo(f"{brought.release_id} is in {store.root}, and active.")
@@ -178,7 +178,7 @@ def _bring_active(remote: RemoteReleases, store: ReleaseStore, show_stage: Progr
 
 @contextmanager
 def _shown(what: str) -> Iterator[Progress]:
-    """Where something long is, beside a spinner."""
+    """Show the stage of something long beside a spinner."""
     with PlainConsole(stderr=True).status("") as status:
         yield lambda stage: status.update(f"{what}: {stage}")
 

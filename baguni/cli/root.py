@@ -38,7 +38,7 @@ SUMMARIES = {
 
 
 class Commands(CommandGroup):
-    """In the order of SUMMARIES, which say what each does without importing it."""
+    """The commands in the order of SUMMARIES, which describe them without an import."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         found = set(super().list_commands(ctx))

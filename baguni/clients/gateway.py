@@ -52,7 +52,7 @@ class Tls:
     certificate: Path | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Of a channel. Raises InvalidInputError for a file that cannot be read."""
+        """Return the credentials of a channel. Raises InvalidInputError for a file that cannot be read."""
         try:
             authority, key, certificate = (
                 file.read_bytes() if file else None for file in (self.authority, self.key, self.certificate)
@@ -151,7 +151,7 @@ class GatewayClient:
 
 
 class ClientSettings(Endpoints):
-    """How tools and jobs call the gateway: BAGUNI_CLIENT_TOKEN, or a file; BAGUNI_CLIENT_AUTHORITY for TLS."""
+    """Settings with which tools and jobs call the gateway: BAGUNI_CLIENT_TOKEN, or a file; BAGUNI_CLIENT_AUTHORITY for TLS."""
 
     client_token: SecretStr = SecretStr("")
     client_authority: Path | None = None  # PEM, of who signs the gateway's certificate

@@ -40,7 +40,7 @@ def summarise(
     item_index: dict[str, int],
     signature: ModelSignature,
 ) -> ModelInputs:
-    """What a release's models read of some histories, a row each. `now_ms`: for all, or one each."""
+    """Return what a release's models read of some histories, a row each. `now_ms`: for all, or one each."""
     now_B = np.broadcast_to(np.asarray(now_ms, np.int64), len(histories))
     return model_inputs(event_batch(histories, item_index), now_B, signature.max_tokens, signature.store_timezone)
 
@@ -134,7 +134,7 @@ class SyncInferenceClient:
         _check_release(name, config, self._release_id)
 
     def is_loaded(self) -> bool:
-        """Whether every model of the release is ready."""
+        """Return whether every model of the release is ready."""
         try:
             names = [triton_model_name(name, self._release_id) for name in self._specs]
             return all(self._client.is_model_ready(name, client_timeout=CHECK_TIMEOUT_S) for name in names)

@@ -206,7 +206,7 @@ class ItemIndex:
                 loading.result()
 
     def _await_graphs(self, names: Sequence[str], num_items: int, on_stage: Callable[[str], None]) -> None:
-        """Until Milvus has indexed everything."""
+        """Wait until Milvus has indexed everything."""
         deadline = time.monotonic() + INDEX_TIMEOUT_S
         while waiting := sum(num_items - self._num_indexed(name) for name in names):
             if time.monotonic() > deadline:

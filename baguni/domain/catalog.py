@@ -39,7 +39,7 @@ class Item:
 
     @property
     def text(self) -> str:
-        """What the text encoder reads."""
+        """Text that the text encoder reads."""
         values = [value for _, value in sorted(self.attributes.items()) if isinstance(value, str) and value]
         words = ", ".join(values)
         return ". ".join(part for part in (self.title, self.category, words, self.description) if part)

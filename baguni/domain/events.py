@@ -73,7 +73,7 @@ class MalformedEvent(InvalidInputError):  # noqa: N818 - an event, which is malf
 
 
 class UserEvents(NamedTuple):
-    """What one record changes in one user's history. `placement`: where it was clicked, if that is known; `exposure_token`:
+    """Changes of one record in one user's history. `placement`: where it was clicked, if that is known; `exposure_token`:
     of the page that led there, as it came."""
 
     user_id: str
@@ -177,7 +177,7 @@ def cloud_event_headers(message: Message, event_id: str, source: str) -> list[tu
 
 
 def producible(message: Message, event_id: str, source: str) -> dict[str, Any]:
-    """What `KafkaProducer.send` takes to produce a message as its contract says, keyed by its user or item."""
+    """Return the arguments of `KafkaProducer.send` that produce a message as its contract says, keyed by its user or item."""
     key = getattr(message, "user_id", "") or getattr(message, "item_id", "")
     return {
         "topic": TOPICS[type(message).__name__],

@@ -15,7 +15,7 @@ MAX_NAME = 256  # characters of a request's and of a release's id
 
 
 class Exposure(NamedTuple):
-    """Which page was served, by which release, where and when."""
+    """A served page: its request, the release that made it, where and when it was served."""
 
     request_id: str
     release_id: str

@@ -40,7 +40,7 @@ class Filter:
         return "string" if self.any_of is not None else "number" if self.bounds is not None else "bool"
 
     def holds_for(self, item: Item) -> bool:
-        """Whether the item satisfies the condition; an item without the attribute does not."""
+        """Return whether the item satisfies the condition; an item without the attribute does not."""
         value = value_of(item, self.attribute)
         if value is None:
             return False
@@ -65,7 +65,7 @@ def field_kinds(attribute_types: Mapping[str, str]) -> dict[str, str]:
 
 
 def index_fields(item: Item, attribute_types: Mapping[str, str]) -> dict[str, str | float | bool | list[str]]:
-    """What the vector index holds of an item, for `expression`: a value in every field.
+    """Return the fields of an item in the vector index, for `expression`: a value in every field.
 
     >>> index_fields(Item("1", "Rye", ("BAKERY", "BREAD"), {"size": 2.0}), {"size": "number", "organic": "bool"})
     {'attribute_size': 2.0, 'attribute_organic': 2, 'available': True, 'category_prefixes': ['BAKERY', 'BAKERY > BREAD']}
@@ -89,7 +89,7 @@ def category_prefixes(category: str) -> list[str]:
 
 
 def value_of(item: Item, attribute: str) -> AttributeValue | None:
-    """What a condition on the attribute is about; None for an item without it."""
+    """Return the value that a condition on the attribute tests; None for an item without it."""
     if attribute == "category":
         return item.category
     if attribute == "available":
@@ -122,7 +122,7 @@ def check(filters: Sequence[Filter], attribute_types: Mapping[str, str], field: 
 
 
 def mask(filters: Sequence[Filter], items: Sequence[Item]) -> NDArray[np.bool_]:
-    """Which items satisfy every condition, [len(items)]."""
+    """Return [len(items)], whether each item satisfies every condition."""
     return np.fromiter((all(f.holds_for(item) for f in filters) for item in items), bool, len(items))
 
 

@@ -21,7 +21,7 @@ CLOCK_SKEW_MS = 86_400_000  # how much earlier than its order a cancellation may
 
 
 class Action(IntEnum):
-    """What a user did with an item; the numbers are those of `baguni.v1.Action`."""
+    """An action of a user on an item; the numbers are those of `baguni.v1.Action`."""
 
     ORDERED = 1
     CLICKED = 2
@@ -52,7 +52,7 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """Everything up to this moment is to be forgotten, and what arrives later of it too."""
+    """A deletion of all events up to this moment, also of those that arrive later."""
 
     time_ms: int
 
@@ -74,7 +74,7 @@ class History:
         return len(self.events)
 
     def as_of(self, now_ms: int) -> History:
-        """As it was at a moment: what keeps the pages of one list on one history."""
+        """Return the history as it was at a moment, so that all pages of a list are made from one history."""
         if not self.events or self.events[-1].time_ms <= now_ms:
             return self
         return replace(self, events=tuple(event for event in self.events if event.time_ms <= now_ms))

@@ -95,7 +95,7 @@ class Release:
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """What its evaluation measured."""
+        """Metrics of its evaluation."""
         return dict(self.manifest.get("metrics", {}))
 
 
@@ -156,7 +156,7 @@ class ReleaseStore:
         self.root = root
 
     def ids(self) -> list[str]:
-        """All releases, oldest first. One whose manifest cannot be read is logged and left out."""
+        """Return all releases, oldest first. One whose manifest cannot be read is logged and left out."""
         found = []
         for path in self.root.glob(f"*/{MANIFEST}"):
             try:

@@ -83,7 +83,7 @@ class Trie:
 
     @property
     def num_nodes(self) -> int:
-        """How many nodes there are, node 0 included."""
+        """Number of nodes, node 0 included."""
         return len(self.code_V)
 
     @property
@@ -125,7 +125,7 @@ class Trie:
         return cls(first_child_M, np.concatenate(code_parts), tuple(level_starts), item_R.astype(np.int32))
 
     def node_mask(self, allowed_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which nodes have an allowed item below them, [nodes]: a filter, in the form in which the search uses it."""
+        """Return [nodes], whether each node has an allowed item below it: a filter, in the form in which the search uses it."""
         mask = np.zeros(self.num_nodes, bool)
         mask[self.first_leaf :] = allowed_N[self.item_R]
         for start, stop in zip(self.level_starts[-3::-1], self.level_starts[-2:0:-1], strict=True):

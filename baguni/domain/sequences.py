@@ -201,7 +201,7 @@ def token_features(groups: _Groups, num_orders_B: Int64) -> Float32:
 def context_features(
     now_ms_B: Int64, order_row_O: Int64, order_time_O: Int64, lines_O: Int64, store_timezone: str
 ) -> Float32:
-    """What holds for the request, not for an item: time since the last order, order count and size, hour, weekday."""
+    """Return the features of the request, not of an item: time since the last order, order count and size, hour, weekday."""
     num_users = len(now_ms_B)
     count_B = np.bincount(order_row_O, minlength=num_users)
     lines_B = np.bincount(order_row_O, weights=lines_O, minlength=num_users)
@@ -253,7 +253,7 @@ def _orders(events: EventBatch) -> tuple[Int64, Int64, Int64]:
 
 
 def _positions(events: EventBatch, order_row_O: Int64, order_time_O: Int64, num_users: int) -> Int64:
-    """How many distinct order times of the user are at or after each event.
+    """Return the number of distinct order times of the user at or after each event.
 
     Counting times, not orders, gives two orders of the same instant one position: their sequence is unknowable.
     """

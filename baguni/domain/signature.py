@@ -132,7 +132,7 @@ class ModelSpec:
 
 
 def problem_with(tensor: TensorSpec, array: NDArray[Any]) -> str:
-    """What is wrong with the values of an array, "" if nothing is."""
+    """Return the problem of an array's values, "" without one."""
     kind = {"INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "STRING": np.object_}[tensor.dtype]
     if array.dtype != kind:
         return f"is {array.dtype}, expected {np.dtype(kind)}"

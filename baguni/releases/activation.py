@@ -154,7 +154,7 @@ def check_device(release: Release, endpoints: Endpoints) -> None:
 
 
 def compute_capability() -> str:
-    """Of the first GPU of this machine, such as "8.9". EngineError where there is none."""
+    """Return the compute capability of this machine's first GPU, such as "8.9". Raises EngineError without a GPU."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
@@ -179,7 +179,7 @@ def check_golden_queries(release: Release, inference: SyncInferenceClient) -> No
 
 
 def golden_distance(served: NDArray[np.float32], expected: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far each answer is from the expected one, as a share of its length."""
+    """Return the distance of each answer from the expected one, as a share of its length."""
     real = expected > NO_ITEM  # a small catalogue does not fill every place
     missing = np.linalg.norm(np.where(real, served - expected, 0), axis=-1)
     return np.asarray(missing / np.maximum(np.linalg.norm(np.where(real, expected, 0), axis=-1), 1e-6))

@@ -89,7 +89,7 @@ class ItemUpdates:
         return checked, rejected
 
     def _problem(self, event: ItemEvent) -> str | None:
-        """What is wrong with an event's attributes, by the release's catalogue."""
+        """Return the problem of an event's attributes, by the release's catalogue; None without one."""
         types = self._release.catalog.attribute_types
         attributes = event.item.attributes if isinstance(event, ItemUpsert) else {}
         for name, value in attributes.items():

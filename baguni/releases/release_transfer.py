@@ -59,7 +59,7 @@ class RemoteReleases:
             raise InvalidInputError(f"{url!r} is no release store: {error}; {expected}", "url") from error
 
     def ids(self) -> list[str]:
-        """All releases whose upload was finished, by name: the day comes first."""
+        """Return all releases whose upload was finished, sorted by name, which begins with the day."""
         with self._reached():
             return sorted(PurePosixPath(path).parent.name for path in self._files.glob(f"{self._root}/*/{MANIFEST}"))
 

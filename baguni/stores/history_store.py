@@ -56,7 +56,7 @@ def is_history(key: str) -> bool:
 
 
 class Outcome(IntEnum):
-    """What became of a change; the letters of the script's reply."""
+    """Result of a change: the letters of the script's reply."""
 
     NEW = ord("n")
     LATE = ord("l")  # new, and older than what was there

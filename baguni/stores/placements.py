@@ -65,6 +65,6 @@ class PlacementReader:
 
 
 def _weight(time_ms: int) -> float:
-    """Of a click at this time; times far from ours count as the nearest that a float can tell."""
+    """Return the weight of a click at this time; a time far from ours counts as the nearest one that a float can tell apart."""
     half_lives = (time_ms - EPOCH_MS) / HALF_LIFE_MS
     return float(2.0 ** min(max(half_lives, -1_000), 1_000))

@@ -17,7 +17,7 @@ MAX_OFFSET = 1_000_000  # far beyond any list
 
 @dataclass(frozen=True)
 class PageToken:
-    """Where the next page begins: `offset` items into the list made from `release_id` as of `now_ms`, with or without the
+    """Start of the next page: `offset` items into the list made from `release_id` as of `now_ms`, with or without the
     generative head's say (`rescored`). `query` is the hash of the request's other fields, which must not change between
     pages."""
 

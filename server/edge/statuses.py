@@ -56,8 +56,7 @@ CODES: dict[type[BaguniError], tuple[int, str]] = {
 
 
 def status_of(error: Exception) -> Status:
-    """What an exception means to a caller. Of one that nobody foresaw, the caller gets the name under which it stands in the
-    log."""
+    """Return the status that a caller gets for an exception. An unexpected one has the name of its entry in the log."""
     if not isinstance(error, BaguniError):
         return _unexpected(error)
     found = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), None)

@@ -23,7 +23,7 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Explored:
-    """How chance had a share in a page: `among`, at most as many as were asked for, since lists can be short;
+    """The part of chance in a page: `among`, at most as many as were asked for, since lists can be short;
     `propensities`: of each item of the page, to stand at its place."""
 
     share: float

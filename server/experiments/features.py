@@ -32,7 +32,7 @@ class FeatureSource(Protocol):
         """Return the features, None if they are those of the last reading. Raises InvalidInputError or UnavailableError."""
 
     async def wait(self) -> None:
-        """Until there may be something new."""
+        """Wait until there may be something new."""
 
     async def listen(self) -> None:
         """Hear of changes for a while, if the source announces any."""

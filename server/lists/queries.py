@@ -53,7 +53,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Cap:
-    """At most `max_items` with one value of the attribute in a round of a list."""
+    """Limit: at most `max_items` with one value of the attribute in a round of a list."""
 
     attribute: str
     max_items: int
@@ -61,7 +61,7 @@ class Cap:
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who a list is for. `id`: of a user, or of an anonymous visitor, who may have none (""); `events`: of an anonymous
+    """The shopper a list is for. `id`: of a user, or of an anonymous visitor, who may have none (""); `events`: of an anonymous
     visitor, in place of a stored history."""
 
     id: str

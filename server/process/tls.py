@@ -23,7 +23,7 @@ class Certificates:
         self._current = self._read()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For a secure port; each handshake uses the files as they are then."""
+        """Return credentials for a secure port; each handshake uses the files as they are then."""
         return grpc.dynamic_ssl_server_credentials(
             self._current,
             self._changed_configuration,  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ class Serving:
 
 
 class _Wait(NamedTuple):
-    """How long a refused release is left alone, and until when by the monotonic clock."""
+    """Seconds for which a refused release is left alone, and the end of that time by the monotonic clock."""
 
     seconds: float
     until: float
@@ -79,8 +79,8 @@ class ActiveRelease:
 
     @contextmanager
     def held(self, release_id: str | None = None) -> Iterator[Serving]:
-        """What to answer a request with; it stays open until the request is done, whatever is switched meanwhile. The release
-        asked for if it is open, else the active one. Raises UnavailableError before the first release is served."""
+        """Yield the release that answers a request: the one asked for if it is open, else the active one. It stays open until
+        the request is done, whatever is switched meanwhile. Raises UnavailableError before the first release is served."""
         serving = self._beside.get(release_id, self._serving) if release_id else self._serving
         if serving is None:
             raise UnavailableError("release", "no release is being served yet")

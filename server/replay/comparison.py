@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def mean_overlap(self) -> float | None:
-        """None if nothing can be compared."""
+        """Return the mean share of items that both list; None if nothing can be compared."""
         return _mean(self.overlap)
 
     @property

@@ -31,7 +31,8 @@ FLUSH_S = 2.0  # at the end
 
 @dataclass(frozen=True)
 class Served:
-    """Who got a page, where and when (ms, UTC). One of `user_id` and `anonymous_id` is empty; both, if a visitor has no id."""
+    """Receiver, placement and time (ms, UTC) of a page. One of `user_id` and `anonymous_id` is empty; both, if a visitor has
+    no id."""
 
     user_id: str
     anonymous_id: str

@@ -16,7 +16,7 @@ REMEMBERED = 256  # series
 
 
 class Metrics:
-    """All of them, in a registry of their own."""
+    """The gateway's metrics, in a registry of their own."""
 
     def __init__(self, placements: Iterable[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()

@@ -24,7 +24,7 @@ MINUTE_MS = 60_000
 
 @dataclass(frozen=True)
 class Freshness:
-    """How long events took to change an answer, in seconds: clicks and orders of each timed household, and a new item."""
+    """Seconds that events took to change an answer: clicks and orders of each timed household, and a new item."""
 
     clicks_s: list[float]
     orders_s: list[float]
