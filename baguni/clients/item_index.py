@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pymilvus import CollectionSchema, DataType, MilvusClient
 
 from baguni.clients.milvus import (
+    CHANNEL,
     CONNECT_TIMEOUT_S,
     CONSISTENCY,
     METRIC,
@@ -76,7 +77,7 @@ class ItemIndex:
         self._length: float | None = None
         silence_pymilvus()
         with milvus_errors():
-            self._client = MilvusClient(uri, timeout=CONNECT_TIMEOUT_S)
+            self._client = MilvusClient(uri, timeout=CONNECT_TIMEOUT_S, grpc_options=dict(CHANNEL))
 
     def fill(self, release: Release, on_stage: Callable[[str], None] = lambda stage: None) -> bool:
         """Make both collections of a release, their graphs included, and load them for search. True if one was missing and is
@@ -226,7 +227,7 @@ def collections_of_releases(uri: str) -> list[tuple[str, str]]:
     """Return (collection, release id) of everything in Milvus that a release was filled into, half filled or not. Raises
     UnavailableError."""
     found = []
-    with milvus_errors(), closing(MilvusClient(uri, timeout=CONNECT_TIMEOUT_S)) as client:
+    with milvus_errors(), closing(MilvusClient(uri, timeout=CONNECT_TIMEOUT_S, grpc_options=dict(CHANNEL))) as client:
         for name in client.list_collections(timeout=WRITE_TIMEOUT_S):
             owner = client.describe_collection(name, timeout=WRITE_TIMEOUT_S).get("properties", {}).get(RELEASE)
             if owner is not None:
@@ -236,7 +237,7 @@ def collections_of_releases(uri: str) -> list[tuple[str, str]]:
 
 def drop_collection(uri: str, name: str) -> None:
     """Drop one collection. Raises UnavailableError."""
-    with milvus_errors(), closing(MilvusClient(uri, timeout=CONNECT_TIMEOUT_S)) as client:
+    with milvus_errors(), closing(MilvusClient(uri, timeout=CONNECT_TIMEOUT_S, grpc_options=dict(CHANNEL))) as client:
         client.drop_collection(name, timeout=BUILD_TIMEOUT_S)
 
 

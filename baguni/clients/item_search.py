@@ -20,8 +20,8 @@ from pymilvus.client.utils import check_status
 from pymilvus.grpc_gen.common_pb2 import PlaceholderGroup, PlaceholderType, PlaceholderValue
 from pymilvus.grpc_gen.milvus_pb2 import SearchRequest
 
-from baguni.clients.channels import RECONNECT
 from baguni.clients.milvus import (
+    CHANNEL,
     CONNECT_TIMEOUT_S,
     CONSISTENCY,
     METRIC,
@@ -70,7 +70,7 @@ class AsyncItemIndex:
         self._items, self._content = collection_names(release_id)
         silence_pymilvus()
         # It connects at the first search.
-        self._client = AsyncMilvusClient(uri, timeout=CONNECT_TIMEOUT_S, grpc_options=dict(RECONNECT))
+        self._client = AsyncMilvusClient(uri, timeout=CONNECT_TIMEOUT_S, grpc_options=dict(CHANNEL))
         self._coalescer: Coalescer[Key, Float32, Hits] = Coalescer("milvus", self._send, max_vectors, num_running)
 
     async def search_items(self, vector_V: Float32, limit: int, expression: str, timeout_s: float) -> Hits:

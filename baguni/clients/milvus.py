@@ -1,4 +1,4 @@
-"""What building the index and searching it have in common: names, and how Milvus is spoken to."""
+"""Names of the collections, options of the clients, and errors of Milvus: for building the index and for searching it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from pymilvus.exceptions import (
     PrimaryKeyException,
 )
 
+from baguni.clients.channels import KEEPALIVE, RECONNECT
 from baguni.domain.errors import RefusedError, UnavailableError
 
 CONNECT_TIMEOUT_S = 5.0
+CHANNEL = {**RECONNECT, **KEEPALIVE, "grpc.keepalive_permit_without_calls": 0}
+"""gRPC options of every client. pymilvus' own ping an idle connection every ten seconds; servers and proxies with gRPC's usual
+limits close it for that (`too_many_pings`)."""
 METRIC = "IP"
 CONSISTENCY = "Eventually"  # a Strong read waits for the newest write's timestamp: up to 200 ms on every search
 
 
 def collection_names(release_id: str) -> tuple[str, str]:
-    """The collaborative and the content collection."""
+    """Return the names of the collaborative and of the content collection."""
     return f"items_{release_id}", f"content_{release_id}"
 
 
@@ -69,5 +73,5 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def silence_pymilvus() -> None:
-    """It logs a traceback for every error, and then raises it: who calls decides what is worth a line."""
+    """Turn off pymilvus' log: it has a traceback for every error, which is raised as well."""
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)

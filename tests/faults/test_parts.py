@@ -49,6 +49,7 @@ PROBE_S = 5.0
 SENT = 'baguni_exposures_total{outcome="sent"}'
 SHAPE_PASSES, CALLS, CANCEL_ROUNDS, AT_ONCE, AWAY_S, MILVUS_RESTARTS = 4, 1_000_000, 10, 50, 600.0, 100
 CHANGING_ITEMS, CHANGING_DIM, CHANGES_A_S, CHANGING_S = 100_000, 64, 50, 3_600
+IDLE_S = 45.0  # four of pymilvus' own pings
 LOAD_S = 200.0  # of an engine that Triton reads over a network
 MODEL = "slow_to_load"
 CONFIG = f'name: "{MODEL}"\nbackend: "python"\nmax_batch_size: 0\n'
@@ -128,6 +129,27 @@ def test_a_model_that_loads_for_minutes(
     what = f"a model that Triton loads for {LOAD_S:.0f} s, asked for {how}: errors {failed}"
     record(Row.at_most(what, int(bool(failed)), "", 0))
     record(Row.at_most(f"its probe meanwhile, loaded {how}: the longest answer", max(answered_s), "s", 1))
+
+
+def test_a_client_of_milvus_that_is_idle(
+    record: Callable[[Row], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded Milvus has gRPC's usual limits for pings; the standalone one allows more."""
+    folder, uri = tmp_path / "r", str(tmp_path / "milvus.db")
+    folder.mkdir()
+    Catalog([Item("a", "title")], {}).save(folder / "catalog.parquet")
+    np.save(folder / "item_vectors.npy", np.ones((1, 8), np.float32))
+    np.save(folder / "content_vectors.npy", np.ones((1, 8), np.float32))
+    release = write_manifest(folder, {"release_id": "r_idle"})
+    with closing(ItemIndex(uri, release.release_id, release.catalog)) as index, asyncio.Runner() as runner:
+        index.fill(release)
+        searching = AsyncItemIndex(uri, release.release_id)
+        for _ in range(2):
+            runner.run(searching.search_items(np.ones(8, np.float32), 1, "", timeout_s=30.0))
+            runner.run(asyncio.sleep(IDLE_S))
+        runner.run(searching.close())
+    ended = capfd.readouterr().err.count("too_many_pings")
+    record(Row.at_most(f"clients of Milvus, idle for {IDLE_S:.0f} s twice: connections ended for pings", ended, "", 0))
 
 
 def test_memory_of_every_shape(
