@@ -49,7 +49,7 @@ PROBE_S = 5.0
 SENT = 'baguni_exposures_total{outcome="sent"}'
 SHAPE_PASSES, CALLS, CANCEL_ROUNDS, AT_ONCE, AWAY_S, MILVUS_RESTARTS = 4, 1_000_000, 10, 50, 600.0, 100
 CHANGING_ITEMS, CHANGING_DIM, CHANGES_A_S, CHANGING_S = 100_000, 64, 50, 3_600
-IDLE_S = 45.0  # four of pymilvus' own pings
+IDLE_S = 200.0  # gRPC pings ever more rarely, and a server ends a connection after the third
 LOAD_S = 200.0  # of an engine that Triton reads over a network
 MODEL = "slow_to_load"
 CONFIG = f'name: "{MODEL}"\nbackend: "python"\nmax_batch_size: 0\n'
@@ -144,12 +144,11 @@ def test_a_client_of_milvus_that_is_idle(
     with closing(ItemIndex(uri, release.release_id, release.catalog)) as index, asyncio.Runner() as runner:
         index.fill(release)
         searching = AsyncItemIndex(uri, release.release_id)
-        for _ in range(2):
-            runner.run(searching.search_items(np.ones(8, np.float32), 1, "", timeout_s=30.0))
-            runner.run(asyncio.sleep(IDLE_S))
+        runner.run(searching.search_items(np.ones(8, np.float32), 1, "", timeout_s=30.0))
+        runner.run(asyncio.sleep(IDLE_S))
         runner.run(searching.close())
     ended = capfd.readouterr().err.count("too_many_pings")
-    record(Row.at_most(f"clients of Milvus, idle for {IDLE_S:.0f} s twice: connections ended for pings", ended, "", 0))
+    record(Row.at_most(f"clients of Milvus, idle for {IDLE_S:.0f} s: connections ended for pings", ended, "", 0))
 
 
 def test_memory_of_every_shape(
