@@ -18,6 +18,7 @@ from server.release.items import ItemTable, ItemVectors, Space
 
 CHUNK = 5_000  # items scored before other requests may run: some milliseconds
 MAX_USERS = 16  # that share a pass over the catalogue
+FALLBACK_S = 0.05  # kept of a deadline for a search here after one by Milvus
 
 
 async def nearest(

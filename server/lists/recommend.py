@@ -25,7 +25,7 @@ from server.experiments.choices import MODEL
 from server.experiments.explore import explored
 from server.lists import ranking
 from server.lists.calls import FAILURES, ListRequest
-from server.lists.exact import Wanted, nearest
+from server.lists.exact import FALLBACK_S, Wanted, nearest
 from server.lists.popular import popular_at, popular_items
 from server.lists.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worst
 from server.lists.ranking import NO_CANDIDATES, NO_ITEMS, NO_SCORES, Candidates
@@ -36,7 +36,6 @@ from server.release.items import ItemTable
 log = logging.getLogger(__name__)
 Request = ListRequest[RecommendQuery]
 SOURCES = [tuple(source for source in Source if bits >> source & 1) for bits in range(2 << max(Source))]
-FALLBACK_S = 0.05  # kept of a deadline for a search here after one by Milvus
 POPULAR_SCORE = -1e6  # popular items follow every personal one, in the order of popularity
 
 

@@ -7,10 +7,10 @@ import logging
 import numpy as np
 
 from baguni.domain import filters
-from baguni.domain.errors import NotFoundError, RefusedError, UnavailableError
+from baguni.domain.errors import NotFoundError, RefusedError
 from baguni.domain.scoring import Float32, Int64
-from server.lists.calls import ListRequest
-from server.lists.exact import Found, Wanted
+from server.lists.calls import FAILURES, ListRequest
+from server.lists.exact import FALLBACK_S, Found, Wanted
 from server.lists.queries import RankedItem, Ranking, SimilarQuery, Source
 from server.lists.rules import excluded, permitted, permitted_of_all
 from server.release.items import Space
@@ -66,16 +66,21 @@ async def _search(request: Request, vector: Float32, limit: int) -> Found:
     own = items.indexes([query.item_id])
     excluded_I = np.r_[own, excluded(items, rules)]
     expression = filters.expression(rules.filters, items.keys(excluded_I).tolist())
+    may_fall_back = len(items) <= request.settings.fallback_items
     if filters.is_searchable(rules.filters, expression):
         search = serving.index.search_items if query.collaborative else serving.index.search_content
         try:
-            hits = await request.ask("similar", lambda limit_s: search(vector, limit, expression, limit_s))
+            hits = await request.ask(
+                "similar",
+                lambda limit_s: search(vector, limit, expression, limit_s),
+                FALLBACK_S if may_fall_back else 0.0,
+            )
             place_I, found_I = items.indexes_of_keys(hits.key_I)
             return found_I, hits.score_I[place_I]
         except RefusedError as error:  # the request is at fault: Milvus is available
             log.warning("searching here what milvus refuses error=%s", error)
-        except UnavailableError:
-            if len(items) > request.settings.fallback_items:
+        except FAILURES:
+            if not may_fall_back:
                 raise
     allowed_N = permitted_of_all(items, rules)
     allowed_N[own] = False

@@ -538,8 +538,12 @@ def test_without_milvus_the_gateway_searches_its_own_vectors(stub, shopper, runn
         too_large = pb_grpc.RecommendationServiceStub(channel)
         until_full(too_large, shopper)
         before = [page(stub, shopper, **fields) for fields in requests]
+        spaces = (pb.SPACE_CONTENT, pb.SPACE_COLLABORATIVE)
+        alike = [pb.SimilarItemsRequest(item_id="bread-rye", space=space, page_size=10) for space in spaces]
+        neighbours = [ids(stub.SimilarItems(request, timeout=30).items) for request in alike]
         local_stack.stop_process("milvus")
         try:
+            assert [ids(stub.SimilarItems(request, timeout=30).items) for request in alike] == neighbours
             for fields, expected in zip(requests, before, strict=True):
                 found = page(stub, shopper, **fields)
                 assert found.degradation_tier == pb.DEGRADATION_TIER_FULL
