@@ -25,7 +25,7 @@ demo: setup ## From nothing to live recommendations on real grocery orders (KEEP
 test: setup analysis tools ## The tests, those against real Triton, Milvus, broker and Redis included, but those of faults
 	$(PYTEST) $(WORKERS)
 
-test-unit: setup ## The tests that need no server and no training, in a minute
+test-unit: setup ## The tests that need no server and no training, in one to two minutes
 	$(PYTEST) $(WORKERS) -m 'not slow and not fault' tests/unit
 
 bench-tests: setup analysis tools ## How long the tests take, also on a slow machine → benchmarks/results/tests.json

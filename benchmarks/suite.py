@@ -1,6 +1,6 @@
 """How long the test command takes, and whether it passes on a slow machine:
 
-python -m benchmarks.suite [--full N] [--slow N]      adds runs to benchmarks/results/tests.json
+python -m benchmarks.suite [--unit N] [--full N] [--slow N]      adds runs to benchmarks/results/tests.json
 
 Every run of the suite is in an order of its own. A slow one shares the cores with two busy processes for each core, which
 leaves it about a third of their time. Machines differ, so each row has the time of a fixed computation beside it. Rows are
@@ -28,6 +28,7 @@ import click
 from benchmarks.result import REPOSITORY, RESULTS, Row, commit, write_result
 
 RESULT = RESULTS / "tests.json"
+COMMIT = commit()  # once: the result is part of the tree
 LOGS = REPOSITORY / ".baguni" / "suite"  # what each run printed
 BUSY_PER_CORE = 2
 LAST_LINE = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
@@ -90,7 +91,7 @@ def _row(name: str, took: float, outcomes: dict[str, int], bar: float, unit: str
     counted = ", ".join(f"{outcomes.get(kind, 0)} {kind}" for kind in ("passed", "failed", "error", "skipped"))
     holds = outcomes["exit"] == 0 and took <= bar
     expected = "passes" if math.isinf(bar) else f"passes, ≤ {bar:.0f} {unit}"
-    made = f"{datetime.now(UTC):%d %b %Y %H:%M} UTC, {commit()[:7]}"
+    made = f"{datetime.now(UTC):%d %b %Y %H:%M} UTC, {COMMIT[:7]}{'+changes' * ('+' in COMMIT)}"
     return Row(f"{name}: {counted} ({made})", took, unit, expected, holds, "a fixed computation, s", fixed_s())
 
 

@@ -1,7 +1,7 @@
 """The items of a release as vectors in Milvus: one collection per space, named by the release, never through an alias.
 
-    items_<release>     item vectors of the collaborative space, inner product; all of one length, by a further dimension
-    content_<release>   content vectors, unit length, inner product = cosine
+    items2_<release>    item vectors of the collaborative space, inner product; all of one length, by a further dimension
+    content2_<release>  content vectors, unit length, inner product = cosine
 
 A graph finds the largest inner products badly where lengths differ: popular items are long, and everybody's neighbours. With a
 last dimension that makes every item as long as the longest, and is 0 in the query, inner products stay what they are and
@@ -233,6 +233,11 @@ def collections_of_releases(uri: str) -> list[tuple[str, str]]:
             if owner is not None:
                 found.append((name, str(owner)))
     return found
+
+
+def is_current(name: str, release_id: str) -> bool:
+    """Return whether this version makes a collection of this name for the release; one that is being filled included."""
+    return name in {named for own in collection_names(release_id) for named in (own, _filling(own))}
 
 
 def drop_collection(uri: str, name: str) -> None:

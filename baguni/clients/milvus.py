@@ -21,16 +21,19 @@ from baguni.clients.channels import KEEPALIVE, RECONNECT
 from baguni.domain.errors import RefusedError, UnavailableError
 
 CONNECT_TIMEOUT_S = 5.0
+FORMAT = (
+    2  # of a collection's fields, raised when they change: gateways of two versions can serve a release side by side
+)
 CHANNEL = {**RECONNECT, **KEEPALIVE, "grpc.keepalive_permit_without_calls": 0}
-"""gRPC options of every client. pymilvus' own ping an idle connection every ten seconds; servers and proxies with gRPC's usual
-limits close it for that (`too_many_pings`)."""
+"""gRPC options of clients of Milvus. pymilvus' own ping an idle connection every ten seconds; servers and proxies with gRPC's
+usual limits close it for that (`too_many_pings`). So an idle connection that broke is found at the next call."""
 METRIC = "IP"
 CONSISTENCY = "Eventually"  # a Strong read waits for the newest write's timestamp: up to 200 ms on every search
 
 
 def collection_names(release_id: str) -> tuple[str, str]:
     """Return the names of the collaborative and of the content collection."""
-    return f"items_{release_id}", f"content_{release_id}"
+    return f"items{FORMAT}_{release_id}", f"content{FORMAT}_{release_id}"
 
 
 # Codes of what Milvus refuses: parameters that are invalid, missing or too large; 6 is the embedded Milvus'.

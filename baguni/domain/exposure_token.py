@@ -10,7 +10,7 @@ from baguni.domain.history import LATEST_TIME_MS
 from baguni.domain.signed_tokens import TokenSigner, integer_field, text_field
 
 KIND = "exposure"
-MAX_TOKEN = 2_048  # characters; those of the gateway have some 300, with the longest names 1,400
+MAX_TOKEN = 2_048  # characters; those of the gateway have some 200, with the longest names 1,700
 MAX_NAME = 256  # characters of a request's and of a release's id
 
 

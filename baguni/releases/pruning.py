@@ -14,7 +14,7 @@ import redis
 
 from baguni.clients.channels import replicas
 from baguni.clients.inference import unload_models
-from baguni.clients.item_index import collections_of_releases, drop_collection
+from baguni.clients.item_index import collections_of_releases, drop_collection, is_current
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.release import Release, ReleaseStore
 from baguni.domain.signature import model_specs
@@ -67,10 +67,13 @@ def _from_triton(active: Release, endpoints: Endpoints, kept: Collection[str]) -
 
 
 def _from_milvus(endpoints: Endpoints, kept: Collection[str]) -> set[str]:
-    found = {name: owner for name, owner in collections_of_releases(endpoints.milvus_uri) if owner not in kept}
-    for name in found:
-        drop_collection(endpoints.milvus_uri, name)
-    return set(found.values())
+    """Remove collections of releases that nobody needs, and those that an earlier version made for others."""
+    removed = set()
+    for name, owner in collections_of_releases(endpoints.milvus_uri):
+        if owner not in kept or not is_current(name, owner):
+            drop_collection(endpoints.milvus_uri, name)
+            removed.add(owner)
+    return removed - {*kept}
 
 
 def _from_redis(client: redis.Redis, kept: Collection[str], removed: Collection[str]) -> set[str]:

@@ -19,6 +19,7 @@ from pymilvus import MilvusClient
 from pymilvus.client.types import LoadState
 from pymilvus.exceptions import MilvusException
 
+from baguni.clients.milvus import CHANNEL
 from baguni.domain.release import POINTER
 from deploy.local.settings import StackSettings
 
@@ -163,7 +164,7 @@ def _milvus_ready(uri: str, port: int) -> bool:
         return False
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # a server that is starting is no news
     try:
-        with closing(MilvusClient(uri, timeout=2)) as client:
+        with closing(MilvusClient(uri, timeout=2, grpc_options=dict(CHANNEL))) as client:
             # It lists collections long before it has loaded them again.
             for name in client.list_collections(timeout=2):
                 if client.get_load_state(name, timeout=2)["state"] != LoadState.NotLoad:

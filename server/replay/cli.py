@@ -69,7 +69,7 @@ def replay(
     baguni release replay --log captured/ --candidate r20261124_1f3a9c02 --min-overlap 0.5
     """
     recorded = list(itertools.islice(read_log(_files(logs)), limit))
-    if lists is not None and not any(request.sampled for request in recorded):
+    if lists is not None and recorded and not any(request.sampled for request in recorded):
         raise InvalidInputError("no request of the log was chosen by chance: set BAGUNI_CAPTURE_SHARE", "log")
     found = compared(context.obj, recorded, candidate, against)
     if lists is not None:

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baguni.domain.errors import InvalidInputError
+from baguni.domain.events import MAX_PLACEMENT
 from baguni.domain.exposure_token import KIND, MAX_TOKEN, Exposure
 from baguni.domain.history import LATEST_TIME_MS
 from baguni.domain.signed_tokens import TokenSigner
+from server.edge.validation import MAX_REQUEST_ID
 from tests.signing import JSON, SIGNER, sign
 
 PAGE = Exposure("q1", "r_1", "home", 1_700_000_000_000)
@@ -29,6 +31,22 @@ def signed(**changed: Any) -> str:
 def test_a_token_says_which_page_it_was(request_id: str, placement: str) -> None:
     page = Exposure(request_id, "r_1", placement, 5)
     assert Exposure.decode(page.encode(SIGNER), SIGNER) == page
+
+
+@pytest.mark.parametrize("letter", ["x", "\u0001", "한", "\U0001f600", '"'])
+def test_the_longest_names_fit_into_a_token(letter: str) -> None:
+    page = Exposure(letter * MAX_REQUEST_ID, "r" * 64, letter * MAX_PLACEMENT, LATEST_TIME_MS)
+    assert Exposure.decode(page.encode(SIGNER), SIGNER) == page
+
+
+@given(st.text(max_size=64), st.text(max_size=64))
+def test_tokens_of_the_librarys_own_serializer_are_read_and_it_reads_ours(request_id: str, placement: str) -> None:
+    """Those of the version before, which compressed what became shorter by that."""
+    page = Exposure(request_id, "r" * 200, placement, 5)
+    serializer = SIGNER._serializer(KIND)
+    assert Exposure.decode(serializer.dumps(page._asdict()), SIGNER) == page
+    assert serializer.dumps(page._asdict()).startswith(".")
+    assert serializer.loads(page.encode(SIGNER)) == page._asdict()
 
 
 def test_a_newer_gateway_may_say_more() -> None:

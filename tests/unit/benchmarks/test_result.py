@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from benchmarks.result import Row
+from benchmarks.result import PAGE, RESULTS, Row, render
 
 BESIDE = ("the other", 10.0)
 
@@ -30,6 +32,11 @@ BESIDE = ("the other", 10.0)
 )
 def test_bar_and_verdict(row: Row, bar: str, holds: bool) -> None:
     assert (row.bar, row.holds) == (bar, holds)
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    assert PAGE.read_text() == render(results), "run `make bench-page`"
 
 
 def test_the_ratio_is_that_to_the_value_beside() -> None:
