@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 import redis
 import tritonclient.grpc as triton
+from pymilvus import MilvusClient
 
 from baguni.clients.inference import SyncInferenceClient
-from baguni.clients.item_index import collections_of_releases
+from baguni.clients.item_index import RELEASE, collections_of_releases
+from baguni.clients.milvus import collection_names
 from baguni.domain.catalog import Item
 from baguni.domain.errors import ReleaseMismatchError
 from baguni.domain.events import ItemRemoval, ItemUpsert
@@ -295,6 +297,10 @@ def test_what_nobody_needs_is_pruned_everywhere_and_what_is_served_stays(
             {f"items:{unused.release_id}": [HistoryEvent("rye", Action.CLICKED, 1_700_000_000_000)]}
         )
         client.zadd(served.KEY, {f"{pinned.release_id} elsewhere:1": time.time() + 60})
+        earlier = f"items_{active_release.release_id}"  # as the version before named it
+        with closing(MilvusClient(running.milvus_uri)) as milvus:
+            properties = {RELEASE: active_release.release_id}
+            milvus.create_collection(earlier, dimension=2, properties=properties, timeout=30)
         removed = prune(store, running, keep=2)
         assert unused.release_id in removed
         assert not {active_release.release_id, pinned.release_id, before.release_id} & set(removed)
@@ -303,7 +309,10 @@ def test_what_nobody_needs_is_pruned_everywhere_and_what_is_served_stays(
         HistoryWriter(client).drop([f"items:{unused.release_id}"])
     models = {name.partition("_r2")[2] for name in loaded_models(running)}
     assert models == {release.release_id[2:] for release in (active_release, pinned, before)}
-    owners = {owner for _, owner in collections_of_releases(running.milvus_uri)}
+    collections = dict(collections_of_releases(running.milvus_uri))
+    assert earlier not in collections
+    assert set(collection_names(active_release.release_id)) < set(collections)
+    owners = set(collections.values())
     assert owners == {active_release.release_id, pinned.release_id, before.release_id}
     folders = {path.name for path in running.triton_repository.iterdir()}
     assert not {name for name in folders if unused.release_id in name}
