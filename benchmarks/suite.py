@@ -22,13 +22,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import cache
 
 import click
 
 from benchmarks.result import REPOSITORY, RESULTS, Row, commit, write_result
 
 RESULT = RESULTS / "tests.json"
-COMMIT = commit()  # once: the result is part of the tree
 LOGS = REPOSITORY / ".baguni" / "suite"  # what each run printed
 BUSY_PER_CORE = 2
 LAST_LINE = re.compile(r"(\d+) (passed|failed|errors?|skipped)")
@@ -50,6 +50,13 @@ def busy(processes: int) -> Iterator[None]:
 def fixed_s() -> float:
     """Return the seconds that a fixed computation takes, the least of five: what this machine is worth now."""
     return min(timeit.repeat("sum(range(10_000_000))", number=1, repeat=5))
+
+
+@cache
+def measured_commit() -> str:
+    """Return the short commit of the series, and whether the tree had changes; asked once, because the result is part of it."""
+    name, plus, changes = commit().partition("+")
+    return name[:7] + plus + changes
 
 
 def earlier_rows() -> list[Row]:
@@ -91,7 +98,7 @@ def _row(name: str, took: float, outcomes: dict[str, int], bar: float, unit: str
     counted = ", ".join(f"{outcomes.get(kind, 0)} {kind}" for kind in ("passed", "failed", "error", "skipped"))
     holds = outcomes["exit"] == 0 and took <= bar
     expected = "passes" if math.isinf(bar) else f"passes, ≤ {bar:.0f} {unit}"
-    made = f"{datetime.now(UTC):%d %b %Y %H:%M} UTC, {COMMIT[:7]}{'+changes' * ('+' in COMMIT)}"
+    made = f"{datetime.now(UTC):%d %b %Y %H:%M} UTC, {measured_commit()}"
     return Row(f"{name}: {counted} ({made})", took, unit, expected, holds, "a fixed computation, s", fixed_s())
 
 

@@ -28,11 +28,8 @@ async def similar_items(request: Request) -> Ranking:
     if index is None or query.item_id in items.removed:
         raise NotFoundError(f"item_id {query.item_id!r} is not in release {request.serving.release_id}")
     own = np.asarray([index])
-    (found_I, score_I), source = (
-        (await _complements(request, own), Source.RETRIEVAL)
-        if query.collaborative
-        else (await _substitutes(request, own), Source.CONTENT)
-    )
+    nearest, source = (_complements, Source.RETRIEVAL) if query.collaborative else (_substitutes, Source.CONTENT)
+    found_I, score_I = await nearest(request, own)
     kept = np.flatnonzero(permitted(items, found_I, query.rules))[: query.page_size]
     rows = zip(found_I[kept].tolist(), score_I[kept].tolist(), strict=True)
     return Ranking([RankedItem(items.items[index].item_id, score, (source,)) for index, score in rows])
@@ -41,7 +38,7 @@ async def similar_items(request: Request) -> Ranking:
 async def _substitutes(request: Request, own: Int64) -> Found:
     """Return the nearest items in the content space."""
     vector_D = request.serving.items.content_vectors(own)[0]
-    return await _search(request, vector_D, request.query.page_size + SPARE)
+    return await _search(request, own, vector_D, request.query.page_size + SPARE)
 
 
 async def _complements(request: Request, own: Int64) -> Found:
@@ -50,7 +47,7 @@ async def _complements(request: Request, own: Int64) -> Found:
     items = request.serving.items
     vector_V = items.item_vectors(own)[0].copy()
     vector_V[-1] = 0.0
-    found_I, _ = await _search(request, vector_V, (request.query.page_size + SPARE) * 5)
+    found_I, _ = await _search(request, own, vector_V, (request.query.page_size + SPARE) * 5)
     vectors = items.item_vectors(found_I)[:, :-1]
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector_V)
     cosine_I = vectors @ vector_V[:-1] / np.maximum(norms, 1e-12)
@@ -58,12 +55,11 @@ async def _complements(request: Request, own: Int64) -> Found:
     return found_I[best], cosine_I[best]
 
 
-async def _search(request: Request, vector: Float32, limit: int) -> Found:
+async def _search(request: Request, own: Int64, vector: Float32, limit: int) -> Found:
     """Return the nearest items in the query's space: by Milvus, or by the gateway's own vectors if Milvus cannot evaluate the
     rules, or fails and the catalogue is small enough."""
     query, serving = request.query, request.serving
     rules, items = query.rules, serving.items
-    own = items.indexes([query.item_id])
     excluded_I = np.r_[own, excluded(items, rules)]
     expression = filters.expression(rules.filters, items.keys(excluded_I).tolist())
     may_fall_back = len(items) <= request.settings.fallback_items

@@ -271,6 +271,13 @@ def test_whatever_an_id_is_its_removal_removes_that_item_and_no_other(uri: str, 
         index.close()
 
 
+def is_refused_and_built_anew(index: ItemIndex, release: Release) -> None:
+    with pytest.raises(ReleaseMismatchError, match="was filled by an older version: activate the release again"):
+        index.check()
+    assert index.fill(release)
+    index.check()
+
+
 def test_a_filling_that_was_cut_short_is_done_again(uri: str, tmp_path: Path) -> None:
     release = release_of(tmp_path / "r", [Item("a", "A"), Item("b", "B")], "r_halfway")
     half_filled = f"{collection_names('r_halfway')[0]}_filling"
@@ -332,10 +339,7 @@ def test_a_collection_of_vectors_of_any_length_is_refused_and_built_anew(uri: st
     try:
         for name in collection_names("r_short"):
             client.create_collection(name, dimension=VECTOR_DIM, properties={RELEASE: "r_short"}, timeout=30)
-        with pytest.raises(ReleaseMismatchError, match="was filled by an older version: activate the release again"):
-            index.check()
-        assert index.fill(release)
-        index.check()
+        is_refused_and_built_anew(index, release)
     finally:
         index.drop()
         index.close()
@@ -357,10 +361,7 @@ def test_a_collection_whose_keys_are_ids_is_refused_and_built_anew(uri: str, tmp
             )
             properties = {RELEASE: "r_texts", LENGTH: "1.0"}
             client.create_collection(name, schema=schema, properties=properties, timeout=30)
-        with pytest.raises(ReleaseMismatchError, match="was filled by an older version: activate the release again"):
-            index.check()
-        assert index.fill(release)
-        index.check()
+        is_refused_and_built_anew(index, release)
     finally:
         index.drop()
         index.close()
