@@ -85,7 +85,7 @@ def _in_digits(limit: float) -> str:
 
 
 def write_result(path: Path, name: str, command: str, rows: Sequence[Row]) -> None:
-    """Write one benchmark's rows with where and on what they were measured."""
+    """Write one benchmark's rows with where and on what they were measured, and the page of all results."""
     result = {
         "name": name,
         "commit": commit(),
@@ -96,6 +96,13 @@ def write_result(path: Path, name: str, command: str, rows: Sequence[Row]) -> No
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
+    if path.parent == RESULTS:
+        write_page()
+
+
+def write_page() -> None:
+    """Write docs/benchmarks.md from the results."""
+    PAGE.write_text(render([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
 
 
 def machine() -> dict[str, Any]:
@@ -150,4 +157,4 @@ def _git(*arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
+    write_page()
