@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +21,12 @@ Send = Callable[[Key, Sequence[Asked], float], Awaitable[Sequence[Answer]]]
 
 @dataclass(eq=False)
 class _Waiter(Generic[Asked, Answer]):
-    """One caller. `batch`: the callers of its joint call, itself among them, once that is sent by `task`."""
+    """One caller; times are the event loop's. `batch`: the callers of its joint call, once `task` sends it."""
 
     asked: Asked
     answer: asyncio.Future[Answer]
     deadline: float
+    sent_at: float = math.inf
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     batch: Sequence[_Waiter[Asked, Answer]] = ()
     task: asyncio.Task[None] | None = None
@@ -33,6 +35,11 @@ class _Waiter(Generic[Asked, Answer]):
     def is_first(self) -> bool:
         """Return whether it is the first caller of its joint call."""
         return bool(self.batch) and self.batch[0] is self
+
+    def blames_server(self, timeout_s: float) -> bool:
+        """Return whether a timeout of this caller counts as the server's: once for a joint call, and only if the call had half
+        of the caller's time. One that was sent after the caller had waited for most of its time shows nothing."""
+        return self.is_first and self.deadline - self.sent_at >= timeout_s / 2
 
 
 class Coalescer(Generic[Key, Asked, Answer]):
@@ -61,7 +68,7 @@ class Coalescer(Generic[Key, Asked, Answer]):
                 return await waiter.answer
         except TimeoutError as error:
             message = f"no answer within {timeout_s:.3f} s"
-            raise UnavailableError(self._server, message, is_repeated=not waiter.is_first) from error
+            raise UnavailableError(self._server, message, is_repeated=not waiter.blames_server(timeout_s)) from error
         finally:
             waiter.answer.cancel()  # no effect if the answer has arrived
             if waiter.task is not None and all(each.answer.done() for each in waiter.batch):
@@ -90,7 +97,7 @@ class Coalescer(Generic[Key, Asked, Answer]):
             self._running[key] = self._running.get(key, 0) + 1
             task = asyncio.create_task(self._run(key, batch), context=batch[0].context)
             for waiter in batch:
-                waiter.batch, waiter.task = batch, task
+                waiter.batch, waiter.task, waiter.sent_at = batch, task, asyncio.get_running_loop().time()
             self._tasks[task] = batch
             task.add_done_callback(partial(self._ended, key, batch))
 

@@ -102,6 +102,20 @@ async def test_a_call_that_hangs_counts_once_and_does_not_stop_the_others() -> N
     assert await coalescer.call("a", 7, 10.0) == 14
 
 
+async def test_a_call_that_is_sent_when_its_callers_have_no_time_left_is_no_outage() -> None:
+    """The callers of the second joint call waited for the first one until their time was over."""
+    server = Server()
+    coalescer = Coalescer("test", server.send, max_calls=8)
+    first = asyncio.create_task(coalescer.call("a", 0, 10.0))
+    await asyncio.sleep(0)
+    hanging = [asyncio.create_task(coalescer.call("a", number, 1.0)) for number in (1, 2)]
+    await asyncio.sleep(0.8)
+    first.cancel()
+    errors = await asyncio.gather(*hanging, return_exceptions=True)
+    assert server.sent[1:] in ([("a", [1, 2])], [])  # unless the machine was so slow that they had left
+    assert [error.is_repeated for error in errors] == [True, True]
+
+
 async def test_a_refusal_is_raised_to_all_that_were_sent() -> None:
     server = Server()
     server.refused = {2}
