@@ -40,6 +40,7 @@ class ServerSettings(Endpoints):
     score_timeout_s: float = Field(default=0.5, gt=0)
     embedding_age_s: float = Field(default=300.0, ge=0)  # how long an unchanged history need not be encoded again
     remembered_users: int = Field(default=4_096, ge=1)
+    remembered_lists: int = Field(default=4, ge=0)  # for each of them; 0: every list is made anew
     breaker_failures: int = Field(default=5, ge=1)  # in a row, before calls to a part fail at once
     breaker_open_s: float = Field(default=1.0, gt=0)
     hang_s: float = Field(default=6.0, gt=1)  # a process that has not answered for so long is killed and replaced

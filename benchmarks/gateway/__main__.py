@@ -144,8 +144,7 @@ async def rows(stage: Scene, curves: list[Curve]) -> AsyncIterator[Row]:
     callers, (gateway,) = Callers(stage), stage.gateway()
     await callers.prepare()
     await callers.know()
-    async for row in _own_cpu(callers, gateway):
-        yield row
+    yield await _own_cpu(callers, gateway, callers.version)
     async for row in _new_histories(callers):
         yield row
     async for row in _under_load(stage, callers, curves, f"{len(stage.release.catalog.items):,} items"):
@@ -153,16 +152,29 @@ async def rows(stage: Scene, curves: list[Curve]) -> AsyncIterator[Row]:
     large = len(stage.release.catalog.items) >= LARGE
     memory_mb = gateway.memory_info().rss / MEGABYTE
     yield Row.at_most("memory of a gateway process", memory_mb, "MB", MEMORY_LARGE_MB if large else MEMORY_MB)
+    async for row in _searching_anew(stage, callers):
+        yield row
     async for row in _searching_itself(stage, callers):
         yield row
     await callers.close()
 
 
+async def _searching_anew(stage: Scene, callers: Callers) -> AsyncIterator[Row]:
+    """A gateway that remembers users but no lists, as if an item that matters to each list had changed since its last page."""
+    with own_gateway(stage.stack, remembered_lists=0, bulk_processes=0) as gateway:
+        asking = Callers(stage, gateway.address)
+        await asking.know()
+        yield await _own_cpu(asking, gateway.processes[0], asking.version, asking.search, how=", searched anew")
+        for row in await _at_most_load(stage, asking.recommend, callers.search, gateway.processes, ", searched anew"):
+            yield row
+        await asking.close()
+
+
 async def _searching_itself(stage: Scene, callers: Callers) -> AsyncIterator[Row]:
     """Two processes that search their own vectors, beside the bare search."""
-    with own_gateway(stage.stack, search="exact", processes=2, bulk_processes=0) as address:
+    with own_gateway(stage.stack, search="exact", processes=2, bulk_processes=0, remembered_lists=0) as gateway:
         # A connection is one process's: several, so that both have some.
-        exact = [Callers(stage, address) for _ in range(CONNECTIONS)]
+        exact = [Callers(stage, gateway.address) for _ in range(CONNECTIONS)]
         for each in exact:
             await each.know()
 
@@ -183,14 +195,13 @@ async def _pair(ours: Send, bare: Send) -> tuple[Load, Load]:
     return await closed_loop(ours, CONCURRENCY, SECONDS), await closed_loop(bare, CONCURRENCY, SECONDS)
 
 
-async def _own_cpu(callers: Callers, gateway: psutil.Process) -> AsyncIterator[Row]:
-    """CPU of the gateway's process for one request at a time, less what the same calls to Milvus and Redis cost in this one."""
+async def _own_cpu(callers: Callers, gateway: psutil.Process, *calls: Send, how: str = "") -> Row:
+    """CPU of the gateway's process for one request at a time, less what the calls that it makes cost in this process."""
     recommend_ms = await _cpu_ms(callers.recommend, gateway)
     empty_ms = await _cpu_ms(callers.empty, gateway)
-    here = psutil.Process()
-    called_ms = await _cpu_ms(callers.search, here) + await _cpu_ms(callers.version, here)
-    what = "gateway's own CPU per Recommend, history unchanged"
-    yield replace(
+    called_ms = sum([await _cpu_ms(call, psutil.Process()) for call in calls])
+    what = f"gateway's own CPU per Recommend, history unchanged{how}"
+    return replace(
         Row.at_most(what, recommend_ms - called_ms, "ms", 1.0), reference="an empty RPC", reference_value=empty_ms
     )
 
@@ -225,22 +236,10 @@ async def _new_histories(callers: Callers) -> AsyncIterator[Row]:
 
 async def _under_load(stage: Scene, callers: Callers, curves: list[Curve], title: str) -> AsyncIterator[Row]:
     """CPU and throughput at CONCURRENCY in flight, latency at parts of the most, and what becomes of three times as much."""
-    (gateway,), milvus = stage.gateway(), stage.milvus()
-    ours, bare, cpu = [], [], []
-    for _ in range(ROUNDS):
-        before = _cpu_s([gateway]), _cpu_s(milvus)
-        ours.append(await closed_loop(callers.recommend, CONCURRENCY, SECONDS))
-        after = _cpu_s([gateway]), _cpu_s(milvus)
-        cpu.append([1e3 * (b - a) / len(ours[-1].outcomes) for a, b in zip(before, after, strict=True)])
-        bare.append(await closed_loop(callers.search, CONCURRENCY, SECONDS))
-    gateway_ms, milvus_ms = np.median(cpu, axis=0).tolist()
-    at = f"{CONCURRENCY} in flight"
-    yield Row.at_most(f"gateway's CPU per Recommend with its clients', history unchanged, {at}", gateway_ms, "ms", 1.3)
-    yield Row.at_most(f"Milvus' CPU per Recommend, {at}", milvus_ms, "ms", 1.5)
-    served, searched = (float(np.median([load.answered_per_s for load in loads])) for loads in (ours, bare))
-    yield Row.at_least_times(
-        f"Recommend a second, {at}", served, "/ s", 1.25, ("bare search, one vector a call", searched)
-    )
+    busiest = await _at_most_load(stage, callers.recommend, callers.search, stage.gateway())
+    for row in busiest:
+        yield row
+    served = busiest[-1].value
     curves.append(await _curve(callers, served, title))
     half = [
         (
@@ -262,6 +261,28 @@ async def _under_load(stage: Scene, callers: Callers, curves: list[Curve], title
     yield Row.at_least(f"{what}: answered in full, of the most", 100 * goodput, "%", 95, ("refused, %", 100 * refused))
     yield Row.at_most(f"{what}: p99 of the answered", flood.ms(99), "ms", 1e3 * DEADLINE_S)
     yield Row.at_most(f"{what}: neither answered nor refused", 100 * lost, "%", 0.05)
+
+
+async def _at_most_load(
+    stage: Scene, recommend: Send, search: Send, gateway: Sequence[psutil.Process], how: str = ""
+) -> list[Row]:
+    """CPU of the gateway and of Milvus for each request, and requests a second, beside bare searches in the same run."""
+    milvus, ours, bare, cpu = stage.milvus(), [], [], []
+    for _ in range(ROUNDS):
+        before = _cpu_s(gateway), _cpu_s(milvus)
+        ours.append(await closed_loop(recommend, CONCURRENCY, SECONDS))
+        after = _cpu_s(gateway), _cpu_s(milvus)
+        cpu.append([1e3 * (b - a) / len(ours[-1].outcomes) for a, b in zip(before, after, strict=True)])
+        bare.append(await closed_loop(search, CONCURRENCY, SECONDS))
+    gateway_ms, milvus_ms = np.median(cpu, axis=0).tolist()
+    served, searched = (float(np.median([load.answered_per_s for load in loads])) for loads in (ours, bare))
+    at = f"{CONCURRENCY} in flight{how}"
+    reference = ("bare search, one vector a call", searched)
+    return [
+        Row.at_most(f"gateway's CPU per Recommend with its clients', history unchanged, {at}", gateway_ms, "ms", 1.3),
+        Row.at_most(f"Milvus' CPU per Recommend, {at}", milvus_ms, "ms", 1.5),
+        Row.at_least_times(f"Recommend a second, {at}", served, "/ s", 1.25, reference),
+    ]
 
 
 def _cpu_s(processes: Sequence[psutil.Process]) -> float:

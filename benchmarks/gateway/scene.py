@@ -49,9 +49,21 @@ class Scene:
         return [launched, *launched.children(recursive=True)]
 
     def gateway(self) -> list[psutil.Process]:
-        """The gateway's processes that answer page views."""
-        supervisor = psutil.Process(next(row.pid for row in self.stack.status() if row.name == "gateway"))
-        return [process for process in supervisor.children() if process.cmdline()[-1].startswith("online-")]
+        """Return the gateway's processes that answer page views."""
+        return _online(next(row.pid for row in self.stack.status() if row.name == "gateway"))
+
+
+@dataclass(frozen=True)
+class OwnGateway:
+    """Another gateway over the same servers, and its processes that answer page views."""
+
+    address: str
+    processes: list[psutil.Process]
+
+
+def _online(supervisor: int) -> list[psutil.Process]:
+    children = psutil.Process(supervisor).children()
+    return [process for process in children if process.cmdline()[-1].startswith("online-")]
 
 
 def short_run(path: Path) -> Run:
@@ -102,8 +114,8 @@ def scene(run_path: Path, folder: Path, rescored: bool = False, num_items: int |
 
 
 @contextmanager
-def own_gateway(stack: LocalStack, **settings: object) -> Iterator[str]:
-    """Start another gateway over the same servers and yield its address. `settings` are those of ServerSettings."""
+def own_gateway(stack: LocalStack, **settings: object) -> Iterator[OwnGateway]:
+    """Start another gateway over the same servers. `settings` are those of ServerSettings."""
     address, metrics = (f"127.0.0.1:{free_port()}" for _ in range(2))
     chosen = {
         "gateway_address": address,
@@ -125,7 +137,7 @@ def own_gateway(stack: LocalStack, **settings: object) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((stack.settings.root / "own-gateway.log").read_text()[-3_000:])
             time.sleep(0.2)
-        yield address
+        yield OwnGateway(address, _online(process.pid))
     finally:
         process.terminate()
         process.wait()

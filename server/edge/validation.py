@@ -24,6 +24,7 @@ T = TypeVar("T")
 ACTIONS = frozenset(Action)
 MAX_ID = 256
 MAX_REQUEST_ID = 128
+MAX_TEXT = 1_024  # characters of a filter's value or of an attribute's name or text
 MAX_PAGE, DEFAULT_PAGE = 200, 20
 MAX_K, DEFAULT_K = 50, 10
 MAX_USERS = 256
@@ -207,7 +208,10 @@ def _filter(message: pb.Filter, where: str, checks: _Checks) -> Filter:
     if kind == "any_of":
         size = len(message.any_of.values)
         checks.require(0 < size <= MAX_VALUES, f"{where}.any_of", f"has {size} values, expected 1 to {MAX_VALUES}")
-        return Filter(message.attribute, any_of=tuple(islice(message.any_of.values, MAX_VALUES)))
+        values = tuple(islice(message.any_of.values, MAX_VALUES))
+        for position, value in enumerate(values):
+            checks.length(value, f"{where}.any_of.values[{position}]", 0, MAX_TEXT)
+        return Filter(message.attribute, any_of=values)
     if kind == "range":
         low = message.range.min if message.range.HasField("min") else None
         high = message.range.max if message.range.HasField("max") else None
@@ -247,6 +251,9 @@ def _attributes(request: pb.RecommendRequest, checks: _Checks) -> dict[str, Any]
     checks.require(count <= MAX_ATTRIBUTES, "attributes", _too_many(request.attributes, MAX_ATTRIBUTES))
     if count > MAX_ATTRIBUTES:
         return {}
+    for name, value in request.attributes.items():
+        checks.length(name, "attributes", 1, MAX_TEXT)
+        checks.length(value.string_value, f"attributes[{name[:MAX_ID]!r}]", 0, MAX_TEXT)
     return {name: getattr(value, value.WhichOneof("value") or "", None) for name, value in request.attributes.items()}
 
 

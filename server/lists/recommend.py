@@ -29,6 +29,7 @@ from server.lists.exact import FALLBACK_S, Wanted, nearest
 from server.lists.popular import popular_at, popular_items
 from server.lists.queries import RankedItem, Ranking, RecommendQuery, Rules, Source, Tier, worst
 from server.lists.ranking import NO_CANDIDATES, NO_ITEMS, NO_SCORES, Candidates
+from server.lists.remembered import MOST_ITEMS, SETTLED_S, ListKey, RememberedList, horizon, is_current, is_small
 from server.lists.rules import excluded, permitted, permitted_of_all, purchased_items
 from server.lists.users import KnownUser
 from server.release.items import ItemTable
@@ -45,19 +46,17 @@ async def recommend(request: Request) -> Ranking:
     if user is None or request.query.listed != MODEL:
         ranked, tier = _fixed_list(request, user), user_tier
     else:
-        candidates, found_tier = await _candidates(request, user)
-        ranked = _ranked(request, user, candidates)
-        ranked, order_tier = await _rescored(request, user, ranked, worst(user_tier, found_tier))
-        ranked, tier = _arranged(request, ranked), worst(user_tier, found_tier, order_tier)
+        ranked, list_tier = await _personal_list(request, user, user_tier)
+        tier = worst(user_tier, list_tier)
     popular = await _popular(request, user, ranked)
     return _page(request, user, ranked, popular, tier)
 
 
 async def _known_user(request: Request) -> tuple[KnownUser | None, Tier]:
     """Return the user as of the query's moment, or as last remembered if a server fails; None without a known item."""
-    query, users, release_id = request.query, request.calls.users, request.serving.release_id
+    query, users, table = request.query, request.calls.users, request.serving.items.number
     user_id = query.visitor.user_id
-    remembered = users.user(release_id, user_id) if user_id else None
+    remembered = users.user(table, user_id) if user_id else None
     is_current = remembered is not None and _is_current(remembered, request)
     try:
         history = await _history(request, remembered if is_current else None)
@@ -67,9 +66,9 @@ async def _known_user(request: Request) -> tuple[KnownUser | None, Tier]:
     except FAILURES:
         return remembered, Tier.CACHED_EMBEDDING if remembered else Tier.POPULAR
     if user_id and not history.events:
-        users.forget(release_id, user_id)  # a deletion, or a history that has expired
+        users.forget(table, user_id)  # a deletion, or a history that has expired
     elif user is not None and user_id and _is_settled(history, query):
-        users.remember_user(release_id, user_id, user)
+        users.remember_user(table, user_id, user)
     return user, Tier.FULL
 
 
@@ -130,29 +129,70 @@ def _fixed_list(request: Request, user: KnownUser | None) -> Candidates:
     return ranking.in_order(index_I[kept_I], Source.CANDIDATE)
 
 
-async def _candidates(request: Request, user: KnownUser) -> tuple[Candidates, Tier]:
-    """Return scored candidates: the caller's own if there are any, else what a search finds and what the user knows."""
-    query, items, tier = request.query, request.serving.items, Tier.FULL
+async def _personal_list(request: Request, user: KnownUser, user_tier: Tier) -> tuple[Candidates, Tier]:
+    """Return the user's list, best first. A complete list is remembered with the embedding, and returned again until an item
+    changes that could change it: later pages, and visits without a new event, need no search."""
+    items, key = request.serving.items, _list_key(request)
+    num_needed, settled = _num_needed(request), items.settled_version(SETTLED_S)
+    if (remembered := _remembered(request, user, key, num_needed)) is not None:
+        request.calls.metrics.searches.labels("remembered").inc()
+        newest = remembered._replace(items_version=max(settled, remembered.items_version))
+        ranked, tier = remembered.ranked, Tier.FULL
+    else:
+        candidates, least, found_tier = await _candidates(request, user)
+        ranked = _ranked(request, user, candidates)
+        ranked, order_tier = await _rescored(request, user, ranked, worst(user_tier, found_tier))
+        ranked, tier = _arranged(request, ranked), worst(found_tier, order_tier)
+        newest = RememberedList(ranked, num_needed, least, settled)
+    if key and worst(user_tier, tier) is Tier.FULL and len(ranked) <= MOST_ITEMS:
+        user.remember_list(key, newest, request.settings.remembered_lists)
+    return ranked, tier
+
+
+def _list_key(request: Request) -> ListKey | None:
+    """Return what the list depends on; None if it should not be remembered: it is of the caller's own candidates, its first
+    page lacks the judgement of the generative head, or its rules are large."""
+    query = request.query
+    if query.candidate_item_ids or not query.rescored or not is_small(query.rules):
+        return None
+    return ListKey(query.rules, query.may_be_rescored, query.num_retrieved, query.caps, query.diversity)
+
+
+def _remembered(request: Request, user: KnownUser, key: ListKey | None, num_needed: int) -> RememberedList | None:
+    """Return a list that may answer the query."""
+    found = user.lists.get(key) if key else None
+    if found is None or found.num_needed < num_needed:
+        return None
+    rules, items = request.query.rules, request.serving.items
+    embedding_V = user.embedding_qV[_query_number(rules)]
+    return found if is_current(found, items, rules, embedding_V, user.known_S, user.purchased_I) else None
+
+
+async def _candidates(request: Request, user: KnownUser) -> tuple[Candidates, float, Tier]:
+    """Return scored candidates and the search's horizon: the caller's own if there are any, else what a search finds and what
+    the user knows."""
+    query, items, least, tier = request.query, request.serving.items, -np.inf, Tier.FULL
     is_novel = query.rules.exclude_purchased
     known_S, repeat_S = (NO_ITEMS, NO_SCORES) if is_novel else (user.known_S, user.repeat_S)
+    embedding_V = user.embedding_qV[_query_number(query.rules)]
     if query.candidate_item_ids:
         proposed = {Source.CANDIDATE: items.indexes(query.candidate_item_ids)}
     else:
-        found_I, tier = await _found(request, user, len(known_S))
+        limit = _num_needed(request) + len(known_S)
+        found_I, tier = await _found(request, user, embedding_V, limit)
+        permitted_I = found_I[permitted(items, found_I, query.rules, user.purchased_I)]
+        least = horizon(permitted_I, limit, items, embedding_V)
         proposed = {Source.HISTORY: known_S, Source.RETRIEVAL: found_I}
     index_I, source_I = ranking.merged(proposed)
-    embedding_V = user.embedding_qV[_query_number(query.rules)]
     score_I = retrieval_scores(embedding_V, items.item_vectors(index_I), index_I, known_S, repeat_S)
-    return Candidates(index_I, score_I, source_I), tier
+    return Candidates(index_I, score_I, source_I), least, tier
 
 
-async def _found(request: Request, user: KnownUser, num_known: int) -> tuple[Int64, Tier]:
-    """Return the nearest items, best first. If Milvus fails or cannot evaluate the rules, or if the settings want it, the
-    gateway searches its own vectors; in catalogues too large for that, the items of the user's last search remain."""
+async def _found(request: Request, user: KnownUser, embedding_V: Float32, limit: int) -> tuple[Int64, Tier]:
+    """Return the `limit` nearest items, best first. If Milvus fails or cannot evaluate the rules, or if the settings want it,
+    the gateway searches its own vectors; in catalogues too large for that, the items of the user's last search remain."""
     query, serving, calls = request.query, request.serving, request.calls
     items, rules, user_id = serving.items, query.rules, query.visitor.user_id
-    embedding_V = user.embedding_qV[_query_number(rules)]
-    limit = _num_needed(request) + num_known
     few_I = _few(items, rules.filters, request.settings.exact_items)
     try:
         if few_I is not None:
@@ -163,12 +203,12 @@ async def _found(request: Request, user: KnownUser, num_known: int) -> tuple[Int
         else:
             path, found_I = await _search_milvus(request, user, embedding_V, limit)
     except FAILURES:
-        before_I = calls.users.found(serving.release_id, user_id) if user_id else None
+        before_I = calls.users.found(items.number, user_id) if user_id else None
         calls.metrics.searches.labels("cached" if before_I is not None else "none").inc()
         return (NO_ITEMS, Tier.POPULAR) if before_I is None else (before_I, Tier.CACHED_LIST)
     calls.metrics.searches.labels(path).inc()
     if user_id:
-        calls.users.remember_found(serving.release_id, user_id, found_I)
+        calls.users.remember_found(items.number, user_id, found_I)
     return found_I, Tier.FULL
 
 

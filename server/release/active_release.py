@@ -202,7 +202,9 @@ async def open_serving(
         await asyncio.to_thread(_check_index, settings.milvus_uri, release_id)
         items = await asyncio.to_thread(ItemTable, release)
         live_items = LiveItemReader(client, release_id)
-        items.apply(await live_items.changes())
+        await asyncio.to_thread(
+            items.apply, await live_items.changes()
+        )  # nobody reads the table yet, and there may be many
     except BaguniError:
         await inference.close()
         raise

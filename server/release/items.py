@@ -9,7 +9,10 @@ told of changes.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -27,7 +30,10 @@ from server.release.columns import Columns
 from server.release.key_index import KeyIndex
 
 log = logging.getLogger(__name__)
+_NUMBERS = itertools.count()
 Space = Literal["items", "content"]
+KEPT_CHANGES = 1_024  # batches: those of five minutes at one every 0.3 s
+CHECKED_CHANGES = 2_000  # changed items: to compare more with a list costs more than to make the list again
 REMEMBERED_FILTERS = 16  # a mask has a byte per item: 16 MB for a million of them
 
 
@@ -48,6 +54,13 @@ class ItemVectors(NamedTuple):
         return score_UN
 
 
+class _Change(NamedTuple):
+    """Items that changed together, and when, by the monotonic clock."""
+
+    index_I: Int64
+    at_s: float
+
+
 class ItemTable:
     """Item attributes, codes and vectors by index. Changed only from the event loop, between requests."""
 
@@ -56,6 +69,11 @@ class ItemTable:
         self.index: dict[str, int] = dict(release.catalog.index)
         self.codes_NL: NDArray[np.int32] = release.semantic_ids.codes_NL
         self.num_trained = len(self.items)
+        self.number = next(
+            _NUMBERS
+        )  # of this table: another table of the same release may order live items differently
+        self._changes: deque[_Change] = deque(maxlen=KEPT_CHANGES)
+        self.version = 0  # the number of batches of changes
         self._item_vectors, self._content_vectors = release.item_vectors, release.content_vectors
         self._live: dict[int, LiveItem] = {}
         self._at_once: dict[str, ItemVectors] = {}
@@ -78,20 +96,24 @@ class ItemTable:
     def apply(self, changes: Sequence[LiveItem]) -> None:
         """Take over changed items; one that does not fit the release is logged and left out."""
         changes = [live for live in changes if self._fits(live)]
-        known = len(self.items)
+        known, new_codes = len(self.items), []
         for live in changes:
             item_id = live.item.item_id
             index = self.index.setdefault(item_id, len(self.items))
             if index == len(self.items):
                 self.items.append(live.item)
-                self.codes_NL = np.vstack([self.codes_NL, np.asarray([live.codes], np.int32)])
+                new_codes.append(live.codes)
             else:
                 self.items[index] = live.item
                 if index < known:
                     self._columns.replace(index, live.item)
             self._live[index] = live
             (self.removed.add if live.removed else self.removed.discard)(item_id)
+        if new_codes:  # once for all: each time, the codes of the whole catalogue are copied
+            self.codes_NL = np.vstack([self.codes_NL, np.asarray(new_codes, np.int32)])
         if changes:
+            self.version += 1
+            self._changes.append(_Change(self.indexes(live.item.item_id for live in changes), time.monotonic()))
             self._removed_indexes = self.indexes(self.removed)
             added = self.items[known:]
             self._columns.extend(added)
@@ -101,6 +123,23 @@ class ItemTable:
             self._at_once.clear()
             self.allowed.cache_clear()
             self.node_mask.cache_clear()
+
+    def changed_since(self, version: int) -> Int64 | None:
+        """Return the indexes of the items that changed since a version, ascending; None if that is too long ago, or if they are
+        many."""
+        num_changes = self.version - version
+        if num_changes > len(self._changes):
+            return None
+        newest = [change.index_I for change in itertools.islice(reversed(self._changes), num_changes)]
+        if sum(map(len, newest)) > CHECKED_CHANGES:
+            return None
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *newest]))
+
+    def settled_version(self, age_s: float) -> int:
+        """Return the version that was in force some seconds ago: what changed since then may not be everywhere yet."""
+        until = time.monotonic() - age_s
+        newer = itertools.takewhile(lambda change: change.at_s > until, reversed(self._changes))
+        return self.version - sum(1 for _ in newer)
 
     def _fits(self, live: LiveItem) -> bool:
         vectors = ((live.item_vector, self._item_vectors), (live.content_vector, self._content_vectors))

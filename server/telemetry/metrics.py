@@ -41,7 +41,7 @@ class Metrics:
             "baguni_searches",
             "Searches for a user's nearest items, by the path that answered: milvus; the gateway itself, because the settings "
             "want it (exact), Milvus failed (fallback) or cannot evaluate the rules (refused), or filters leave few items "
-            "(filtered); the user's last search (cached); none.",
+            "(filtered); the user's last search (cached); none. An unchanged user's list needs no search (remembered).",
             ["path"],
             registry=registry,
         )

@@ -255,7 +255,7 @@ def test_milvus_starts_again_and_again(
     """A page comes whatever Milvus does, and nothing but our own errors is in the log."""
     codes: Counter[str] = Counter()
     stopping = Event()
-    with gateway_process(local_stack.settings.endpoints(), tmp_path) as gateway:
+    with gateway_process(local_stack.settings.endpoints(), tmp_path, remembered_lists=0) as gateway:
 
         def ask(number: int) -> None:
             with grpc.insecure_channel(gateway.address, options=OWN_CONNECTION) as channel:

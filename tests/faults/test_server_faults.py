@@ -146,7 +146,7 @@ def behind_proxies(
         opened.callback(lambda: broker.process.kill())
         through = endpoints.model_copy(update=addresses)
         folder = tmp_path_factory.mktemp("gateway")
-        gateway = opened.enter_context(gateway_process(through, folder, embedding_age_s=1.0))
+        gateway = opened.enter_context(gateway_process(through, folder, embedding_age_s=1.0, remembered_lists=0))
         yield gateway, Servers(local_stack, proxies, broker)
 
 

@@ -249,7 +249,7 @@ def test_a_filter_is_answered_the_same_with_and_without_the_vector_index(
     )
     exact = stub.Recommend(request, timeout=30)
     with (
-        gateway_process(running, tmp_path, exact_items=0) as searching,
+        gateway_process(running, tmp_path, exact_items=0, remembered_lists=0) as searching,
         grpc.insecure_channel(searching.address) as channel,
     ):
         searched = pb_grpc.RecommendationServiceStub(channel).Recommend(request, timeout=30)
@@ -266,7 +266,7 @@ def test_filters_that_milvus_cannot_evaluate_cost_their_caller_nothing_and_nobod
     own = pb.Filter(attribute="brand", any_of=pb.StringSet(values=["own"]))
     distinct = [pb.Filter(attribute="brand", any_of=pb.StringSet(values=["own", str(n)])) for n in range(50)]
     with (
-        gateway_process(running, tmp_path, exact_items=0) as searching,
+        gateway_process(running, tmp_path, exact_items=0, remembered_lists=0) as searching,
         grpc.insecure_channel(searching.address) as channel,
     ):
         asked = pb_grpc.RecommendationServiceStub(channel)
@@ -378,6 +378,10 @@ def test_similar_to_an_unknown_item_is_not_found(stub) -> None:
     assert "no-such" in failure.value.details()
 
 
+def text(value: str) -> events_pb2.AttributeValue:
+    return events_pb2.AttributeValue(string_value=value)
+
+
 BAD_TIMES = [
     Timestamp(),
     Timestamp(seconds=-1),
@@ -407,6 +411,9 @@ BAD_REQUESTS = [
         pb.RecommendRequest(user_id="u", filters=[pb.Filter(attribute="price", any_of=pb.StringSet(values=["1"]))]),
     ),
     ("filters[0].any_of", pb.RecommendRequest(user_id="u", filters=[pb.Filter(attribute="brand", any_of={})])),
+    ("filters[0].any_of.values[0]", pb.RecommendRequest(user_id="u", filters=[category("x" * 1_025)])),
+    (f"attributes[{'country'!r}]", pb.RecommendRequest(user_id="u", attributes={"country": text("x" * 1_025)})),
+    ("attributes", pb.RecommendRequest(user_id="u", attributes={"x" * 1_025: text("x")})),
     (
         "anonymous.recent_events[0].action",
         pb.RecommendRequest(anonymous=pb.AnonymousUser(recent_events=[pb.HistoryEvent(item_id="i", event_time=now())])),
@@ -531,13 +538,19 @@ def test_without_milvus_the_gateway_searches_its_own_vectors(stub, shopper, runn
     """Where the catalogue is too large for that, the items of the last search are ranked again by the rules."""
     brand = pb.Filter(attribute="brand", any_of=pb.StringSet(values=["own"]))
     requests: list[dict[str, object]] = [{}, {"exclude_purchased": True}, {"filters": [brand]}]
+    each_anew: dict[str, object] = {"bulk_processes": 0, "remembered_lists": 0}
+    for name in ("searching", "limited"):
+        (tmp_path / name).mkdir()
     with (
-        gateway_process(running, tmp_path, bulk_processes=0, fallback_items=10) as limited,
-        grpc.insecure_channel(limited.address) as channel,
+        gateway_process(running, tmp_path / "searching", **each_anew) as searching,
+        gateway_process(running, tmp_path / "limited", **each_anew, fallback_items=10) as limited,
+        grpc.insecure_channel(searching.address) as channel,
+        grpc.insecure_channel(limited.address) as limited_channel,
     ):
-        too_large = pb_grpc.RecommendationServiceStub(channel)
+        anew, too_large = map(pb_grpc.RecommendationServiceStub, (channel, limited_channel))
         until_full(too_large, shopper)
-        before = [page(stub, shopper, **fields) for fields in requests]
+        before = [page(anew, shopper, **fields) for fields in requests]
+        remembered = page(stub, shopper)
         spaces = (pb.SPACE_CONTENT, pb.SPACE_COLLABORATIVE)
         alike = [pb.SimilarItemsRequest(item_id="bread-rye", space=space, page_size=10) for space in spaces]
         neighbours = [ids(stub.SimilarItems(request, timeout=30).items) for request in alike]
@@ -545,11 +558,13 @@ def test_without_milvus_the_gateway_searches_its_own_vectors(stub, shopper, runn
         try:
             assert [ids(stub.SimilarItems(request, timeout=30).items) for request in alike] == neighbours
             for fields, expected in zip(requests, before, strict=True):
-                found = page(stub, shopper, **fields)
+                found = page(anew, shopper, **fields)
                 assert found.degradation_tier == pb.DEGRADATION_TIER_FULL
                 assert ids(found.items) == ids(expected.items)
                 assert [item.score for item in found.items] == [item.score for item in expected.items]
-            assert metric(local_stack, "baguni_searches_total", 'path="fallback"') >= 2
+            assert 'baguni_searches_total{path="fallback"}' in searching.get("/metrics")[1]
+            assert ids(page(stub, shopper).items) == ids(remembered.items)
+            assert metric(local_stack, "baguni_searches_total", 'path="remembered"') >= 1
             known = page(too_large, shopper)
             assert known.degradation_tier == pb.DEGRADATION_TIER_CACHED_LIST
             assert ids(known.items) == ids(before[0].items)

@@ -83,7 +83,11 @@ CASES: dict[str, tuple[Series, Series]] = {
     "ReleasesDiffer": (release(r1=1, r2=1), release(r1=0, r2=2)),
     "ListsDegraded": (degraded("CACHED_LIST", 100), degraded("CACHED_LIST", 20)),
     "MilvusFails": (
-        {'baguni_searches_total{path="milvus"}': rising(900), 'baguni_searches_total{path="fallback"}': rising(100)},
+        {
+            'baguni_searches_total{path="milvus"}': rising(900),
+            'baguni_searches_total{path="fallback"}': rising(100),
+            'baguni_searches_total{path="remembered"}': rising(9_000),
+        },
         {'baguni_searches_total{path="milvus"}': rising(990), 'baguni_searches_total{path="exact"}': rising(500)},
     ),
     "RescoringFails": (degraded("RETRIEVAL_ORDER", 300), degraded("RETRIEVAL_ORDER", 100)),

@@ -1,0 +1,70 @@
+"""Personal lists that are returned again: those of an unchanged user, until an item changes that could change them."""
+
+# I = items, S = items of the user's sequence, V = vector dim
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from baguni.domain.scoring import Float32, Int64
+from server.lists.queries import Cap, Rules
+from server.lists.ranking import Candidates
+from server.lists.rules import permitted
+from server.release.items import ItemTable
+
+SETTLED_S = (
+    5.0  # a search may miss what changed in Milvus less than that ago: it reads what was visible at some moment before
+)
+MOST_ITEMS = 2_000  # of a list: 20 bytes each
+MOST_CHARACTERS = 2_000  # of the ids and values in a list's rules
+
+
+class ListKey(NamedTuple):
+    """What a list depends on besides the user and the items. `may_be_rescored`: by the generative head; `num_retrieved`: None
+    for the gateway's own number."""
+
+    rules: Rules
+    may_be_rescored: bool
+    num_retrieved: int | None
+    caps: tuple[Cap, ...]
+    diversity: float
+
+
+class RememberedList(NamedTuple):
+    """A complete list. `num_needed`: at least, of the search; `horizon`: see below; `items_version`: what changed later has not
+    been compared with the list."""
+
+    ranked: Candidates
+    num_needed: int
+    horizon: float
+    items_version: int
+
+
+def is_small(rules: Rules) -> bool:
+    """Return whether rules may be kept with a list."""
+    values = [*rules.exclude_item_ids, *(value for each in rules.filters for value in each.any_of or ())]
+    return sum(map(len, values)) + 8 * len(values) <= MOST_CHARACTERS
+
+
+def horizon(permitted_I: Int64, limit: int, items: ItemTable, embedding_V: Float32) -> float:
+    """Return the inner product that an item must reach to be found by the same search for `limit` items. `permitted_I`: what
+    the search found and the rules permit; if that is less, every permitted item would be found."""
+    if len(permitted_I) < limit:
+        return -np.inf
+    return float((items.item_vectors(permitted_I) @ embedding_V).min())
+
+
+def is_current(
+    remembered: RememberedList, items: ItemTable, rules: Rules, embedding_V: Float32, known_S: Int64, purchased_I: Int64
+) -> bool:
+    """Return whether the same list would be made now: no item on it and none that the user knows has changed since, and no
+    other changed item is permitted and near enough to be found."""
+    if remembered.items_version == items.version:
+        return True
+    changed_I = items.changed_since(remembered.items_version)
+    if changed_I is None or np.isin(changed_I, np.r_[remembered.ranked.index_I, known_S]).any():
+        return False
+    permitted_I = changed_I[permitted(items, changed_I, rules, purchased_I)]
+    return not (items.item_vectors(permitted_I) @ embedding_V >= remembered.horizon).any()
