@@ -65,7 +65,8 @@ def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str 
         with run.fabric.rank_zero_first():
             run.embed_items(progress, address)
             run.fit_semantic_ids(progress)
-        stages = {"dual head": run.train_dual_head(progress), "distillation": run.distil(progress)}
+        stages = {"dual head": run.train_dual_head(progress), "teacher": run.train_teacher(progress)}
+        stages["distillation"] = run.distil(progress)
         if not run.fabric.is_global_zero:
             return
         seconds = time.monotonic() - started

@@ -1,6 +1,6 @@
 """Beam search over the trie of Semantic IDs, unrolled into one static graph: encode once, share the history's keys and
 values among all beams, then per level one decoder step, log-softmax, copies, the children of each beam's node, two-stage
-top-k, parent gather. A beam carries the sum of its codes' embeddings and which tokens began like it; there is no cache.
+top-k, parent gather. A beam carries its prefix (`DualHeadModel.extended`) and which tokens began like it; there is no cache.
 
 No loop over beams, no data-dependent shape: the graph exports to ONNX and builds into one TensorRT engine. Scores are
 fp32; illegal codes have a large finite negative; top-k resolves ties by the lower index, so results are deterministic.
@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 from baguni.domain.semantic_ids import ROOT, Trie
-from trainer.model import DualHeadModel, Memory, mix_copied
+from trainer.model import DualHeadModel, Memory
 
 ILLEGAL = -1e9
 NO_ITEM = -1
@@ -41,16 +41,12 @@ class BeamSearch(nn.Module):
         column, all ones, allows everything."""
         model = self.model
         cross = model.cross_keys_values(memory)
-        prefix_BWD = model.first_input(memory)
-        score_BW = torch.zeros_like(prefix_BWD[:, :, 0]).float()
+        prefix_BWtD = model.first_prefix(memory)
+        score_BW = torch.zeros_like(prefix_BWtD[:, :, 0, 0]).float()
         node_BW = torch.full_like(score_BW, ROOT, dtype=torch.int32)
         match_BWS = torch.ones_like(memory.codes_BSL[:, None, :, 0], dtype=torch.bool)
-        for level, head in enumerate(model.code_heads):
-            state_BWD = model.decode(prefix_BWD + model.level_embedding.weight[level], cross, memory)
-            written_BWK = F.log_softmax(head(state_BWD).float(), -1)
-            gate_BW, weight_BWS = model.copy_weights(state_BWD, memory, match_BWS)
-            copied_BWK = weight_BWS @ one_hot(memory.codes_BSL[:, :, level], written_BWK.shape[-1])
-            log_prob_BWK = mix_copied(gate_BW.unsqueeze(-1), copied_BWK, written_BWK)
+        for level in range(len(model.code_heads)):
+            log_prob_BWK = model.next_code_log_prob(prefix_BWtD, level, cross, memory, match_BWS)
             child_BWC = self._children(node_BW, level)
             allowed_BWC = node_mask_BV.gather(1, self._column(child_BWC, node_mask_BV).flatten(1)).view_as(child_BWC)
             code_BWC = _look_up(self.code_V, child_BWC)
@@ -61,7 +57,8 @@ class BeamSearch(nn.Module):
             node_BW = torch.where(score_BW > ILLEGAL / 2, child_BWC.flatten(1).gather(1, chosen_BW), 0)
             if level + 1 < len(model.code_heads):
                 code_BW = code_BWC.flatten(1).gather(1, chosen_BW)
-                prefix_BWD = _take(prefix_BWD, beam_BW) + model.code_embeddings[level](code_BW.long() + 1)
+                parents_BWtD = _take(prefix_BWtD.flatten(2), beam_BW).unflatten(2, (-1, prefix_BWtD.shape[-1]))
+                prefix_BWtD = model.extended(parents_BWtD, level, code_BW)
                 match_BWS = _take(match_BWS, beam_BW) & (code_BW.unsqueeze(-1) == memory.codes_BSL[:, None, :, level])
         item_BW = _look_up(self.item_R, (node_BW - self.first_leaf).clamp(min=0))
         return torch.where(node_BW > 0, item_BW, NO_ITEM).int(), score_BW
@@ -92,11 +89,6 @@ class BeamSearch(nn.Module):
         flat_BW = flat_BW.clamp(max=place_BWk.shape[1] * kept - 1)  # what was padded points nowhere, and is illegal
         beam_BW = torch.div(flat_BW, kept, rounding_mode="floor")
         return score_BW, beam_BW, place_BWk.flatten(1).gather(1, flat_BW)
-
-
-def one_hot(code_BS: Tensor, num_codes: int) -> Tensor:
-    """[B, S, K] floats; a row of zeros for code -1."""
-    return (code_BS.unsqueeze(-1) == torch.arange(num_codes, device=code_BS.device)).float()
 
 
 def _look_up(table_V: Tensor, index: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ def launch(recipe: Recipe) -> Fabric:
     """The machine's best device, in the recipe's precision where it has that. Under `torchrun`, this process's share of a
     group: gradients are averaged over it, and each process takes its rows of every batch."""
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // processes
@@ -41,7 +42,7 @@ def launch(recipe: Recipe) -> Fabric:
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=processes,
         num_nodes=nodes,
-        strategy="ddp" if processes * nodes > 1 else "auto",
+        strategy=DDPStrategy(find_unused_parameters=True) if processes * nodes > 1 else "auto",  # parts may be off
         precision=precision_here(recipe),
     )
     fabric.launch()

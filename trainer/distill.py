@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from baguni.domain.semantic_ids import Trie
+from trainer.decoding import BeamSearch
 from trainer.losses import distillation_kl, distillation_listwise, teacher_is_right
-from trainer.model import DualHeadModel
+from trainer.model import DualHeadModel, Memory
 from trainer.recipes import DistillRecipe
 from trainer.retrieval import RetrievalScores, score, whole_catalogue
 from trainer.samples import Batch, Shelves, sample_targets
@@ -32,32 +35,51 @@ class TeacherScores(NamedTuple):
     novel_BC: Tensor
 
 
-@torch.no_grad()
-def teacher_scores(
-    teacher: DualHeadModel,
-    batch: Batch,
-    item_BC: Tensor,
-    text_NT: Tensor,
-    codes_NL: Tensor,
-    values_TNP: Tensor,
-    settings: DistillRecipe,
-) -> TeacherScores:
-    """Log-likelihoods of the candidates' Semantic IDs, ensembled with the teacher's own retrieval scores: both heads err, but
-    not on the same items. A share of 1 is the generative head alone."""
-    catalogue = whole_catalogue(len(text_NT), text_NT.device)
-    vectors_NX = teacher.item_vectors(text_NT)
-    memory = teacher.encode(batch.sequences, vectors_NX)
-    likelihood_BC = teacher.log_likelihood(memory, codes_NL[item_BC])
-    own = score(teacher, memory, batch, catalogue, vectors_NX, values_TNP)
-    return TeacherScores(
-        *(
-            share * likelihood_BC + (1 - share) * part.gather(1, item_BC)
-            for share, part in (
-                (settings.generative_share, own.everything_BM),
-                (settings.novel_generative_share, own.novel_BM),
-            )
+class Teacher:
+    """A frozen model and the tables of the items that it reads."""
+
+    def __init__(
+        self, model: DualHeadModel, text_NT: Tensor, codes_NL: Tensor, values_TNP: Tensor, settings: DistillRecipe
+    ) -> None:
+        self.model, self.settings = model.eval(), settings
+        self.codes_NL, self.values_TNP = codes_NL, values_TNP
+        self.catalogue = whole_catalogue(len(text_NT), text_NT.device)
+        self.search: BeamSearch | None = None
+        if settings.num_beams > 0:
+            trie = Trie.build(codes_NL.cpu().numpy().astype(np.int32))
+            self.search = BeamSearch(model, trie, settings.num_beams).eval().to(text_NT.device)
+        with torch.no_grad():
+            self.vectors_NX = model.item_vectors(text_NT)
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> Memory:
+        """Encode the histories."""
+        return self.model.encode(batch.sequences, self.vectors_NX)
+
+    @torch.no_grad()
+    def generated(self, memory: Memory) -> Tensor:
+        """Return the [B, beams] items that the teacher finds most likely; -1 where it finds fewer."""
+        if self.search is None:
+            return memory.codes_BSL.new_zeros((len(memory.codes_BSL), 0)).long()
+        everything = torch.ones((len(memory.codes_BSL), 1), dtype=torch.bool, device=memory.codes_BSL.device)
+        item_BW, _ = self.search(memory, everything)
+        return torch.as_tensor(item_BW).long()
+
+    @torch.no_grad()
+    def judge(self, batch: Batch, memory: Memory, item_BC: Tensor) -> TeacherScores:
+        """Log-likelihoods of the candidates' Semantic IDs, ensembled with the teacher's own retrieval scores: both heads err,
+        but not on the same items. A share of 1 is the generative head alone."""
+        shares = (self.settings.generative_share, self.settings.novel_generative_share)
+        own_BC = [torch.zeros(item_BC.shape, device=item_BC.device)] * 2
+        if min(shares) < 1:
+            own = score(self.model, memory, batch, self.catalogue, self.vectors_NX, self.values_TNP)
+            own_BC = [part.gather(1, item_BC) for part in (own.everything_BM, own.novel_BM)]
+        likelihood_BC = own_BC[0]
+        if max(shares) > 0:
+            likelihood_BC = self.model.log_likelihood(memory, self.codes_NL[item_BC])
+        return TeacherScores(
+            *(share * likelihood_BC + (1 - share) * part for share, part in zip(shares, own_BC, strict=True))
         )
-    )
 
 
 def distillation_losses(
@@ -87,9 +109,10 @@ def candidate_lists(
     shelves: Shelves,
     settings: DistillRecipe,
     generator: torch.Generator,
+    generated_BW: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """item_BC and valid_BC: items of the next order, what the user knows best, what the student would recommend of
-    everything and of what is new, and others like and unlike it. `scores` are of the whole catalogue.
+    """item_BC and valid_BC: items of the next order, what the teacher generates, what the user knows best, what the student
+    would recommend of everything and of what is new, and others like and unlike it. `scores` are of the whole catalogue.
 
     An item that stands twice in a list is valid once.
     """
@@ -102,7 +125,8 @@ def candidate_lists(
     picked = torch.randint(num_student, (settings.num_same_category,), generator=generator, device=device)
     similar = shelves.same_category(best_new[:, picked], generator)
     uniform = torch.randint(num_items, (batch.size, settings.num_random), generator=generator, device=device)
-    item_BC = torch.cat([true_BC.masked_fill(~present_BC, -1), known, best, best_new, similar, uniform], dim=1)
+    true_BC = true_BC.masked_fill(~present_BC, -1)
+    item_BC = torch.cat([true_BC, generated_BW, known, best, best_new, similar, uniform], dim=1)
     return item_BC.clamp(min=0), (item_BC >= 0) & first_occurrence(item_BC)
 
 

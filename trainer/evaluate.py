@@ -57,7 +57,7 @@ def month_to_predict(run: Run, mode: Literal["first", "rolling"], limit: int | N
     order_Q = queries.order_Q
     if limit is not None and limit < len(order_Q):
         order_Q = np.sort(np.random.default_rng(0).choice(order_Q, limit, replace=False))
-    return TestMonth(OrderSamples(run.dataset, run.semantic_ids(), run.statistics, run.recipe.max_tokens), order_Q)
+    return TestMonth(run.samples(run.dataset), order_Q)
 
 
 def evaluate(

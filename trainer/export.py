@@ -72,6 +72,13 @@ def build_release(
     """
     if quantised and target in GPU_TARGETS:
         raise InvalidInputError(f"int8 is for CPUs: a {target} release runs on a GPU", "int8")
+    recipe = run.recipe
+    if (recipe.tokens, recipe.content) != ("items", "text"):
+        raise InvalidInputError(
+            f"the recipe {recipe.name!r} reads {recipe.tokens} and {recipe.content}, expected items and text: it is for "
+            "comparison, and gateways make no such inputs",
+            "recipe",
+        )
     engine = engine_facts() if target == "tensorrt" else None
     folder.mkdir(parents=True)
     model, rqvae, table = run.model(), run.rqvae(), run.semantic_ids()

@@ -4,25 +4,34 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from trainer.model import MASKED
 
 
-def multi_positive_infonce(scores_BN: Tensor, positive_BN: Tensor, log_q_N: Tensor | None = None) -> Tensor:
-    """Mean over users of the mean over their positives of −log softmax(score), in nats.
+def multi_positive_infonce(
+    scores_BN: Tensor, positive_BN: Tensor, log_q_N: Tensor | None = None, combined: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Mean over users of InfoNCE with several positives, in nats; the softmax is over all N.
 
-    Every positive is compared with all negatives and with itself, not with the other positives' favourites: the
-    softmax runs over all N. `log_q_N` is the log of each item's chance of being among the N when they were sampled; it is
-    subtracted from the scores (Bengio & Senécal 2008), so that popular items are not punished for being drawn often.
-    Users without a positive count for nothing; with no user left the loss is 0.
+    mean: the mean over a user's positives of −log softmax(score): each must be likely
+    sum:  −log of the sum over the positives of softmax(score): one of them must be (the loss of the design)
+
+    `log_q_N` is the log of each item's chance of being among the N when they were sampled; it is subtracted from the scores
+    (Bengio & Senécal 2008), so that popular items are not punished for being drawn often. Users without a positive do not
+    count; without any user the loss is 0.
     """
     logits = scores_BN.float() if log_q_N is None else scores_BN.float() - log_q_N
     log_prob = F.log_softmax(logits, dim=-1)
     num_positives = positive_BN.sum(-1)
-    per_user = -(log_prob * positive_BN).sum(-1) / num_positives.clamp(min=1)
     has_positive = num_positives > 0
+    if combined == "mean":
+        per_user = -(log_prob * positive_BN).sum(-1) / num_positives.clamp(min=1)
+    else:
+        per_user = -log_prob.masked_fill(positive_BN == 0, MASKED).logsumexp(-1)
     return (per_user * has_positive).sum() / has_positive.sum().clamp(min=1)
 
 

@@ -25,7 +25,6 @@ from baguni.domain.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_FEATURES, NUM_
 from baguni.domain.signature import NUM_QUERIES
 
 MASKED = -1e4  # large, finite, and representable in fp16
-SCORE_SCALE = 8.0  # of u · v: without it the scores stay too small to tell users apart within an epoch
 FACTOR_GAIN = 2.0  # the logarithm of what a user's sum of factors is multiplied by, at the start
 MAX_GAIN = 6.0
 TINY = 1e-20  # keeps the logarithm of a probability finite
@@ -33,8 +32,16 @@ TINY = 1e-20  # keeps the logarithm of a probability finite
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes. `vector_dim` is without the statistics and the bias that `served_vectors` appends; `num_factors` of the
-    `num_statistics` are collaborative factors, the last ones (see `trainer.statistics`)."""
+    """Sizes and parts of the model. `vector_dim` is without the statistics and the bias that `served_vectors` appends;
+    `num_factors` of the `num_statistics` are collaborative factors, the last ones (see `trainer.statistics`).
+
+    temperature: divides the learned part of a user's query; at 1, scores stay too small to tell users apart
+    identity: whether an item has a learned vector besides that of its text
+    interest: whether a user's query starts as a weighted sum of the vectors of their items
+    repeat: whether known items gain a repeat score
+    copying: whether the generative head may copy codes from the history
+    code_attention: whether the decoder reads the codes so far by self-attention; otherwise it reads their sum
+    """
 
     num_items: int
     codebook_sizes: tuple[int, ...]
@@ -50,6 +57,12 @@ class ModelConfig:
     dropout: float = 0.1
     id_dropout: float = 0.3
     token_dropout: float = 0.1
+    temperature: float = 0.125
+    identity: bool = True
+    interest: bool = True
+    repeat: bool = True
+    copying: bool = True
+    code_attention: bool = False
 
     @property
     def served_dim(self) -> int:
@@ -174,19 +187,43 @@ class EncoderBlock(nn.Module):
         return x + self.dropout(self.feedforward(self.norm2(x)))
 
 
-class DecoderBlock(nn.Module):
-    """Cross-attention to the history, feed-forward. The codes written so far are in the input, as a sum."""
+class CodeAttention(nn.Module):
+    """Pre-norm causal self-attention over the inputs of a sequence of codes, [B, W, t, D]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.num_heads)
+        later_LL = torch.ones(len(config.codebook_sizes), len(config.codebook_sizes)).triu(1)
+        self.register_buffer("mask_LL", later_LL * MASKED, persistent=False)
+
+    mask_LL: Tensor
+
+    def forward(self, x_BWtD: Tensor) -> Tensor:
+        length = x_BWtD.shape[2]
+        y = self.norm(x_BWtD).flatten(0, 1)
+        mixed = self.attention(y, self.attention.keys_values(y), self.mask_LL[:length, :length])
+        return x_BWtD + mixed.view_as(x_BWtD)
+
+
+class DecoderBlock(nn.Module):
+    """Cross-attention to the history, feed-forward; before them, the recipe may have self-attention over the codes so far."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.own = CodeAttention(config) if config.code_attention else None
         self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.cross = Attention(config.width, config.num_heads)
         self.feedforward = FeedForward(config.width, config.feedforward)
         self.dropout = LockedDropout(config.dropout)
 
-    def forward(self, x_BWD: Tensor, keys_values: tuple[Tensor, Tensor], mask_B11M: Tensor) -> Tensor:
-        x_BWD = x_BWD + self.dropout(self.cross(self.norm1(x_BWD), keys_values, mask_B11M))
-        return x_BWD + self.dropout(self.feedforward(self.norm2(x_BWD)))
+    def forward(self, x_BWtD: Tensor, keys_values: tuple[Tensor, Tensor], mask_B11M: Tensor) -> Tensor:
+        if self.own is not None:
+            x_BWtD = self.own(x_BWtD)
+        x_BXD = x_BWtD.flatten(1, 2)
+        x_BXD = x_BXD + self.dropout(self.cross(self.norm1(x_BXD), keys_values, mask_B11M))
+        x_BXD = x_BXD + self.dropout(self.feedforward(self.norm2(x_BXD)))
+        return x_BXD.view_as(x_BWtD)
 
 
 class ItemTower(nn.Module):
@@ -200,8 +237,9 @@ class ItemTower(nn.Module):
         super().__init__()
         self.register_buffer("ordered_N1", ordered_N.unsqueeze(1), persistent=False)
         self.id_dropout = config.id_dropout
+        self.has_identity = config.identity
         self.content = FeedForward(config.text_dim, config.vector_dim, config.vector_dim + 1)
-        self.identity = nn.Embedding(config.num_items, config.vector_dim + 1)
+        self.identity = nn.Embedding(config.num_items if config.identity else 0, config.vector_dim + 1)
         nn.init.normal_(self.identity.weight, std=config.vector_dim**-0.5)  # of length 1
 
     def from_text(self, text_NT: Tensor) -> Tensor:
@@ -209,6 +247,8 @@ class ItemTower(nn.Module):
         return self.content(text_NT)
 
     def forward(self, text_NT: Tensor) -> Tensor:
+        if not self.has_identity:
+            return self.from_text(text_NT)
         keep_N1 = self.ordered_N1
         if self.training and self.id_dropout > 0:
             keep_N1 = keep_N1 & (torch.rand(len(keep_N1), 1, device=keep_N1.device) >= self.id_dropout)
@@ -318,13 +358,17 @@ class DualHeadModel(nn.Module):
         parts = []
         for number, (query, weights) in enumerate(zip(self.queries, self.statistics_weights, strict=True)):
             state_BD, interest_BV = state_BqD[:, number], memory.interest_BqV[:, number]
-            wanted_BV = SCORE_SCALE * query(state_BD) + self.interest_projections[number](interest_BV)
+            wanted_BV = query(state_BD) / self.config.temperature
+            if self.config.interest:
+                wanted_BV = wanted_BV + self.interest_projections[number](interest_BV)
             wanted_BV = self.query_dropout(wanted_BV)
             parts.append(torch.cat([wanted_BV, weights(state_BD), expected_BqK[:, number]], dim=-1))
         return F.pad(torch.stack(parts, dim=1).float(), (0, 1), value=1.0)
 
     def repeat_score(self, memory: Memory, sequences: Sequences) -> Tensor:
         """[B, S]: what each token's item gains in the query for everything, because the user knows it. 0 = padding."""
+        if not self.config.repeat:
+            return torch.zeros_like(sequences.item_BS, dtype=torch.float32)
         return self.repeat_head(self._known(memory.states_BMD, sequences)).squeeze(-1).float() * sequences.present_BS
 
     def item_vectors(self, text_NT: Tensor) -> Tensor:
@@ -340,16 +384,59 @@ class DualHeadModel(nn.Module):
         """Keys and values of the history for each decoder layer: computed once, shared by every query."""
         return [block.cross.keys_values(memory.states_BMD) for block in self.decoder]
 
-    def first_input(self, memory: Memory) -> Tensor:
-        """[B, 1, D] what the decoder starts from: the user as a whole, so that cross-attention need only add details."""
-        return self.start + memory.states_BMD[:, :1]
+    def first_prefix(self, memory: Memory) -> Tensor:
+        """Return [B, 1, 1, D], what the decoder starts from: the user as a whole; cross-attention only adds details."""
+        return (self.start + memory.states_BMD[:, :1]).unsqueeze(2)
 
-    def decode(self, prefix_BWD: Tensor, keys_values: list[tuple[Tensor, Tensor]], memory: Memory) -> Tensor:
-        """Decoder states of any number of prefixes, each the sum of `first_input`, its codes' embeddings and its level's."""
+    def extended(self, prefix_BWtD: Tensor, level: int, code_BW: Tensor) -> Tensor:
+        """Return prefixes with one code more: [B, W, t + 1, D] if the decoder attends to codes, else a sum, [B, W, 1, D]."""
+        code_BW1D = self.code_embeddings[level](code_BW.long() + 1).unsqueeze(2)
+        if not self.config.code_attention:
+            return prefix_BWtD + code_BW1D
+        shared_BW1D = code_BW1D.expand(prefix_BWtD.shape[0], -1, -1, -1)  # of all users, if it has a batch of one
+        return torch.cat([prefix_BWtD.expand(-1, shared_BW1D.shape[1], -1, -1), shared_BW1D], dim=2)
+
+    def next_code_log_prob(
+        self,
+        prefix_BWtD: Tensor,
+        level: int,
+        keys_values: list[tuple[Tensor, Tensor]],
+        memory: Memory,
+        match_BWS: Tensor,
+    ) -> Tensor:
+        """Return [B, W, K] log-probabilities of the next code of any number of prefixes, in nats. `match_BWS`: which tokens of
+        the history have the codes of the prefix."""
+        first, head = level + 1 - prefix_BWtD.shape[2], self.code_heads[level]
+        x_BWtD = prefix_BWtD + self.level_embedding.weight[first : level + 1]
         for block, shared in zip(self.decoder, keys_values, strict=True):
-            prefix_BWD = block(prefix_BWD, shared, memory.mask_B11M)
-        states: Tensor = self.decoder_norm(prefix_BWD)
-        return states
+            x_BWtD = block(x_BWtD, shared, memory.mask_B11M)
+        state_BWD = self.decoder_norm(x_BWtD[:, :, -1])
+        written_BWK = F.log_softmax(head(state_BWD).float(), -1)
+        if not self.config.copying:
+            return written_BWK
+        gate_BW, weight_BWS = self.copy_weights(state_BWD, memory, match_BWS)
+        copied_BWK = weight_BWS @ _one_hot(memory.codes_BSL[:, :, level], head.out_features)
+        return mix_copied(gate_BW.unsqueeze(-1), copied_BWK, written_BWK)
+
+    def _all_states(self, memory: Memory, codes_BQL: Tensor) -> list[Tensor]:
+        """Return the decoder states of whole sequences at every level, [B, Q, D] each, or [B, 1, D] if all share one."""
+        shared, prefix_BWtD = self.cross_keys_values(memory), self.first_prefix(memory)
+        last = len(self.code_heads) - 1
+        if self.config.code_attention:
+            for level in range(last):
+                prefix_BWtD = self.extended(prefix_BWtD, level, codes_BQL[:, :, level])
+            x_BQLD = prefix_BWtD + self.level_embedding.weight
+            for block, keys_values in zip(self.decoder, shared, strict=True):
+                x_BQLD = block(x_BQLD, keys_values, memory.mask_B11M)
+            return list(self.decoder_norm(x_BQLD).unbind(2))
+        inputs = [prefix_BWtD]
+        for level in range(last):
+            inputs.append(self.extended(inputs[-1], level, codes_BQL[:, :, level]))
+        levels = zip(inputs, self.level_embedding.weight, strict=True)
+        x_BW1D = torch.cat([each + level_D for each, level_D in levels], dim=1)
+        for block, keys_values in zip(self.decoder, shared, strict=True):
+            x_BW1D = block(x_BW1D, keys_values, memory.mask_B11M)
+        return list(self.decoder_norm(x_BW1D[:, :, 0]).split([each.shape[1] for each in inputs], dim=1))
 
     def copy_weights(self, states_BWD: Tensor, memory: Memory, match_BWS: Tensor) -> tuple[Tensor, Tensor]:
         """How likely the next code is copied, gate_BW, and from which token, weight_BWS. Only tokens whose codes began as the
@@ -364,25 +451,30 @@ class DualHeadModel(nn.Module):
 
     def code_log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
         """[B, Q, L] log-likelihood of every code of Semantic IDs, given the codes before it, in nats, in one pass."""
-        prefix_BWD, match_BWS = (
-            self.first_input(memory),
-            torch.ones_like(memory.codes_BSL[:, None, :, 0], dtype=torch.bool),
-        )
-        inputs, matches = [], []
-        for level, embedding in enumerate(self.code_embeddings):  # all sequences share the first state: it has W = 1
-            inputs.append(prefix_BWD + self.level_embedding.weight[level])
-            matches.append(match_BWS)
-            prefix_BWD = prefix_BWD + embedding(codes_BQL[:, :, level].long() + 1)
-            match_BWS = match_BWS & (codes_BQL[:, :, None, level] == memory.codes_BSL[:, None, :, level])
-        states = self.decode(torch.cat(inputs, dim=1), self.cross_keys_values(memory), memory)
-        gate, weight = self.copy_weights(states, memory, torch.cat(matches, dim=1))
-        widths, mixed = [x.shape[1] for x in inputs], []
-        parts = zip(self.code_heads, *(x.split(widths, dim=1) for x in (states, gate, weight)), strict=True)
-        for level, (head, state_BWD, gate_BW, weight_BWS) in enumerate(parts):
-            copied_BQ = (weight_BWS * [*matches[1:], match_BWS][level]).sum(-1)
-            written_BQK = F.log_softmax(head(state_BWD).float(), -1).expand(-1, codes_BQL.shape[1], -1)
-            written_BQ = written_BQK.gather(-1, codes_BQL[:, :, level, None].long().clamp(min=0)).squeeze(-1)
-            mixed.append(mix_copied(gate_BW, copied_BQ, written_BQ))
+        states = self._all_states(memory, codes_BQL)
+        written = []
+        for level, (head, state_BWD) in enumerate(zip(self.code_heads, states, strict=True)):
+            log_prob_BQK = F.log_softmax(head(state_BWD).float(), -1).expand(-1, codes_BQL.shape[1], -1)
+            code_BQ1 = codes_BQL[:, :, level, None].long().clamp(min=0)
+            written.append(log_prob_BQK.gather(-1, code_BQ1).squeeze(-1))
+        written_BQL = torch.stack(written, dim=-1)
+        return self._with_copies(memory, codes_BQL, states, written_BQL) if self.config.copying else written_BQL
+
+    def _with_copies(self, memory: Memory, codes_BQL: Tensor, states: list[Tensor], written_BQL: Tensor) -> Tensor:
+        """Return the log-likelihoods of codes that may be copied from the history instead of written, [B, Q, L]."""
+        matches = [torch.ones_like(memory.codes_BSL[:, None, :, 0], dtype=torch.bool)]
+        for level in range(codes_BQL.shape[2]):
+            matches.append(matches[-1] & (codes_BQL[:, :, None, level] == memory.codes_BSL[:, None, :, level]))
+        widths = [each.shape[1] for each in states]
+        before = zip(matches[:-1], widths, strict=True)
+        before_BWS = torch.cat([match.expand(-1, width, -1) for match, width in before], dim=1)
+        gate, weight = self.copy_weights(torch.cat(states, dim=1), memory, before_BWS)
+        parts = zip(gate.split(widths, dim=1), weight.split(widths, dim=1), matches[1:], strict=True)
+        copied = [(gate_BW, (weight_BWS * match_BQS).sum(-1)) for gate_BW, weight_BWS, match_BQS in parts]
+        mixed = [
+            mix_copied(gate_BW, copied_BQ, written_BQL[:, :, level])
+            for level, (gate_BW, copied_BQ) in enumerate(copied)
+        ]
         return torch.stack(mixed, dim=-1)
 
     def log_likelihood(self, memory: Memory, codes_BQL: Tensor) -> Tensor:
@@ -395,6 +487,11 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")
         return nn.Linear(inputs, outputs)
+
+
+def _one_hot(code_BS: Tensor, num_codes: int) -> Tensor:
+    """[B, S, K] floats; a row of zeros for code -1."""
+    return (code_BS.unsqueeze(-1) == torch.arange(num_codes, device=code_BS.device)).float()
 
 
 def mix_copied(gate: Tensor, copied: Tensor, written: Tensor) -> Tensor:

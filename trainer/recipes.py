@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,7 +15,8 @@ from trainer.text import BUNDLED
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source.
+    """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source;
+    `num_beams`: those that the teacher would generate itself.
     `generative_share`: of the teacher's score of everything, `novel_generative_share` of what is new; the rest is its own
     retrieval score. `truth_weight`: of both heads' own losses meanwhile. `gated`: only from users for whom the
     teacher is right."""
@@ -31,6 +32,7 @@ class DistillRecipe:
     num_student: int = 16
     num_same_category: int = 8
     num_random: int = 8
+    num_beams: int = 0
     temperature: float = 1.0
     truth_weight: float = 1.0
     kl_weight: float = 1.0
@@ -38,16 +40,42 @@ class DistillRecipe:
 
 
 @dataclass(frozen=True)
+class TeacherRecipe:
+    """A generative head that is trained as a teacher, in a model of its own. Other settings are those of the run.
+
+    novel_share: of the targets, of items that the user never bought before
+    """
+
+    steps: int = 720
+    learning_rate: float = 1e-3
+    decoder_layers: int = 2
+    code_attention: bool = True
+    copying: bool = True
+    num_targets: int = 12
+    target_power: float = 0.0
+    novel_share: float = 0.5
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One run. `negatives`: "catalogue" scores every item at every step, which is exact and affordable up to about 50,000
-    items; "sampled" scores the batch's own items, hard negatives and `num_random_negatives` others, with logQ correction.
-    `rescored_share`: what share the generative head's log-likelihood has in the order of the first 200 items that are served
-    where everything counts; 0 saves asking it."""
+    """Everything that decides a run. Fields that `trainer.model.ModelConfig` has, too, are explained there.
+
+    tokens: "items" reads one token for each item of a history, with counts and intervals; "lines" one for each event, the
+        newest first, which says only what was done and how many orders ago
+    content: what items are described by: "text", their text embeddings, or "codes", the sum of their codebook entries
+    positives: how InfoNCE combines the items of the next order: "mean" of their log-probabilities, or log of their "sum"
+    negatives: "catalogue" scores every item at every step, which is exact and affordable up to about 50,000 items; "sampled"
+        scores the batch's own items, hard negatives and `num_random_negatives` others, with logQ correction
+    teacher: what the retrieval head is distilled from; None: the run's own model before distillation
+    rescored_share: share of the generative head's log-likelihood in the order of the first 200 items that are served where
+        everything counts; 0 saves asking it
+    """
 
     name: str
     text_encoder: str = BUNDLED
     rqvae: RqVaeRecipe = field(default_factory=RqVaeRecipe)
     distill: DistillRecipe = field(default_factory=DistillRecipe)
+    teacher: TeacherRecipe | None = None
     seed: int = 0
     max_tokens: int = 128
     statistics_days: tuple[int, ...] = (14, 28, 91)
@@ -61,6 +89,15 @@ class Recipe:
     dropout: float = 0.1
     id_dropout: float = 0.3
     token_dropout: float = 0.1
+    temperature: float = 0.125
+    identity: bool = True
+    interest: bool = True
+    repeat: bool = True
+    copying: bool = True
+    code_attention: bool = False
+    tokens: Literal["items", "lines"] = "items"
+    content: Literal["text", "codes"] = "text"
+    positives: Literal["mean", "sum"] = "mean"
     steps: int = 360
     batch_size: int = 192
     learning_rate: float = 1e-3
@@ -73,6 +110,7 @@ class Recipe:
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     num_targets: int = 6
     target_power: float = 0.5
+    novel_share: float = 0.0
     negatives: Literal["catalogue", "sampled"] = "catalogue"
     num_random_negatives: int = 1024
     everything_weight: float = 1.0
@@ -83,6 +121,13 @@ class Recipe:
     rescored_share: float = 0.0
     checkpoint_every: int = 50
     min_test_orders: int = 5
+
+    def of_teacher(self) -> Recipe | None:
+        """Return the recipe of the teacher's own model."""
+        if self.teacher is None:
+            return None
+        own = {each.name: getattr(self.teacher, each.name) for each in fields(TeacherRecipe)}
+        return replace(self, **own, teacher=None, everything_weight=0.0, novel_weight=0.0, generative_weight=1.0)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -110,6 +155,36 @@ RECIPES = {
             click_rate=0.0,
             rescored_share=0.25,
             distill=DistillRecipe(steps=500, learning_rate=8e-4, truth_weight=0.0, kl_weight=4.0),
+        ),
+        Recipe(  # the design as it was written, see docs/concepts.md; for comparison, not for release
+            name="design",
+            rqvae=RqVaeRecipe(encoder="pca", epochs=0, latent_dim=128, distinct=True),
+            tokens="lines",
+            content="codes",
+            positives="sum",
+            negatives="sampled",
+            identity=False,
+            interest=False,
+            repeat=False,
+            statistics_days=(),
+            num_factors=0,
+            target_power=0.5,
+            novel_weight=1.0,
+            generative_weight=1.0,
+            click_rate=0.0,
+            teacher=TeacherRecipe(),
+            distill=DistillRecipe(
+                steps=360,
+                learning_rate=1e-3,
+                generative_share=1.0,
+                novel_generative_share=1.0,
+                num_true=12,
+                num_known=64,
+                num_student=64,
+                num_same_category=32,
+                num_random=64,
+                num_beams=32,
+            ),
         ),
         *(
             Recipe(

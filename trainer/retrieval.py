@@ -17,6 +17,7 @@ from torch import Tensor
 from baguni.domain.signature import EVERYTHING, NOVEL
 from trainer.losses import multi_positive_infonce
 from trainer.model import MASKED, DualHeadModel, Memory, Sequences
+from trainer.recipes import Recipe
 from trainer.samples import Batch, Shelves
 
 
@@ -44,8 +45,8 @@ def sampled(
 ) -> Candidates:
     """The batch's targets, hard negatives and `num_random` uniform ones.
 
-    Hard negatives: one of the same category for each target line, and as many items that the users bought before. logQ is
-    the log of the expected number of draws of an item, at most 0.
+    Hard negatives: one of the same category for each target line, and as many items that the users bought before. logQ is the
+    log of an item's chance to be among them: 1 − exp(−expected draws), for draws that do not depend on each other.
     """
     num_items, target = len(popularity_N), batch.target_item_P
 
@@ -57,11 +58,16 @@ def sampled(
     if len(batch.owned_item):
         bought = batch.owned_item[random(len(target), len(batch.owned_item))]
     item_M = torch.cat([target, similar, bought, random(num_random, num_items)]).unique()
-    share_N = popularity_N / popularity_N.sum()
-    expected_N = (len(target) + len(bought)) * share_N + (len(similar) + num_random) / num_items
+    expected_N = expected_draws(shelves, popularity_N / popularity_N.sum(), len(target), len(bought), num_random)
     slot_N1 = torch.full_like(torch.arange(num_items + 1, device=target.device), len(item_M))
     slot_N1[item_M + 1] = torch.arange(len(item_M), device=target.device)
-    return Candidates(item_M, expected_N[item_M].clamp(max=1.0).log(), slot_N1)
+    return Candidates(item_M, (-torch.expm1(-expected_N[item_M])).log(), slot_N1)
+
+
+def expected_draws(shelves: Shelves, share_N: Tensor, num_targets: int, num_bought: int, num_random: int) -> Tensor:
+    """Return [N], how often each item is drawn on average. `share_N`: of the sales, which sum to 1."""
+    own_N = (num_targets + num_bought) * share_N
+    return own_N + num_targets * shelves.mean_of_category(share_N) + num_random / len(share_N)
 
 
 @dataclass(frozen=True)
@@ -78,16 +84,20 @@ class RetrievalScores:
         """Scores of the query for what is new, with no chance for what was bought."""
         return self.novel_BM.masked_fill(self.owned_BM > 0, MASKED)
 
-    def loss(self, log_q_M: Tensor | None, everything_weight: float, novel_weight: float) -> Tensor:
+    def among(self, item_M: Tensor) -> RetrievalScores:
+        """Return the scores of some of the candidates, by their places."""
+        parts = (self.everything_BM, self.novel_BM, self.positive_BM, self.owned_BM)
+        return RetrievalScores(*(part[:, item_M] for part in parts))
+
+    def loss(self, log_q_M: Tensor | None, recipe: Recipe) -> Tensor:
         """InfoNCE of both queries, weighted; the second sees only items never bought before."""
         total = self.everything_BM.new_zeros(())
-        if everything_weight > 0:
-            total = total + everything_weight * multi_positive_infonce(self.everything_BM, self.positive_BM, log_q_M)
-        if novel_weight > 0:
-            new_BM = self.novel_BM.masked_fill(self.owned_BM > 0, MASKED)
-            total = total + novel_weight * multi_positive_infonce(
-                new_BM, self.positive_BM * (1 - self.owned_BM), log_q_M
-            )
+        for weight, scores_BM, positive_BM in (
+            (recipe.everything_weight, self.everything_BM, self.positive_BM),
+            (recipe.novel_weight, self.new_BM, self.positive_BM * (1 - self.owned_BM)),
+        ):
+            if weight > 0:
+                total = total + weight * multi_positive_infonce(scores_BM, positive_BM, log_q_M, recipe.positives)
         return total
 
 

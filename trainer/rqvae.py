@@ -1,22 +1,27 @@
-"""RQ-VAE: from an item's text embedding to codes (Lee et al. 2022, arXiv:2203.01941; Rajput et al. 2023,
-arXiv:2305.05065), with a category head as a regulariser, so that the codes follow the shop's own shelves.
+"""From an item's text embedding to codes, by residual quantisation.
 
-Codebooks start as residual k-means of the latents; a code that nobody uses is moved onto a random residual, except in the
-last phase, when what was learned must settle. It knows embeddings and category labels, no catalogue and no model.
+RQ-VAE (Lee et al. 2022, arXiv:2203.01941; Rajput et al. 2023, arXiv:2305.05065) learns an encoder and the codebooks, with a
+category head as a regulariser, so that the codes follow the shop's own shelves. Codebooks start as residual k-means of the
+latents. A code that no item uses is moved onto a random residual, except in the last phase, when what was learned must settle.
+
+RQ-KMeans is the same without training: principal components of the texts, and residual k-means of them (encoder="pca",
+epochs=0). This module knows embeddings and category labels, no catalogue and no model.
 """
 
-# N = items, T = text dim, Z = latent dim, L = content levels (no suffix), K = codebook size
+# N = items, T = text dim, Z = latent dim, L = content levels (no suffix), K = codebook size, G = items of one group
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from baguni.domain.errors import InvalidInputError
@@ -24,8 +29,14 @@ from baguni.domain.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class RqVaeRecipe:
-    """Sizes and schedule. Codes are reset until `reset_share` of the epochs have passed."""
+    """Sizes and schedule. Codes are reset until `reset_share` of the epochs have passed.
 
+    encoder: "mlp", or "pca": a linear layer that starts as the principal components of the texts
+    distinct: whether items with different texts are given different codes as far as there are any, see `distinct_codes`
+    """
+
+    encoder: Literal["mlp", "pca"] = "mlp"
+    distinct: bool = False
     latent_dim: int = 64
     hidden: tuple[int, ...] = (256, 128)
     num_levels: int = 3
@@ -51,6 +62,8 @@ class RqVae(nn.Module):
         super().__init__()
         self.recipe = recipe
         widths = (text_dim, *recipe.hidden, recipe.latent_dim)
+        if recipe.encoder == "pca":
+            widths = (text_dim, recipe.latent_dim)
         self.encoder = _mlp(widths)
         self.decoder = _mlp(widths[::-1])
         self.category_head = nn.Linear(recipe.latent_dim, num_categories)
@@ -97,7 +110,14 @@ class RqVae(nn.Module):
 
         self.mean_T.copy_(text_NT.mean(0))
         self.std_T.copy_(text_NT.std(0, unbiased=False).clamp(min=1e-6))
-        residual = self.encoder(self.standardise(text_NT))
+        standardised = self.standardise(text_NT)
+        if self.recipe.encoder == "pca":
+            _, _, components = torch.linalg.svd(standardised, full_matrices=False)
+            (linear,) = [module for module in self.encoder if isinstance(module, nn.Linear)]
+            linear.bias.zero_()
+            linear.weight.zero_()  # of components that a small catalogue does not have
+            linear.weight[: len(components)] = components[: len(linear.weight)]
+        residual = self.encoder(standardised)
         for level in range(self.recipe.num_levels):
             num_clusters = min(self.recipe.codebook_size, len(np.unique(residual.numpy().round(6), axis=0)))
             kmeans = KMeans(num_clusters, n_init=1, max_iter=30, random_state=seed).fit(residual.numpy())
@@ -118,6 +138,28 @@ class RqVae(nn.Module):
             codebook_KZ[dead] = residual[pick]
             residual = residual - step
         return moved
+
+
+@torch.no_grad()
+def distinct_codes(model: RqVae, text_NT: Tensor) -> Tensor:
+    """Return the codes [N, L] of a catalogue. Where different texts have the same codes, their codes of the last level differ:
+    each group of texts that share the levels before is assigned to codes of the last level, each to one of its own, so that the
+    sum of squared distances is least. A group of more than K texts keeps the nearest codes.
+    """
+    codes_NL, _ = model(text_NT)
+    latent_NZ = model.encoder(model.standardise(text_NT))
+    for level, codebook_KZ in enumerate(model.codebooks_LKZ[:-1]):
+        latent_NZ = latent_NZ - codebook_KZ[codes_NL[:, level]]
+    last_KZ = model.codebooks_LKZ[-1]
+    _, text_N = np.unique(text_NT.numpy(), axis=0, return_inverse=True)
+    _, group_N = np.unique(codes_NL[:, :-1].numpy(), axis=0, return_inverse=True)
+    for members in np.split(np.argsort(group_N, kind="stable"), np.cumsum(np.bincount(group_N))[:-1]):
+        _, first, text_G = np.unique(text_N[members], return_index=True, return_inverse=True)
+        if 1 < len(first) <= len(last_KZ):
+            distance = torch.cdist(latent_NZ[members[first]], last_KZ).square().numpy()
+            _, code = linear_sum_assignment(distance)
+            codes_NL[torch.from_numpy(members), -1] = torch.from_numpy(code[text_G])
+    return codes_NL
 
 
 def fit_rqvae(

@@ -6,6 +6,7 @@ where the last one stopped.
       embeddings.npy  rqvae.pt  semantic_ids.npz   items → text embeddings → codes
       statistics.npz                               what was known of each item at the start of each month
       dual_head.pt                                 checkpoint of the dual-head training, with every loss so far
+      teacher.pt                                   the teacher, if the recipe has one of its own
       distilled.pt                                 the model after distillation
       metrics.json  losses.json  losses.png        what came of it
       tensorboard/  mlflow_run_id                  every step, for TensorBoard; which run MLflow has it as
@@ -38,7 +39,7 @@ from trainer.devices import launch
 from trainer.files import written_whole
 from trainer.model import DualHeadModel
 from trainer.recipes import Recipe, recipe_named, recipe_of
-from trainer.rqvae import RqVae, fit_rqvae
+from trainer.rqvae import RqVae, distinct_codes, fit_rqvae
 from trainer.samples import OrderSamples
 from trainer.statistics import ItemStatistics, TextRegression
 from trainer.text import TextEncoder
@@ -127,9 +128,25 @@ class Run:
 
     def fresh_model(self, recipe: Recipe | None = None) -> DualHeadModel:
         """An untrained model of the recipe's sizes, or of another recipe's."""
-        text_dim = self.embeddings().shape[1]
+        content_dim = self._content_NT.shape[1]
         ordered_N = torch.from_numpy(self.frequency_N > 0)
-        return build_model(recipe or self.recipe, self.semantic_ids(), text_dim, self.statistics, ordered_N)
+        return build_model(recipe or self.recipe, self.semantic_ids(), content_dim, self.statistics, ordered_N)
+
+    def teacher(self) -> DualHeadModel:
+        """Return the trained model whose generative head is distilled from."""
+        recipe = self.recipe.of_teacher()
+        if recipe is None:
+            return self.model(distilled=False)
+        model = self.fresh_model(recipe)
+        model.load_state_dict(torch.load(self._made("teacher.pt"), weights_only=True)["model"])
+        return model.eval()
+
+    def samples(self, log: Dataset, click_rate: float = 0.0) -> OrderSamples:
+        """Return the orders of a version of the data set, each with its history as the run's models read it."""
+        recipe = self.recipe
+        return OrderSamples(
+            log, self.semantic_ids(), self.statistics, recipe.max_tokens, click_rate, recipe.seed, recipe.tokens
+        )
 
     def metrics(self) -> dict[str, Any]:
         """What the evaluation measured; empty before it."""
@@ -169,6 +186,16 @@ class Run:
             return self.rqvae().standardise(torch.from_numpy(self.embeddings()))
 
     @cached_property
+    def _content_NT(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """Return what the models read of items: texts or, if the recipe wants it, the sums of their codebook entries."""
+        if self.recipe.content == "text":
+            return self._text_NT
+        with torch.no_grad():
+            rqvae, codes_NL = self.rqvae(), torch.from_numpy(self.semantic_ids().codes_NL).long()
+            content_NZ = sum(book_KZ[codes_NL[:, level]] for level, book_KZ in enumerate(rqvae.codebooks_LKZ))
+        return (content_NZ - content_NZ.mean(0)) / content_NZ.std(0).clamp(min=1e-6)
+
+    @cached_property
     def frequency_N(self) -> NDArray[np.float32]:  # noqa: N802 - a shape suffix
         """[N] how often each item was ordered before the test month."""
         log = self.training_log
@@ -179,11 +206,11 @@ class Run:
         """Samples and item tables of the log before the test month. Sessions are made up only for a log that has none."""
         table, log, recipe = self.semantic_ids(), self.training_log, self.recipe
         click_rate = 0.0 if (log.order_E < 0).any() else recipe.click_rate
-        samples = OrderSamples(log, table, self.statistics, recipe.max_tokens, click_rate, recipe.seed)
+        samples = self.samples(log, click_rate)
         if len(samples) == 0:
             raise InvalidInputError(f"{self.dataset_path} has no order before its last month: nothing to train on")
         codes_NL, values_TNP = torch.from_numpy(table.codes_NL).long(), torch.from_numpy(self.statistics.values_TNP)
-        return TrainingSet(samples, self._text_NT, codes_NL, torch.from_numpy(self.frequency_N), values_TNP)
+        return TrainingSet(samples, self._content_NT, codes_NL, torch.from_numpy(self.frequency_N), values_TNP)
 
     def embed_items(self, progress: Progress = silent, cluster: str | None = None) -> None:
         """Stage 1: text embeddings of the catalogue, here or on a Ray cluster."""
@@ -211,7 +238,8 @@ class Run:
             lambda epoch, loss: progress("semantic IDs", epoch + 1, recipe.epochs, f"loss {loss:.3f}"),
         )
         with torch.no_grad():
-            codes = rqvae(torch.from_numpy(embeddings))[0].numpy().astype(np.int32)
+            text_NT = torch.from_numpy(embeddings)
+            codes = (distinct_codes(rqvae, text_NT) if recipe.distinct else rqvae(text_NT)[0]).numpy().astype(np.int32)
         suffix = unique_suffixes(codes)
         # Twice what is needed: new items take a free suffix without moving a published one.
         num_suffixes = max(MIN_SUFFIX_CODES, 2 * (int(suffix.max()) + 1))
@@ -226,11 +254,20 @@ class Run:
         with self._on_step("dual-head training", self.recipe.steps, progress) as on_step:
             return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step, self.fabric)
 
+    def train_teacher(self, progress: Progress = silent) -> list[Losses]:
+        """Train the teacher (stage 4), if the recipe has one of its own. Resumes from its checkpoint."""
+        recipe = self.recipe.of_teacher()
+        if recipe is None:
+            return []
+        model, target = self.fresh_model(recipe), self.path / "teacher.pt"
+        with self._on_step("teacher training", recipe.steps, progress) as on_step:
+            return train(model, self.training_set, recipe, target, on_step, self.fabric)
+
     def distil(self, progress: Progress = silent) -> list[Losses]:
-        """Stage 4: the retrieval head learns from the generative head. Resumes from its checkpoint."""
+        """Distil (stage 5): the retrieval head learns from the generative head. Resumes from its checkpoint."""
 
         model = self.model(distilled=False)
-        teacher, target = self.model(distilled=False), self.path / "distilled.pt"
+        teacher, target = self.teacher(), self.path / "distilled.pt"
         with self._on_step("distillation", self.recipe.distill.steps, progress) as on_step:
             return train(model, self.training_set, self.recipe, target, on_step, self.fabric, teacher)
 
@@ -259,7 +296,9 @@ class Run:
             with written_whole(path) as file:  # several processes of one training may claim it at once
                 file.write((json.dumps(asked, indent=2) + "\n").encode())
             return
-        found = json.loads(path.read_text())
+        saved = json.loads(path.read_text())
+        # Fields that the version which began the run did not have are as they were then: at their defaults.
+        found = {**json.loads(json.dumps(recipe_of(saved).as_dict())), **saved}
         keys = (asked.keys() | found.keys()) - NOT_TRAINED
         changed = sorted(key for key in keys if asked.get(key) != found.get(key))
         if changed:

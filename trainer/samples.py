@@ -8,7 +8,7 @@ can reach the inputs. Batches depend only on (seed, step), so a resumed run sees
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,16 @@ from torch import Tensor
 
 from baguni.domain.history import MAX_EVENTS, Action
 from baguni.domain.semantic_ids import SemanticIdTable
-from baguni.domain.sequences import EventBatch, ModelInputs, first_tokens, longest, model_inputs, sequence_arrays
-from trainer.data.dataset import Dataset
+from baguni.domain.sequences import (
+    EventBatch,
+    ModelInputs,
+    first_tokens,
+    line_inputs,
+    longest,
+    model_inputs,
+    sequence_arrays,
+)
+from trainer.data.dataset import Dataset, expand
 from trainer.model import Sequences
 from trainer.statistics import ItemStatistics
 
@@ -66,6 +74,12 @@ class Shelves(NamedTuple):
         chance = torch.rand(item.shape, generator=generator, device=item.device)
         return self.item_N[start + (chance * (stop - start)).long()]
 
+    def mean_of_category(self, value_N: Tensor) -> Tensor:
+        """Return [N], the mean of a value over the items of each item's category."""
+        size_C = self.start_C.diff()
+        sum_C = torch.zeros(len(size_C), device=value_N.device).index_add_(0, self.category_N, value_N)
+        return (sum_C / size_C)[self.category_N]
+
 
 class OrderSamples:
     """All orders of a data set, each with the user's history before it."""
@@ -78,7 +92,9 @@ class OrderSamples:
         max_tokens: int,
         click_rate: float = 0.0,
         seed: int = 0,
+        tokens: Literal["items", "lines"] = "items",
     ) -> None:
+        self.inputs_of = model_inputs if tokens == "items" else line_inputs
         self.dataset, self.max_tokens, self.click_rate, self.seed = dataset, max_tokens, click_rate, seed
         self.statistics = statistics
         self._codes_NL = table.codes_NL
@@ -120,7 +136,7 @@ class OrderSamples:
         owned_row, owned_item = events.row_E[ordered], events.item_E[ordered]
         if step is not None and self.click_rate > 0:
             events = self._clicks(events, now_B, row_P, item_P, np.random.default_rng([self.seed, 1, step]))
-        inputs = trimmed(model_inputs(events, now_B, self.max_tokens, self.dataset.store_timezone))
+        inputs = trimmed(self.inputs_of(events, now_B, self.max_tokens, self.dataset.store_timezone))
         month_B = self.statistics.month(now_B)
         return Batch(
             to_sequences(inputs, self._codes_NL, self.statistics.values_TNP, month_B),
@@ -186,37 +202,44 @@ def to_sequences(
 
 
 def sample_targets(
-    batch: Batch, item_weight_N: Tensor, num_targets: int, generator: torch.Generator
+    batch: Batch, item_weight_N: Tensor, num_targets: int, generator: torch.Generator, novel_share: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Up to `num_targets` different items of each user's order, drawn with probability ∝ `item_weight_N` (1/√frequency
-    evens out what an order's staples would drown). Returns item_BQ (0 where absent) and present_BQ.
+    """Draw up to `num_targets` items of each user's order with probability ∝ `item_weight_N` (1/√frequency gives rare items of
+    an order a chance beside its staples). Return item_BQ (0 where absent) and present_BQ.
 
-    Exponential race: the smallest of Exp(weight) per user are a weighted sample without replacement.
+    `novel_share` of them are drawn from the items that the user never bought before, the others from the whole order; within
+    each part, items are different.
     """
-    rate_P = item_weight_N[batch.target_item_P].clamp(min=1e-12)
+    num_novel = round(num_targets * novel_share)
+    whole = _drawn(
+        batch.target_row_P, batch.target_item_P, batch.size, item_weight_N, num_targets - num_novel, generator
+    )
+    if num_novel == 0:
+        return whole
+    width = len(item_weight_N)
+    owned = torch.isin(batch.target_row_P * width + batch.target_item_P, batch.owned_row * width + batch.owned_item)
+    row_P, item_P = batch.target_row_P[~owned], batch.target_item_P[~owned]
+    novel = _drawn(row_P, item_P, batch.size, item_weight_N, num_novel, generator)
+    return torch.cat([whole[0], novel[0]], dim=1), torch.cat([whole[1], novel[1]], dim=1)
+
+
+def _drawn(
+    row_P: Tensor, item_P: Tensor, size: int, item_weight_N: Tensor, num_targets: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw different items for each row: the smallest of exponential times with these rates are a weighted sample without
+    replacement."""
+    rate_P = item_weight_N[item_P].clamp(min=1e-12)
     arrival_P = torch.empty_like(rate_P).exponential_(generator=generator) / rate_P
     order = arrival_P.argsort()
-    order = order[batch.target_row_P[order].argsort(stable=True)]
-    row, item = batch.target_row_P[order], batch.target_item_P[order]
+    order = order[row_P[order].argsort(stable=True)]
+    row, item = row_P[order], item_P[order]
     rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
     keep = rank < num_targets
-    item_BQ = row.new_zeros(batch.size, num_targets)
+    item_BQ = row.new_zeros(size, num_targets)
     present_BQ = torch.zeros_like(item_BQ, dtype=torch.bool)
     item_BQ[row[keep], rank[keep]] = item[keep]
     present_BQ[row[keep], rank[keep]] = True
     return item_BQ, present_BQ
-
-
-def expand(first: Int64, stop: Int64) -> tuple[Int64, Int64]:
-    """Ranges, flattened: the row of each element and the element.
-
-    >>> expand(np.array([3, 7]), np.array([5, 8]))
-    (array([0, 0, 1]), array([3, 4, 7]))
-    """
-    length = np.maximum(stop - first, 0)
-    row = np.repeat(np.arange(len(first)), length)
-    within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
-    return row, first[row] + within
 
 
 class _UserTime:

@@ -15,8 +15,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.linalg import svds
+from scipy import linalg, sparse
 
 from baguni.domain.sequences import DAY_MS
 from trainer.data.dataset import Dataset
@@ -24,10 +23,14 @@ from trainer.data.splits import local_ms
 from trainer.files import written_whole
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 FACTOR_DECAY_DAYS = 180.0
 FACTOR_REGULARISATION = 500.0
 TEXT_REGULARISATION = 1_000.0
+EXACT_SIZE = 500  # users or items: a matrix with fewer is decomposed exactly
+WIDTH = 2  # of a subspace, in factors: what lies beyond them makes those at the edge exact sooner
+FIRST_ITERATIONS, LATER_ITERATIONS = 6, 2
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,12 @@ class ItemStatistics:
 
         No window and no factor, no statistics: P = 0, for data whose clock says nothing.
         """
-        starts = _month_starts(log, end_ms)
+        starts, subspace = _month_starts(log, end_ms), Subspace()
         values = []
         for start in starts:
             known = log.before(start)
-            values.append(np.c_[_at(known, start, window_days), collaborative_factors(known, start, num_factors)])
+            factors_NK = collaborative_factors(known, start, num_factors, subspace)
+            values.append(np.c_[_at(known, start, window_days), factors_NK])
         return cls(np.asarray(starts, np.int64), np.stack(values), num_factors)
 
 
@@ -146,23 +150,58 @@ def _at(log: Dataset, now_ms: int, window_days: tuple[int, ...]) -> Float32:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def collaborative_factors(log: Dataset, now_ms: int, num_factors: int) -> Float32:
+def collaborative_factors(log: Dataset, now_ms: int, num_factors: int, subspace: Subspace | None = None) -> Float32:
     """[N, K] factors c, so that Σ w_i c_i · c_j is what buyers of the items i, each with a weight w_i, are expected to have of
     the item j: ridge regression of the users' decayed log counts on themselves, in closed form, cut to its largest K singular
     values (PureSVD, Cremonesi et al. 2010, doi:10.1145/1864708.1864721, shrunk like EASE, Steck 2019, arXiv:1905.03375).
 
-    Zeros where the log is too small to have so many.
+    Zeros where the log is too small to have so many. `subspace` goes from one month to the next.
     """
     factors_NK = np.zeros((len(log.catalog), num_factors), np.float32)
     ordered = log.order_E >= 0
     age_days_E = (now_ms - log.time_E[ordered]) / DAY_MS
     shape = (len(log.user_ids), len(log.catalog))
     lines = (np.exp(-age_days_E / FACTOR_DECAY_DAYS), (log.user_E[ordered], log.item_E[ordered]))
-    counts_UN = sparse.csr_matrix(lines, shape=shape).log1p()
+    counts_UN = sparse.csr_matrix(lines, shape=shape, dtype=np.float32).log1p()
     rank = min(num_factors, min(shape) - 1)
     if rank < 1 or counts_UN.nnz == 0:
         return factors_NK
-    _, size_K, items_KN = svds(counts_UN, k=rank, v0=np.ones(min(shape)))
-    share_K = size_K**2 / (size_K**2 + FACTOR_REGULARISATION)
-    factors_NK[:, :rank] = (np.sqrt(share_K)[:, None] * items_KN).T[:, ::-1]
+    if min(shape) <= EXACT_SIZE:
+        _, size_K, items_KN = np.linalg.svd(counts_UN.toarray(), full_matrices=False)
+        size_K, items_NK = size_K[:rank], items_KN[:rank].T
+    else:
+        size_K, items_NK = (subspace or Subspace()).largest(counts_UN, rank)
+    factors_NK[:, :rank] = np.sqrt(size_K**2 / (size_K**2 + FACTOR_REGULARISATION)) * items_NK
     return factors_NK
+
+
+class Subspace:
+    """The largest singular vectors of a matrix that changes little from one call to the next, by subspace iteration (Halko et
+    al. 2011, doi:10.1137/090771806). It starts from the vectors of the call before, so that few iterations are enough."""
+
+    def __init__(self) -> None:
+        self._items_NJ: Float32 | None = None
+
+    def largest(self, counts_UN: sparse.csr_matrix, rank: int) -> tuple[Float32, Float32]:
+        """Return the `rank` largest singular values, falling, and their right vectors, [N, rank]."""
+        iterations, start_NJ = LATER_ITERATIONS, self._items_NJ
+        width = min(WIDTH * rank, min(counts_UN.shape))
+        if start_NJ is None or start_NJ.shape[1] != width:
+            iterations = FIRST_ITERATIONS
+            start_NJ = np.random.default_rng(0).standard_normal((counts_UN.shape[1], width)).astype(np.float32)
+        for _ in range(iterations):
+            start_NJ = _orthonormal(counts_UN.T @ (counts_UN @ start_NJ))
+        start_NJ = _orthonormal(start_NJ)  # the first time leaves errors of rounding
+        seen_UJ = counts_UN @ start_NJ
+        square_J, turn_JJ = np.linalg.eigh(seen_UJ.T.astype(np.float64) @ seen_UJ)
+        self._items_NJ = items_NJ = start_NJ @ turn_JJ[:, ::-1].astype(np.float32)
+        return np.sqrt(square_J[::-1][:rank].clip(min=0)).astype(np.float32), items_NJ[:, :rank]
+
+
+def _orthonormal(vectors_NJ: Float32) -> Float32:
+    """Return a basis of the columns, orthonormal but for rounding. By Cholesky: much faster than Householder for many items."""
+    vectors_NJ = vectors_NJ / np.linalg.norm(vectors_NJ, axis=0).clip(min=1e-12)
+    gram_JJ = (vectors_NJ.T @ vectors_NJ).astype(np.float64)
+    lower_JJ = np.linalg.cholesky(gram_JJ + 1e-5 * np.eye(len(gram_JJ)))
+    inverse_JJ = linalg.solve_triangular(lower_JJ, np.eye(len(gram_JJ)), lower=True)
+    return np.asarray(vectors_NJ @ inverse_JJ.T.astype(np.float32))

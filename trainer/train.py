@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +26,7 @@ from torch.profiler import record_function
 from baguni.domain.errors import BaguniError
 from baguni.domain.semantic_ids import SemanticIdTable
 from trainer.devices import cpu_fabric
-from trainer.distill import candidate_lists, distillation_losses, teacher_scores
+from trainer.distill import Teacher, candidate_lists, distillation_losses
 from trainer.files import written_whole
 from trainer.losses import code_loss
 from trainer.model import DualHeadModel, ModelConfig
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Losses = dict[str, float]
+FROM_DATA = {"num_factors"}  # a log that is too small has none
 PHASES = (
     "waiting for a batch",
     "items",
@@ -74,15 +75,18 @@ def build_model(
 ) -> DualHeadModel:
     """A fresh model of the recipe's sizes. `ordered_N`: True for items that training sees ordered."""
     torch.manual_seed(recipe.seed)
-    sizes = ("width", "num_heads", "encoder_layers", "decoder_layers", "feedforward", "vector_dim")
-    rates = ("dropout", "id_dropout", "token_dropout")
-    chosen = {name: getattr(recipe, name) for name in (*sizes, *rates)}
+    known = {field.name for field in fields(Recipe)}
+    chosen = {
+        field.name: getattr(recipe, field.name) for field in fields(ModelConfig) if field.name in known - FROM_DATA
+    }
     described = (statistics.num_statistics, statistics.num_factors)
     return DualHeadModel(ModelConfig(len(table), table.codebook_sizes, text_dim, *described, **chosen), ordered_N)
 
 
 def start_from_popularity(model: DualHeadModel, frequency_N: Tensor) -> None:
     """Item biases start at each item's log share of orders, so that the first steps need not learn popularity."""
+    if not model.config.identity:
+        return
     share = (frequency_N + 1) / (frequency_N + 1).sum()
     with torch.no_grad():
         model.item_tower.identity.weight[:, -1] = share.log() - share.log().mean()
@@ -101,7 +105,8 @@ class TrainingStep(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.recipe, self._shelves = model, recipe, data.samples.shelves
-        self._teacher = [] if teacher is None else [teacher.eval()]  # in a list: its weights are not this module's
+        self._frozen = [] if teacher is None else [teacher]  # in a list: its weights are not this module's
+        self._teacher: Teacher | None = None  # made at the first step, on the device of the tables
         for name in ("text_NT", "codes_NL", "frequency_N", "values_TNP"):
             self.register_buffer(name, getattr(data, name), persistent=False)
 
@@ -109,30 +114,43 @@ class TrainingStep(nn.Module):
         model, recipe, device = self.model, self.recipe, self.text_NT.device
         generator = torch.Generator(device).manual_seed((recipe.seed << 32) + step)
         shelves = Shelves(*(part.to(device) for part in self._shelves))
-        if recipe.negatives == "catalogue" or self._teacher:
-            candidates = whole_catalogue(len(self.text_NT), device)
-        else:
+        teacher = self._its_teacher(device)
+        catalogue = whole_catalogue(len(self.text_NT), device)
+        is_sampled = recipe.negatives == "sampled"
+        candidates = catalogue
+        if is_sampled:
             candidates = sampled(batch, shelves, self.frequency_N + 1, recipe.num_random_negatives, generator)
         with record_function("items"):
             vectors_NX = model.item_vectors(self.text_NT)
         with record_function("encoder"):
             memory = model.encode(batch.sequences, vectors_NX)
-        with record_function("retrieval head"):
-            scores = score(model, memory, batch, candidates, vectors_NX, self.values_TNP)
-            losses = {"retrieval": scores.loss(candidates.log_q_M, recipe.everything_weight, recipe.novel_weight)}
+        losses: dict[str, Tensor] = {}
+        if teacher or recipe.everything_weight > 0 or recipe.novel_weight > 0:
+            with record_function("retrieval head"):
+                scored = catalogue if teacher else candidates  # a teacher's candidates may be any items
+                scores = score(model, memory, batch, scored, vectors_NX, self.values_TNP)
+                trained = scores.among(candidates.item_M) if teacher and is_sampled else scores
+                losses["retrieval"] = trained.loss(candidates.log_q_M, recipe)
         if recipe.generative_weight > 0:
             with record_function("generative head"):
                 weight_N = (self.frequency_N + 1).pow(-recipe.target_power)
-                item_BQ, present_BQ = sample_targets(batch, weight_N, recipe.num_targets, generator)
+                item_BQ, present_BQ = sample_targets(batch, weight_N, recipe.num_targets, generator, recipe.novel_share)
                 likelihood_BQL = model.code_log_likelihood(memory, self.codes_NL[item_BQ])
                 losses["generative"] = code_loss(likelihood_BQL, present_BQ.float())
-        for teacher in self._teacher:
+        if teacher is not None:
             with record_function("distillation"):
-                item_BC, valid_BC = candidate_lists(batch, scores, shelves, recipe.distill, generator)
-                tables = (self.text_NT, self.codes_NL, self.values_TNP)
-                judgement = teacher_scores(teacher.to(device), batch, item_BC, *tables, recipe.distill)
+                seen = teacher.read(batch)
+                generated_BW = teacher.generated(seen)
+                item_BC, valid_BC = candidate_lists(batch, scores, shelves, recipe.distill, generator, generated_BW)
+                judgement = teacher.judge(batch, seen, item_BC)
                 losses |= distillation_losses(scores, item_BC, valid_BC, judgement, recipe.distill)
         return losses
+
+    def _its_teacher(self, device: torch.device) -> Teacher | None:
+        if self._teacher is None and self._frozen:
+            tables = (self.text_NT, self.codes_NL, self.values_TNP)
+            self._teacher = Teacher(self._frozen[0].to(device), *tables, self.recipe.distill)
+        return self._teacher
 
 
 def train(

@@ -154,6 +154,27 @@ def model_inputs(events: EventBatch, now_ms_B: Int64, max_tokens: int, store_tim
     return ModelInputs(item_BS, position_BS, actions_BS, features_BSF, context_BC)
 
 
+def line_inputs(events: EventBatch, now_ms_B: Int64, max_tokens: int, store_timezone: str = "UTC") -> ModelInputs:
+    """Return one token for each event, the newest first, with its action and its order's position: the sentence of the original
+    design. Features are 0. `model_inputs` is what is served; this is the form that it is compared with."""
+    now_ms_B = np.asarray(now_ms_B, dtype=np.int64)
+    events = _known_items(events)
+    order_row_O, order_time_O, order_of_E = _orders(events)
+    position_E = _positions(events, order_row_O, order_time_O, len(now_ms_B))
+    slot_E = _rank_in_row(events.row_E, position_E, -events.time_E, events.item_E)
+    keep = slot_E < max_tokens
+    at = (events.row_E[keep], slot_E[keep])
+    shape = (len(now_ms_B), max_tokens)
+    item_BS = np.full(shape, -1, np.int32)
+    position_BS, actions_BS = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    item_BS[at] = events.item_E[keep]
+    position_BS[at] = np.minimum(position_E[keep], NUM_POSITIONS - 1)
+    actions_BS[at] = 1 << (events.action_E[keep] - 1)
+    lines_O = np.bincount(order_of_E[order_of_E >= 0], minlength=len(order_row_O))
+    context_BC = context_features(now_ms_B, order_row_O, order_time_O, lines_O, store_timezone)
+    return ModelInputs(item_BS, position_BS, actions_BS, np.zeros((*shape, NUM_FEATURES), np.float32), context_BC)
+
+
 @dataclass(frozen=True)
 class _Groups:
     """Every (user, item) pair of a batch, with what the user did with the item. Ages are in days."""

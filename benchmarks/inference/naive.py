@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from numpy.typing import NDArray
-from torch import Tensor
 
 from baguni.domain.semantic_ids import SemanticIdTable
-from trainer.decoding import one_hot
-from trainer.model import DualHeadModel, Memory, mix_copied
+from trainer.model import DualHeadModel, Memory
 
 Prefix = tuple[int, ...]
 
@@ -57,16 +54,12 @@ class NaiveSearch:
         """[W, K] log-likelihoods of every next code, each beam with a copy of the context."""
         model, width = self.model, len(prefixes)
         copied = Memory(*(part.repeat(width, *[1] * (part.ndim - 1)) for part in memory))
-        prefix_W1D = model.first_input(copied)
+        prefix_W1tD = model.first_prefix(copied)
         match_W1S = torch.ones_like(copied.codes_BSL[:, None, :, 0], dtype=torch.bool)
         for depth in range(level):
             code_W = torch.tensor([prefix[depth] for prefix in prefixes])
-            prefix_W1D = prefix_W1D + model.code_embeddings[depth](code_W + 1).unsqueeze(1)
+            prefix_W1tD = model.extended(prefix_W1tD, depth, code_W[:, None])
             match_W1S = match_W1S & (code_W[:, None, None] == copied.codes_BSL[:, None, :, depth])
-        state_W1D = model.decode(
-            prefix_W1D + model.level_embedding.weight[level], model.cross_keys_values(copied), copied
-        )
-        written_W1K: Tensor = F.log_softmax(model.code_heads[level](state_W1D).float(), -1)
-        gate_W1, weight_W1S = model.copy_weights(state_W1D, copied, match_W1S)
-        copied_W1K = weight_W1S @ one_hot(copied.codes_BSL[:, :, level], written_W1K.shape[-1])
-        return np.asarray(mix_copied(gate_W1.unsqueeze(-1), copied_W1K, written_W1K)[:, 0].numpy())
+        keys_values = model.cross_keys_values(copied)
+        log_prob_W1K = model.next_code_log_prob(prefix_W1tD, level, keys_values, copied, match_W1S)
+        return np.asarray(log_prob_W1K[:, 0].numpy())

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni.domain.errors import InvalidInputError
-from benchmarks.quality.queries import OrderQueries
 from trainer.data.dataset import Orders
+from trainer.data.queries import OrderQueries
 from trainer.metrics import coverage, gini, mean_interval, per_order, popularity_lift
 
 K = 10

@@ -24,9 +24,8 @@ import pandas as pd
 import torch
 
 from benchmarks.quality.measure import Int64, K, Lists, Truth
-from benchmarks.quality.queries import OrderQueries
-from benchmarks.quality.slices import select
 from trainer.data.dataset import Dataset
+from trainer.data.queries import OrderQueries
 from trainer.data.reading import ACTIONS
 from trainer.evaluate import Ranker, generative_ranker, retrieval_ranker
 from trainer.recipes import Recipe
@@ -70,7 +69,7 @@ class TrainedModel:
     def lists(self, queries: OrderQueries) -> Lists:
         """Rank for every query."""
         ranker = self.ranker()
-        samples = _samples(self.run, queries.dataset)
+        samples = self.run.samples(queries.dataset)
         novel = _ranked(samples, queries.order_Q, ranker, True)
         return {
             "all": _ranked(samples, queries.order_Q, ranker, False),
@@ -80,13 +79,13 @@ class TrainedModel:
     def held_out_lists(self, queries: OrderQueries, held_out: Int64) -> Int64:
         """Rank held-out items only, by the query for what was never bought."""
         others = np.setdiff1d(np.arange(len(queries.dataset.catalog)), held_out)
-        samples = _samples(self.run, queries.dataset)
+        samples = self.run.samples(queries.dataset)
         return _ranked(samples, queries.order_Q, self.ranker(), True, lambda batch: _masked(batch, others))
 
     def ranker(self) -> Ranker:
         """The head of this variant."""
         if self.variant == "teacher":
-            return generative_ranker(self.run.model(distilled=False), self.run)
+            return generative_ranker(self.run.teacher(), self.run)
         share = self.run.recipe.rescored_share if self.variant == "served" else 0.0
         return retrieval_ranker(self.run.model(distilled=self.variant in ("C", "served")), self.run, share)
 
@@ -145,7 +144,7 @@ def same_orders(queries: OrderQueries, other: Dataset) -> OrderQueries:
     number = queries.dataset.orders().number_O[queries.order_Q]
     wanted = {queries.dataset.order_ids[index] for index in number.tolist()}
     ids = [other.order_ids[index] for index in other.orders().number_O[found.order_Q].tolist()]
-    return select(found, np.flatnonzero([order_id in wanted for order_id in ids]))
+    return found.at(np.flatnonzero([order_id in wanted for order_id in ids]))
 
 
 def without_bought(top_Qk: Int64, truth: Truth) -> Int64:
@@ -186,11 +185,6 @@ def _seconds(path: Path, stages: tuple[str, ...] | None = None) -> dict[str, flo
     file = path / "seconds.json"
     seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
     return {stage: value for stage, value in seconds.items() if stages is None or stage in stages}
-
-
-def _samples(run: Run, dataset: Dataset) -> OrderSamples:
-    """The orders of a version of the run's data set, as the run's model reads them."""
-    return OrderSamples(dataset, run.semantic_ids(), run.statistics, run.recipe.max_tokens)
 
 
 def _ranked(

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 from benchmarks.quality import ours, peers
 from benchmarks.quality.measure import Lists
-from benchmarks.quality.queries import OrderQueries
 from benchmarks.quality.sasrec import SASREC, SasRec
 from benchmarks.quality.shop import COLD_ORDERS, Shop
-from benchmarks.quality.slices import cold_item_queries, cold_users, held_out_items, select
+from benchmarks.quality.slices import cold_item_queries, cold_users, held_out_items
 from benchmarks.quality.store import ColdItems, ListStore, Record
 from benchmarks.result import commit, machine
 from trainer.data.dataset import Dataset
+from trainer.data.queries import OrderQueries
 from trainer.data.reading import load_dataset
 from trainer.recipes import Recipe
 from trainer.run import Progress
@@ -156,7 +156,7 @@ def run_cold_items(shop: Shop, recipe: Recipe, progress: Progress) -> None:
     )
     model = ours.train_without_items(shop.folder / "runs", data, recipe, progress)
     query = cold_item_queries(shop.queries, held_out)
-    asked = ours.same_orders(select(shop.queries, query), load_dataset(data))
+    asked = ours.same_orders(shop.queries.at(query), load_dataset(data))
     shop.store.save_cold("C", recipe.seed, ColdItems(held_out, query, model.held_out_lists(asked, held_out)))
 
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError
 from benchmarks.quality.measure import Lists
-from benchmarks.quality.queries import OrderQueries, Purchases, log_purchases
 from benchmarks.result import REPOSITORY
 from trainer.data.dataset import Dataset
+from trainer.data.queries import OrderQueries, Purchases, log_purchases
 from trainer.run import Progress, silent
 
 Bool = NDArray[np.bool_]

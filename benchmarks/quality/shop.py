@@ -12,9 +12,9 @@ import numpy as np
 
 from baguni.domain.errors import InvalidInputError
 from benchmarks.quality.measure import SETTINGS, Float64, Setting
-from benchmarks.quality.queries import OrderQueries
 from benchmarks.quality.store import ListStore
 from trainer.data.dataset import Dataset
+from trainer.data.queries import OrderQueries
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
 

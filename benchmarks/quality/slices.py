@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog
 from baguni.domain.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import Estimate, Float64, Int64, estimate
-from benchmarks.quality.queries import OrderQueries
+from trainer.data.queries import OrderQueries
 
 HISTORY_BUCKETS = ((0, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 BASKET_BUCKETS = ((1, 2), (3, 5), (6, 10), (11, 20), (21, None))
@@ -44,21 +44,6 @@ def by_bucket(
     return found
 
 
-def select(queries: OrderQueries, rows: Int64) -> OrderQueries:
-    """Only these queries (ascending)."""
-    kept_P = np.isin(queries.true_row_P, rows)
-    return replace(
-        queries,
-        order_Q=queries.order_Q[rows],
-        user_Q=queries.user_Q[rows],
-        time_Q=queries.time_Q[rows],
-        first_Q=queries.first_Q[rows],
-        true_row_P=np.searchsorted(rows, queries.true_row_P[kept_P]),
-        true_item_P=queries.true_item_P[kept_P],
-        novel_P=queries.novel_P[kept_P],
-    )
-
-
 def cold_users(queries: OrderQueries, num_orders: int) -> OrderQueries:
     """Each user's first order of the window, after no more than their newest `num_orders` orders: the rest of the history
     is taken out of the data set, so that no model can read it. What was bought there counts as never bought."""
@@ -72,7 +57,7 @@ def cold_users(queries: OrderQueries, num_orders: int) -> OrderQueries:
     columns = ("user_E", "item_E", "action_E", "order_E", "time_E")
     cold = replace(dataset, **{name: getattr(dataset, name)[keep] for name in columns})
     later = OrderQueries.of(cold, queries.start_ms, min_orders=0)
-    return select(later, np.flatnonzero(np.isin(cold.orders().number_O[later.order_Q], orders.number_O[first])))
+    return later.at(np.flatnonzero(np.isin(cold.orders().number_O[later.order_Q], orders.number_O[first])))
 
 
 def held_out_items(num_items: int, frequency_N: Float64, seed: int) -> Int64:

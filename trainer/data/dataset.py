@@ -86,3 +86,15 @@ class Dataset:
     def _where(self, keep: NDArray[np.bool_]) -> Dataset:
         names = ("user_E", "item_E", "action_E", "order_E", "time_E")
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+
+def expand(first: Int64, stop: Int64) -> tuple[Int64, Int64]:
+    """Ranges, flattened: the row of each element and the element.
+
+    >>> expand(np.array([3, 7]), np.array([5, 8]))
+    (array([0, 0, 1]), array([3, 4, 7]))
+    """
+    length = np.maximum(stop - first, 0)
+    row = np.repeat(np.arange(len(first)), length)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+    return row, first[row] + within

@@ -9,7 +9,7 @@ of the order itself, and nothing later, can be read through these classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from baguni.domain.sequences import DAY_MS, EventBatch
-from trainer.data.dataset import Dataset, Orders
+from trainer.data.dataset import Dataset, Orders, expand
 from trainer.data.splits import evaluation_queries
-from trainer.samples import expand
 
 Bool = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
@@ -111,6 +110,20 @@ class OrderQueries:
 
     def __len__(self) -> int:
         return len(self.order_Q)
+
+    def at(self, rows: Int64) -> OrderQueries:
+        """Return some of the queries, by their ascending places."""
+        kept_P = np.isin(self.true_row_P, rows)
+        return replace(
+            self,
+            order_Q=self.order_Q[rows],
+            user_Q=self.user_Q[rows],
+            time_Q=self.time_Q[rows],
+            first_Q=self.first_Q[rows],
+            true_row_P=np.searchsorted(rows, self.true_row_P[kept_P]),
+            true_item_P=self.true_item_P[kept_P],
+            novel_P=self.novel_P[kept_P],
+        )
 
     def truth(self, novel: bool = False) -> tuple[Int64, Int64]:
         """true_row_P and true_item_P; `novel`: only items that the user never ordered before (some queries have none)."""

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.history import Action
 from baguni.domain.sequences import DAY_MS
+from trainer.data.dataset import expand
 from trainer.data.splits import evaluation_queries
 from trainer.metrics import mean_interval
 from trainer.model import DualHeadModel
 from trainer.run import Progress, Run, silent
-from trainer.samples import expand
 from trainer.segments.next_item import NextItem, category_probabilities
 from trainer.segments.outcomes import Outcome, auc
 from trainer.segments.purchases import Habits, Purchases

@@ -18,18 +18,15 @@ from difflib import get_close_matches
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from numpy.typing import NDArray
 from torch import Tensor
 
 from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog
 from baguni.domain.errors import NotFoundError
 from baguni.domain.semantic_ids import SemanticIdTable
-from baguni.domain.sequences import model_inputs
-from trainer.decoding import one_hot
-from trainer.model import DualHeadModel, Memory, mix_copied
+from trainer.model import DualHeadModel, Memory
 from trainer.run import Progress, Run, silent
-from trainer.samples import OrderSamples, to_sequences, trimmed
+from trainer.samples import to_sequences, trimmed
 
 NODES_AT_ONCE = 512  # with USERS_AT_ONCE, some 100 MB of decoder states and attention weights
 USERS_AT_ONCE = 16
@@ -78,18 +75,17 @@ def item_log_likelihoods(
 
     Memory grows with B · nodes_at_once, time with B · (inner nodes of the trie).
     """
-    cross, first_B1D = model.cross_keys_values(memory), model.first_input(memory)
-    score_BW = first_B1D.new_zeros(first_B1D.shape[:2])
-    for depth, (level, head) in enumerate(zip(tree.levels, model.code_heads, strict=True)):
-        copyable_BSK = one_hot(memory.codes_BSL[:, :, depth], head.out_features)
+    cross, first_B11D = model.cross_keys_values(memory), model.first_prefix(memory)
+    score_BW = first_B11D.new_zeros(first_B11D.shape[:2])
+    for depth, level in enumerate(tree.levels):
         scores = []
         for start in range(0, len(level.prefix_W), nodes_at_once):
             prefix_W = level.prefix_W[start : start + nodes_at_once]
-            state_BWD = model.decode(first_B1D + _decoder_input(model, prefix_W), cross, memory)
+            prefix_BWtD = first_B11D.expand(-1, len(prefix_W), -1, -1)
+            for above in range(depth):
+                prefix_BWtD = model.extended(prefix_BWtD, above, prefix_W[None, :, above])
             match_BWS = (memory.codes_BSL[:, None, :, :depth] == prefix_W[None, :, None, :]).all(-1)
-            gate_BW, weight_BWS = model.copy_weights(state_BWD, memory, match_BWS)
-            written_BWK = F.log_softmax(head(state_BWD).float(), -1)
-            log_prob_BWK = mix_copied(gate_BW.unsqueeze(-1), weight_BWS @ copyable_BSK, written_BWK)
+            log_prob_BWK = model.next_code_log_prob(prefix_BWtD, depth, cross, memory, match_BWS)
             first, stop = torch.searchsorted(level.node, torch.tensor([start, start + len(prefix_W)])).tolist()
             node, code = level.node[first:stop], level.code[first:stop]
             scores.append(score_BW[:, node] + log_prob_BWK[:, node - start, code])
@@ -167,7 +163,7 @@ class NextItem:
         table = run.semantic_ids()
         self.dataset, self.orders = run.dataset, run.dataset.orders()
         self.categories = Categories.of(run.dataset.catalog)
-        self.samples = OrderSamples(run.dataset, table, run.statistics, run.recipe.max_tokens)
+        self.samples = run.samples(run.dataset)
         self._progress = progress
         self._model, self._tree, self._codes_NL = model.eval(), PrefixTree.of(table), table.codes_NL
         with torch.no_grad():
@@ -176,7 +172,7 @@ class NextItem:
     def probabilities(self, user_B: Int64, known_B: Int64, now_B: Int64) -> Tensor:
         """[B, N] for orders at `now_B`, as foreseen at `known_B`: events and statistics are those before `known_B`."""
         events = self.samples.history_events(user_B, known_B)
-        inputs = trimmed(model_inputs(events, now_B, self.samples.max_tokens, self.dataset.store_timezone))
+        inputs = trimmed(self.samples.inputs_of(events, now_B, self.samples.max_tokens, self.dataset.store_timezone))
         statistics = self.samples.statistics
         sequences = to_sequences(inputs, self._codes_NL, statistics.values_TNP, statistics.month(known_B))
         with torch.no_grad():
@@ -200,10 +196,3 @@ class NextItem:
         for _, probability_BN in self.batches(user_B, now_B, now_B):
             found.append(category_probabilities(probability_BN, self.categories).numpy())
         return np.concatenate(found)
-
-
-def _decoder_input(model: DualHeadModel, prefix_W: Tensor) -> Tensor:
-    """[W, D] what the decoder reads of each prefix, beside the user: its codes and its depth, summed."""
-    depth = prefix_W.shape[1]
-    codes = [model.code_embeddings[level](prefix_W[:, level] + 1) for level in range(depth)]
-    return torch.stack([model.level_embedding.weight[depth].expand(len(prefix_W), -1), *codes]).sum(0)

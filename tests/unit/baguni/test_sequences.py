@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baguni.domain.history import Action, HistoryEvent
-from baguni.domain.sequences import NUM_CONTEXT, NUM_FEATURES, NUM_POSITIONS, ModelInputs, event_batch, model_inputs
+from baguni.domain.sequences import (
+    NUM_CONTEXT,
+    NUM_FEATURES,
+    NUM_POSITIONS,
+    ModelInputs,
+    event_batch,
+    line_inputs,
+    model_inputs,
+)
 from tests.strategies import DAY_MS, IDS, NOW_MS, history_events
 
 ITEMS = {"rye": 0, "milk": 1, "jam": 2, "소금": 3}  # the other ids of `history_events` are unknown
@@ -62,6 +70,24 @@ def test_a_history_by_hand() -> None:
     assert got.item_BS.tolist() == [[0, 1, 2, -1]]
     assert got.position_BS.tolist() == [[1, 2, 0, 0]]
     assert got.actions_BS.tolist() == [[1 | 2, 1, 2, 0]]
+
+
+def test_the_lines_of_a_history_by_hand() -> None:
+    got = line_inputs(event_batch([EXAMPLE], ITEMS), np.array([NOW_MS]), 6)
+    names = {index: item_id for item_id, index in ITEMS.items()}
+    tokens = list(zip(got.item_BS[0].tolist(), got.position_BS[0].tolist(), got.actions_BS[0].tolist(), strict=True))
+    assert [(names.get(item), position, actions) for item, position, actions in tokens] == [
+        ("jam", 0, 2),
+        ("rye", 1, 1),  # the newest order
+        ("rye", 1, 2),  # the click that led to it
+        ("rye", 2, 1),
+        ("milk", 2, 1),
+        (None, 0, 0),
+    ]
+    assert not got.features_BSF.any()
+    np.testing.assert_array_equal(got.context_BC, inputs([EXAMPLE]).context_BC)
+    newest = line_inputs(event_batch([EXAMPLE], ITEMS), np.array([NOW_MS]), 2)
+    np.testing.assert_array_equal(newest.item_BS[0], got.item_BS[0, :2])
 
 
 def test_the_features_of_a_token_by_hand() -> None:

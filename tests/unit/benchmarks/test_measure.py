@@ -12,7 +12,6 @@ from baguni.domain.catalog import Catalog, Item
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import K, Truth, breadth, compare, estimate, order_values
-from benchmarks.quality.queries import OrderQueries
 from benchmarks.quality.slices import (
     by_bucket,
     category_popularity_lists,
@@ -20,11 +19,11 @@ from benchmarks.quality.slices import (
     cold_item_recall,
     cold_users,
     held_out_items,
-    select,
     semantic_id_health,
 )
 from benchmarks.quality.store import ColdItems, ListStore, Record, slug
 from trainer.data.dataset import Dataset
+from trainer.data.queries import OrderQueries
 
 D = [1 / math.log2(rank + 1) for rank in range(1, K + 1)]
 START = 100
@@ -77,7 +76,7 @@ def test_first_takes_each_users_first_order_of_the_month() -> None:
     assert truth.within("all", "first").tolist() == [True, False, True]
     assert truth.within("novel", "first").tolist() == [True, False]
     assert truth.modes == ("rolling", "first")
-    assert Truth(select(queries(), np.array([0, 2]))).modes == ("rolling",)
+    assert Truth(queries().at(np.array([0, 2]))).modes == ("rolling",)
 
 
 def test_history_length_and_size_of_each_order() -> None:

@@ -11,28 +11,23 @@ from hypothesis import strategies as st
 
 from baguni.domain.catalog import Catalog, Item
 from baguni.domain.history import Action
-from benchmarks.quality.peers import (
-    AMAZON,
-    COMPLETE_JOURNEY,
-    Ease,
-    FrequencyAndEase,
-    ItemKnn,
-    Peer,
-    PersonalFrequency,
-    Popularity,
-    TifuKnn,
-    Tuned,
-    UserVectors,
-    ease_by_items,
-    ease_by_users,
-    peer_lists,
-)
-from benchmarks.quality.queries import OrderQueries, Purchases, log_purchases
+from benchmarks.quality.peers import AMAZON, COMPLETE_JOURNEY, ItemKnn, TifuKnn, Tuned, peer_lists
 from trainer.data.complete_journey import prepare
 from trainer.data.dataset import Dataset
+from trainer.data.queries import OrderQueries, Purchases, log_purchases
 from trainer.data.reading import load_dataset
 from trainer.data.splits import local_ms
 from trainer.metrics import per_order
+from trainer.peers import (
+    Ease,
+    FrequencyAndEase,
+    Peer,
+    PersonalFrequency,
+    Popularity,
+    UserVectors,
+    ease_by_items,
+    ease_by_users,
+)
 
 DAY = 86_400_000
 Order = tuple[int, float, list[int]]  # user, day, items

@@ -16,7 +16,6 @@ from benchmarks.quality.measure import K
 from benchmarks.quality.page import html_page
 from benchmarks.quality.plots import pictures
 from benchmarks.quality.promises import promised_rows
-from benchmarks.quality.queries import OrderQueries
 from benchmarks.quality.report import render
 from benchmarks.quality.results import write_report, write_runs, write_summary
 from benchmarks.quality.shop import Shop
@@ -25,6 +24,7 @@ from benchmarks.quality.store import ColdItems, Record
 from benchmarks.quality.summary import summarise
 from benchmarks.quality.tables import number
 from trainer.data.dataset import Dataset
+from trainer.data.queries import OrderQueries
 from trainer.metrics import top_k
 
 NUM_USERS, NUM_ITEMS, WEEKS, TEST_WEEK = 80, 40, 8, 6

@@ -12,7 +12,6 @@ from baguni.domain.catalog import Catalog, Item
 from baguni.domain.errors import InvalidInputError, NotFoundError
 from baguni.domain.history import Action
 from benchmarks.quality import sasrec
-from benchmarks.quality.queries import OrderQueries, log_purchases
 from benchmarks.quality.sasrec import (
     SasRec,
     SasRecRecipe,
@@ -25,6 +24,7 @@ from benchmarks.quality.sasrec import (
     windows,
 )
 from trainer.data.dataset import Dataset
+from trainer.data.queries import OrderQueries, log_purchases
 
 DAY = 86_400_000
 NUM_ITEMS = 40

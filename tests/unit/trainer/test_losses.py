@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -29,6 +30,15 @@ def test_infonce_is_the_mean_over_positives_then_over_users_that_have_one() -> N
     assert multi_positive_infonce(torch.tensor(scores), positive).item() == pytest.approx((first + second) / 2)
 
 
+def test_infonce_of_the_design_is_the_log_of_the_sum_over_positives() -> None:
+    scores = [[1.0, 2.0, 0.5], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]]
+    positive = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    first = -math.log(sum(softmax(scores[0])[:2]))
+    second = -math.log(softmax(scores[1])[2])
+    loss = multi_positive_infonce(torch.tensor(scores), positive, combined="sum")
+    assert loss.item() == pytest.approx((first + second) / 2)
+
+
 def test_log_q_takes_popularity_out_of_the_scores() -> None:
     scores, log_q = [1.0, 2.0, 0.5], [math.log(0.9), math.log(0.1), 0.0]
     corrected = softmax([s - q for s, q in zip(scores, log_q, strict=True)])
@@ -36,8 +46,9 @@ def test_log_q_takes_popularity_out_of_the_scores() -> None:
     assert loss.item() == pytest.approx(-math.log(corrected[1]), rel=1e-5)
 
 
-def test_infonce_without_any_positive_is_zero_and_finite() -> None:
-    assert multi_positive_infonce(torch.randn(2, 3), torch.zeros(2, 3)).item() == 0
+@pytest.mark.parametrize("combined", ["mean", "sum"])
+def test_infonce_without_any_positive_is_zero_and_finite(combined: Literal["mean", "sum"]) -> None:
+    assert multi_positive_infonce(torch.randn(2, 3), torch.zeros(2, 3), combined=combined).item() == 0
 
 
 def test_code_loss_sums_levels_and_ignores_padding() -> None:

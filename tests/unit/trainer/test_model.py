@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from trainer.decoding import BeamSearch
@@ -12,6 +15,7 @@ from trainer.model import DualHeadModel, Memory, Sequences, mix_copied
 from trainer.retrieval import score_items
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples
+from trainer.segments.next_item import PrefixTree, item_log_likelihoods
 from trainer.statistics import TextRegression
 
 
@@ -57,9 +61,15 @@ def test_a_user_does_not_depend_on_the_others_of_the_batch(trained: Run) -> None
 
 
 @torch.no_grad()
-def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(trained: Run) -> None:
-    """With a beam per item nothing is pruned: the search must agree with scoring every Semantic ID in one pass."""
-    model, table, sequences = trained.model(), trained.semantic_ids(), some_batch(trained).sequences
+@pytest.mark.parametrize("copying", [True, False])
+@pytest.mark.parametrize("code_attention", [True, False])
+def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(
+    trained: Run, copying: bool, code_attention: bool
+) -> None:
+    """With a beam per item nothing is pruned: the search must agree with scoring every Semantic ID in one pass, and so must
+    the scores of the whole catalogue."""
+    changed = replace(trained.recipe, copying=copying, code_attention=code_attention, decoder_layers=2)
+    model, table, sequences = trained.fresh_model(changed).eval(), trained.semantic_ids(), some_batch(trained).sequences
     search = BeamSearch(model, table.trie, num_beams=len(table)).eval()
     memory = encode(trained, model, sequences)
     items, scores = search(memory, torch.ones(len(sequences.item_BS), table.trie.num_nodes, dtype=torch.bool))
@@ -67,6 +77,24 @@ def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(trained: Run
     exact = model.log_likelihood(memory, codes)
     torch.testing.assert_close(scores, exact.gather(1, items.long()), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(scores, exact.sort(dim=-1, descending=True).values, atol=1e-4, rtol=1e-4)
+    whole = item_log_likelihoods(model, memory, PrefixTree.of(table), nodes_at_once=7)
+    torch.testing.assert_close(whole, exact, atol=1e-4, rtol=1e-4)
+    codes_BQL = codes[:, :5]
+    later = codes_BQL.clone()
+    later[:, :, -1] = 0  # a code never depends on those after it
+    one, other = (model.code_log_likelihood(memory, each)[:, :, :-1] for each in (codes_BQL, later))
+    torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_parts_that_the_recipe_leaves_out_have_no_effect(trained: Run) -> None:
+    changed = replace(trained.recipe, identity=False, interest=False, repeat=False)
+    model, data, sequences = trained.fresh_model(changed).eval(), trained.training_set, some_batch(trained).sequences
+    torch.testing.assert_close(model.item_vectors(data.text_NT), model.item_tower.from_text(data.text_NT).float())
+    memory = encode(trained, model, sequences)
+    assert not model.repeat_score(memory, sequences).any()
+    user = model.user_embedding(memory)
+    torch.testing.assert_close(model.user_embedding(memory._replace(interest_BqV=memory.interest_BqV + 1)), user)
 
 
 @torch.no_grad()
@@ -103,7 +131,7 @@ def test_a_code_is_copied_only_from_tokens_that_began_like_the_prefix(trained: R
     memory = encode(trained, model, sequences)
     codes, counts = sequences.codes_BSL[:, :, 0][sequences.present_BS].unique(return_counts=True)
     match = sequences.codes_BSL[:, None, :, 0] == codes[counts.argmin()]
-    gate, weight = model.copy_weights(model.first_input(memory), memory, match)
+    gate, weight = model.copy_weights(model.first_prefix(memory)[:, :, 0], memory, match)
     found = match.any(-1)
     assert found.any()
     assert not found.all()

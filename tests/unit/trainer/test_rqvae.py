@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
-from trainer.rqvae import RqVaeRecipe, fit_rqvae
+from trainer.rqvae import RqVaeRecipe, distinct_codes, fit_rqvae
 
 RECIPE = RqVaeRecipe(latent_dim=8, hidden=(32,), num_levels=2, codebook_size=8, epochs=30, batch_size=64)
 
@@ -49,6 +52,33 @@ def test_a_dead_code_is_moved_onto_a_residual() -> None:
         model.codebooks_LKZ[0, 0] = 1e3
     assert model.reset_dead_codes(torch.from_numpy(vectors), torch.Generator().manual_seed(0)) >= 1
     assert model.codebooks_LKZ[0, 0].abs().max() < 100
+
+
+@pytest.mark.parametrize(("encoder", "epochs", "size"), [("mlp", 10, 128), ("pca", 0, 32)])
+def test_different_texts_get_different_codes_where_there_are_enough(
+    encoder: Literal["mlp", "pca"], epochs: int, size: int
+) -> None:
+    vectors, category = clustered()
+    vectors[1::4] = vectors[::4]  # every other text is that of two items
+    recipe = replace(RECIPE, encoder=encoder, epochs=epochs, codebook_size=size)
+    model, text_NT = fit_rqvae(vectors, category, recipe, seed=0), torch.from_numpy(vectors)
+    nearest, distinct = model(text_NT)[0], distinct_codes(model, text_NT)
+    num_texts = len(np.unique(vectors, axis=0))
+    assert len(nearest.unique(dim=0)) < num_texts == len(distinct.unique(dim=0))
+    assert torch.equal(distinct[1::4], distinct[::4])
+    assert torch.equal(distinct[:, 0], nearest[:, 0])
+
+
+def test_principal_components_without_training_are_residual_k_means() -> None:
+    vectors, category = clustered()
+    model = fit_rqvae(vectors, category, replace(RECIPE, encoder="pca", epochs=0), seed=0)
+    standard = (vectors - vectors.mean(0)) / vectors.std(0)
+    latent = model.encoder(torch.from_numpy(standard)).detach().numpy()
+    largest = np.linalg.svd(standard, compute_uv=False)[:8]
+    assert np.square(latent).sum() == pytest.approx(np.square(largest).sum(), rel=1e-3)
+    codes = model(torch.from_numpy(vectors))[0].numpy()
+    centres = np.stack([latent[codes[:, 0] == code].mean(0) for code in np.unique(codes[:, 0])])
+    np.testing.assert_allclose(model.codebooks_LKZ[0][np.unique(codes[:, 0])].detach().numpy(), centres, atol=1e-4)
 
 
 def test_equal_texts_get_different_ids_by_their_suffix() -> None:

@@ -13,14 +13,16 @@ import torch
 from baguni.domain.errors import InvalidInputError, NotFoundError
 from tests.tiny_release import tiny_run
 from trainer.data.dataset import Dataset
-from trainer.distill import candidate_lists, distillation_losses, first_occurrence, teacher_scores
+from trainer.distill import Teacher, candidate_lists, distillation_losses, first_occurrence
 from trainer.export import frozen_items
 from trainer.model import DualHeadModel, Memory
 from trainer.recipes import RECIPES, Recipe, recipe_of
-from trainer.retrieval import RetrievalScores, sampled, score, whole_catalogue
+from trainer.retrieval import RetrievalScores, expected_draws, sampled, score, whole_catalogue
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples, sample_targets
 from trainer.train import step_samples, train
+
+PARTS = (torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]]))
 
 
 def samples_of(run: Run, dataset: Dataset) -> OrderSamples:
@@ -64,6 +66,20 @@ def test_targets_are_drawn_without_repeats_and_rarer_items_more_often(trained: R
     assert (item[rows_with_rare] == rare).any(dim=1).float().mean() > 0.95
     both = present.all(dim=1)
     assert (item[both, 0] != item[both, 1]).all()
+
+
+def test_a_share_of_the_targets_was_never_bought_before(trained: Run) -> None:
+    batch = trained.training_set.samples.batch(np.arange(256))
+    weight = torch.ones(trained.training_set.num_items)
+    item, present = sample_targets(batch, weight, 4, torch.Generator().manual_seed(0), novel_share=0.5)
+    owned = set(zip(batch.owned_row.tolist(), batch.owned_item.tolist(), strict=True))
+    ordered = set(zip(batch.target_row_P.tolist(), batch.target_item_P.tolist(), strict=True))
+    whole, novel = ([(row, int(item[row, q])) for row, q in (present & part).nonzero().tolist()] for part in PARTS)
+    assert set(whole) | set(novel) <= ordered
+    assert not set(novel) & owned
+    assert set(whole) & owned
+    num_novel = [sum(pair[0] == row for pair in ordered - owned) for row in range(batch.size)]
+    assert present[:, 2:].sum(1).tolist() == [min(2, number) for number in num_novel]
 
 
 def test_a_tiny_model_learns_ten_orders_by_heart(trained: Run) -> None:
@@ -130,16 +146,40 @@ def test_sampled_negatives_hold_targets_and_hard_ones_with_their_chances(trained
     assert len(np.unique(similar[batch.target_item_P == batch.target_item_P[0]])) > 1 or len(similar) < 5
 
 
+def test_items_are_drawn_as_often_as_expected(trained: Run) -> None:
+    """Targets as they are sold, one item of each one's category, items that were bought before, and any item."""
+    shelves, frequency_N, generator = (
+        trained.training_set.samples.shelves,
+        trained.training_set.frequency_N,
+        torch.Generator(),
+    )
+    share_N, draws, num_items = (frequency_N + 1) / (frequency_N + 1).sum(), 200_000, len(frequency_N)
+    target, bought = (torch.multinomial(share_N, draws, replacement=True, generator=generator) for _ in range(2))
+    others = torch.randint(num_items, (draws // 2,), generator=generator)
+    drawn = torch.cat([target, bought, others, shelves.same_category(target, generator)])
+    expected_N = expected_draws(shelves, share_N, draws, draws, draws // 2)
+    torch.testing.assert_close(torch.bincount(drawn, minlength=num_items).float(), expected_N, rtol=0.1, atol=0)
+
+
 def test_training_with_sampled_negatives_learns_too(trained: Run) -> None:
     recipe = replace(trained.recipe, steps=60, negatives="sampled", num_random_negatives=10)
     losses = train(trained.fresh_model(), trained.training_set, recipe)
     assert np.mean([s["retrieval"] for s in losses[-10:]]) < np.mean([s["retrieval"] for s in losses[:10]])
 
 
-def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teacher(trained: Run) -> None:
+@pytest.mark.parametrize("num_beams", [0, 8])
+def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teacher(
+    trained: Run, num_beams: int
+) -> None:
     data, recipe = trained.training_set, trained.recipe
     settings = replace(
-        recipe.distill, steps=60, kl_weight=5.0, gated=False, generative_share=1.0, novel_generative_share=1.0
+        recipe.distill,
+        steps=60,
+        kl_weight=5.0,
+        gated=False,
+        generative_share=1.0,
+        novel_generative_share=1.0,
+        num_beams=num_beams,
     )
     batch = data.samples.batch(np.arange(200, 264))
     teacher = trained.model(distilled=False)
@@ -147,11 +187,13 @@ def test_distillation_moves_the_student_towards_its_teacher_and_leaves_the_teach
     def divergence(student: DualHeadModel) -> float:
         with torch.no_grad():
             scores, _ = scores_of(trained, student, batch)
+            judge = Teacher(teacher, data.text_NT, data.codes_NL, data.values_TNP, settings)
+            memory = judge.read(batch)
+            generator = torch.Generator().manual_seed(0)
             items, valid = candidate_lists(
-                batch, scores, data.samples.shelves, settings, torch.Generator().manual_seed(0)
+                batch, scores, data.samples.shelves, settings, generator, judge.generated(memory)
             )
-            tables = (data.text_NT, data.codes_NL, data.values_TNP)
-            judgement = teacher_scores(teacher, batch, items, *tables, settings)
+            judgement = judge.judge(batch, memory, items)
             return float(distillation_losses(scores, items, valid, judgement, settings)["kl"])
 
     student = trained.model(distilled=False)
@@ -169,7 +211,8 @@ def test_each_query_has_the_share_of_each_head_that_the_recipe_says(trained: Run
     scores, memory = scores_of(trained, teacher, batch)
     items = torch.arange(8).expand(batch.size, -1)
     settings = replace(trained.recipe.distill, generative_share=1.0, novel_generative_share=0.0)
-    judgement = teacher_scores(teacher, batch, items, data.text_NT, data.codes_NL, data.values_TNP, settings)
+    judge = Teacher(teacher, data.text_NT, data.codes_NL, data.values_TNP, settings)
+    judgement = judge.judge(batch, judge.read(batch), items)
     torch.testing.assert_close(judgement.everything_BC, teacher.log_likelihood(memory, data.codes_NL[items]))
     torch.testing.assert_close(judgement.novel_BC, scores.novel_BM[:, :8])
 
@@ -181,6 +224,27 @@ def test_a_candidate_counts_once() -> None:
 def test_a_directory_of_another_run_is_refused(trained: Run) -> None:
     with pytest.raises(InvalidInputError, match="seed"):
         tiny_run(trained.path.parent, seed=1)
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_one_of_a_later_version_does_not(trained: Run, tmp_path: Path) -> None:
+    saved = json.loads((trained.path / "recipe.json").read_text())
+    new = {
+        "temperature",
+        "identity",
+        "interest",
+        "repeat",
+        "copying",
+        "code_attention",
+        "tokens",
+        "content",
+        "positives",
+    }
+    earlier = {name: value for name, value in saved.items() if name not in new | {"teacher", "novel_share"}}
+    (tmp_path / "recipe.json").write_text(json.dumps(earlier))
+    assert Run.opened(tmp_path, trained.dataset_path).recipe == trained.recipe
+    (tmp_path / "recipe.json").write_text(json.dumps({**saved, "an_option_of_a_later_version": True}))
+    with pytest.raises(InvalidInputError, match="an_option_of_a_later_version"):
+        Run.opened(tmp_path, trained.dataset_path)
 
 
 def test_a_run_is_opened_with_the_recipe_that_it_was_begun_with(trained: Run, tmp_path: Path) -> None:

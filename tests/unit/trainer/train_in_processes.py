@@ -30,5 +30,7 @@ if __name__ == "__main__":
     fabric = launch(recipe)
     run.training_set.samples.click_rate = 0.0
     losses = train(run.fresh_model(recipe), run.training_set, recipe, fabric=fabric)
+    teacher = replace(recipe, steps=2, everything_weight=0.0, novel_weight=0.0, interest=False, repeat=False)
+    train(run.fresh_model(teacher), run.training_set, teacher, fabric=fabric)  # parts without a gradient
     if fabric.is_global_zero:
         Path(sys.argv[2]).write_text(json.dumps({"processes": fabric.world_size, "losses": losses}))
