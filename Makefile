@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults test-hostile test-releases bench-demo bench-quality bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts published proto check format clean
+.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults test-hostile test-releases bench-demo bench-quality bench-ladder bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts published proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench-index: setup ## Recall and latency of the vector index, filters included �
 
 bench-streaming: setup ## From Kafka to Redis and into lists: events a second, freshness, bytes a user → benchmarks/results/streaming.json (after bench-quality)
 	$(BIN)/python -m benchmarks.streaming
+
+bench-ladder: setup ## The claim of the design, one part of the model at a time, hours → benchmarks/results/ladder.json
+	$(BIN)/python -m benchmarks.ladder --data $(or $(DATASET),complete-journey)
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json
 	$(BIN)/python -m benchmarks.training $(or $(DATASET),complete-journey)
