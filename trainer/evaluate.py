@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 
 from baguni.domain.scoring import served_scores
 from baguni.domain.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
-from trainer.data.splits import evaluation_queries
+from trainer.data.queries import OrderQueries, log_purchases
 from trainer.decoding import BeamSearch
 from trainer.metrics import coverage, gini, mean_interval, per_order, popularity_lift, top_k
 from trainer.model import DualHeadModel
+from trainer.peers import RECENT, RECENT_AND_EASE, Peer, ranked
 from trainer.retrieval import whole_catalogue, with_repeat_score
 from trainer.run import Progress, Run, silent
 from trainer.samples import Batch, OrderSamples
 
 K = 10
 METRICS = ("HR", "Recall", "Recall_min", "NDCG")
+SETTINGS = ("all", "novel")
+MAX_EASE = 12_000  # users or items, whichever are fewer: of so many, a matrix is inverted
 BATCH_SIZE = 128
 Lists = NDArray[np.int64]
 Ranker = Callable[[Batch, bool], Lists]
@@ -35,50 +38,61 @@ Ranker = Callable[[Batch, bool], Lists]
 
 @dataclass(frozen=True)
 class TestMonth:
-    """The orders to predict."""
+    """The orders to predict, as queries and as the run's models read them."""
 
     samples: OrderSamples
-    order_Q: NDArray[np.int64]
+    queries: OrderQueries
 
     def batches(self) -> Iterator[Batch]:
-        """The queries in order, BATCH_SIZE at a time."""
-        for start in range(0, len(self.order_Q), BATCH_SIZE):
-            yield self.samples.batch(self.order_Q[start : start + BATCH_SIZE])
-
-    @cached_property
-    def user_Q(self) -> NDArray[np.int64]:  # noqa: N802 - a shape suffix
-        """The user of each query."""
-        return self.samples.user_O[self.order_Q]
+        """Yield the queries in order, BATCH_SIZE at a time."""
+        for start in range(0, len(self.queries), BATCH_SIZE):
+            yield self.samples.batch(self.queries.order_Q[start : start + BATCH_SIZE])
 
 
 def month_to_predict(run: Run, mode: Literal["first", "rolling"], limit: int | None = None) -> TestMonth:
-    """The run's test month; `limit` takes a random part of it."""
-    queries = evaluation_queries(run.dataset, run.test_start_ms, mode=mode, min_orders=run.recipe.min_test_orders)
-    order_Q = queries.order_Q
-    if limit is not None and limit < len(order_Q):
-        order_Q = np.sort(np.random.default_rng(0).choice(order_Q, limit, replace=False))
-    return TestMonth(run.samples(run.dataset), order_Q)
+    """Return the run's test month; `limit` takes a random part of it."""
+    queries = OrderQueries.of(run.dataset, run.test_start_ms, min_orders=run.recipe.min_test_orders)
+    if mode == "first":
+        queries = queries.at(np.flatnonzero(queries.first_Q))
+    if limit is not None and limit < len(queries):
+        queries = queries.at(np.sort(np.random.default_rng(0).choice(len(queries), limit, replace=False)))
+    return TestMonth(run.samples(run.dataset), queries)
 
 
 def evaluate(
     run: Run, mode: Literal["first", "rolling"] = "first", limit: int | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Every model of a run on its test month: {model: {"all" | "novel": {metric: value}}}, with the test's own facts."""
+    """Return every model of a run on its test month beside simple peers, {model: {"all" | "novel": {metric: value}}}, with the
+    test's own facts."""
     test = month_to_predict(run, mode, limit)
     frequency_N = run.frequency_N.astype(np.float64)
+    popularity = popularity_ranker(run.recent_popularity())
     rankers = {
-        "global popularity": popularity_ranker(run.recent_popularity()),
         "retrieval before distillation": retrieval_ranker(run.model(distilled=False), run),
         "retrieval, distilled": retrieval_ranker(run.model(), run),
         "generative": generative_ranker(run.model(), run),
     }
+    if run.recipe.teacher is not None:
+        rankers["teacher"] = generative_ranker(run.teacher(), run)
     if run.recipe.rescored_share > 0:
         rankers["retrieval, rescored"] = retrieval_ranker(run.model(), run, run.recipe.rescored_share)
+    makers = {"global popularity": partial(_lists, test, popularity)}
+    makers |= {name: partial(_peer_lists, run, test, peer) for name, peer in simple_peers(run).items()}
+    makers |= {name: partial(_lists, test, ranker) for name, ranker in rankers.items()}
     results = {}
-    for number, (name, ranker) in enumerate(rankers.items()):
-        results[name] = _measure(test, ranker, frequency_N)
-        progress("evaluation", number + 1, len(rankers), name)
-    return {"mode": mode, "orders": len(test.order_Q), "k": K, "models": results}
+    for number, name in enumerate(makers):
+        results[name] = _measure(test, makers[name](), frequency_N)
+        progress("evaluation", number + 1, len(makers), name)
+    return {"mode": mode, "orders": len(test.queries), "k": K, "models": results}
+
+
+def simple_peers(run: Run) -> dict[str, Peer]:
+    """Return what a model has to beat: what users buy often and lately and, if the log is small enough for its closed form,
+    that with a part of EASE."""
+    peers: dict[str, Peer] = {"frequency × recency": RECENT}
+    if min(len(run.dataset.user_ids), len(run.dataset.catalog)) <= MAX_EASE:
+        peers["frequency × recency + EASE"] = RECENT_AND_EASE
+    return peers
 
 
 def popularity_ranker(popularity_N: NDArray[np.float32]) -> Ranker:
@@ -137,29 +151,35 @@ def generative_ranker(model: DualHeadModel, run: Run, num_beams: int = 32) -> Ra
     return rank
 
 
-def _measure(test: TestMonth, ranker: Ranker, frequency_N: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
+def _lists(test: TestMonth, ranker: Ranker) -> dict[str, Lists]:
+    """Return [Q, K] for each setting."""
+    return {
+        setting: np.concatenate([ranker(batch, setting == "novel") for batch in test.batches()]) for setting in SETTINGS
+    }
+
+
+def _peer_lists(run: Run, test: TestMonth, peer: Peer) -> dict[str, Lists]:
+    """Return [Q, K] for each setting."""
+    scores = peer.fit(log_purchases(run.dataset, run.test_start_ms))
+    rng = np.random.default_rng(0)
+    return {setting: ranked(test.queries, scores, setting == "novel", K, rng) for setting in SETTINGS}
+
+
+def _measure(test: TestMonth, lists: dict[str, Lists], frequency_N: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
     result = {}
-    for setting in ("all", "novel"):
-        lists, rows, items = [], [], []
-        for number, batch in enumerate(test.batches()):
-            row, item = batch.target_row_P.numpy(), batch.target_item_P.numpy()
-            if setting == "novel":
-                new = ~np.isin(row * len(frequency_N) + item, _owned_keys(batch, len(frequency_N)))
-                row, item = row[new], item[new]
-            lists.append(ranker(batch, setting == "novel"))
-            rows.append(row + number * BATCH_SIZE)
-            items.append(item)
-        row, item, top = np.concatenate(rows), np.concatenate(items), np.concatenate(lists)
+    for setting in SETTINGS:
+        row, item = test.queries.truth(setting == "novel")
         kept = np.unique(row)
         if len(kept) == 0:  # nobody bought anything new: there is nothing to measure
             result[setting] = {"orders": 0, **dict.fromkeys((f"{name}@{K}" for name in METRICS), 0.0)}
             continue
-        metrics = per_order(top[kept], np.searchsorted(kept, row), item)
-        result[setting] = _summary(metrics, test.user_Q[kept]) | {
+        top = lists[setting][kept]
+        metrics = per_order(top, np.searchsorted(kept, row), item)
+        result[setting] = _summary(metrics, test.queries.user_Q[kept]) | {
             "orders": len(kept),
-            "coverage": coverage(top[kept], len(frequency_N)),
-            "popularity lift": popularity_lift(top[kept], frequency_N, item),
-            "Gini": gini(top[kept], len(frequency_N)),
+            "coverage": coverage(top, len(frequency_N)),
+            "popularity lift": popularity_lift(top, frequency_N, item),
+            "Gini": gini(top, len(frequency_N)),
         }
     return result
 
@@ -176,10 +196,6 @@ def _summary(metrics: dict[str, NDArray[np.float64]], user_Q: NDArray[np.int64])
 def _without_owned(scores_BN: torch.Tensor, batch: Batch) -> torch.Tensor:
     scores_BN[batch.owned_row, batch.owned_item] = -torch.inf
     return scores_BN
-
-
-def _owned_keys(batch: Batch, width: int) -> NDArray[np.int64]:
-    return np.asarray(batch.owned_row.numpy() * width + batch.owned_item.numpy())
 
 
 def _top(scores_BN: torch.Tensor) -> Lists:
