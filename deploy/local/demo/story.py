@@ -1,4 +1,4 @@
-"""`baguni demo`: from nothing to live recommendations on a year of real grocery orders.
+"""`baguni demo`: from nothing to live recommendations on a year of grocery orders (simulated data).
 
 Train and publish (once), start the stack, load every household's history up to December, ask for lists, then play what
 the households really did next into Kafka, and watch their lists follow. Nothing is staged: the December orders were never

@@ -1,4 +1,4 @@
-"""The peers: each formula by hand, and the protocol's own numbers on the real data."""
+"""The peers: each formula by hand, and the protocol's own numbers on Complete Journey."""
 
 from __future__ import annotations
 
