@@ -29,6 +29,8 @@ PROTOCOL = (
     "All items: the whole order is the truth. Never bought: only items the user had never ordered count, none of those "
     "may be listed, and orders without one drop out.",
     "Intervals are 95 %, by resampling users; differences are paired, order by order, after averaging over seeds.",
+    "Complete Journey is simulated after the patterns of real shopping, as its package says: a place to compare methods, not "
+    "evidence about real shoppers.",
 )
 
 
