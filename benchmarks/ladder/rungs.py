@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.recipes import Recipe, recipe_named
+from trainer.recipes import Recipe, TeacherRecipe, recipe_named
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "planted": {
         "max_tokens": 64,
         "batch_size": 256,
+        "num_targets": 3,
         "min_test_orders": 1,
+        "teacher": TeacherRecipe(num_targets=4),
     },
 }

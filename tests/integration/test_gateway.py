@@ -627,11 +627,15 @@ def test_metrics_count_what_was_asked_and_name_no_user(stub, shopper, local_stac
 
 
 def test_overload_is_refused_at_once_and_says_when_to_try_again(stub, shopper, running) -> None:
-    """Two thousand requests at a time for a gateway that answers two dozen: some get a page, the others a refusal."""
+    """Two thousand requests at a time for a gateway that answers two dozen: some get a page, the others a refusal. Each has
+    rules of its own, so that none is remembered."""
     own_connection = [("grpc.use_local_subchannel_pool", 1)]
     health = health_pb2_grpc.HealthStub(grpc.insecure_channel(running.gateway_address, options=own_connection))
-    request = pb.RecommendRequest(user_id=shopper, page_size=10, now=now())
-    calls = [stub.Recommend.future(request, timeout=300) for _ in range(2_000)]
+    requests = [
+        pb.RecommendRequest(user_id=shopper, page_size=10, now=now(), exclude_item_ids=[f"no-item-{n}"])
+        for n in range(2_000)
+    ]
+    calls = [stub.Recommend.future(request, timeout=300) for request in requests]
     healthy = health.Check(health_pb2.HealthCheckRequest(), timeout=300)
     answers = [call.exception() for call in calls]
     refusals = [error for error in answers if error is not None]
