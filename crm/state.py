@@ -203,17 +203,15 @@ class CampaignState:
 
     def times_pushed(self, user_ids: Sequence[str], since_ms: int) -> dict[str, int]:
         """In how many runs each was pushed something since; those with none are left out."""
-        query = (
-            "SELECT user_id, COUNT(DISTINCT run_id) FROM push "
-            "WHERE user_id IN (SELECT value FROM json_each(?)) AND time_ms >= ? GROUP BY user_id"
-        )
-        return dict(self._rows(query, json.dumps(user_ids), since_ms))
+        counted = "SELECT user_id, COUNT(DISTINCT run_id) FROM push"
+        query = f"{counted} WHERE user_id IN ({_marks(user_ids)}) AND time_ms >= ? GROUP BY user_id"
+        return dict(self._rows(query, *user_ids, since_ms))
 
     def items_pushed(self, user_ids: Sequence[str], since_ms: int) -> dict[str, set[str]]:
         """What each was pushed since."""
         found: dict[str, set[str]] = {}
-        query = "SELECT user_id, item_id FROM push WHERE user_id IN (SELECT value FROM json_each(?)) AND time_ms >= ?"
-        for user_id, item_id in self._rows(query, json.dumps(user_ids), since_ms):
+        query = f"SELECT user_id, item_id FROM push WHERE user_id IN ({_marks(user_ids)}) AND time_ms >= ?"  # noqa: S608
+        for user_id, item_id in self._rows(query, *user_ids, since_ms):
             found.setdefault(user_id, set()).add(item_id)
         return found
 
@@ -296,8 +294,8 @@ class CampaignState:
     def told(self, sink: str, user_ids: Sequence[str]) -> dict[str, dict[str, str | None]]:
         """What the sink knows of users, by name."""
         found: dict[str, dict[str, str | None]] = {user_id: {} for user_id in user_ids}
-        query = "SELECT user_id, name, value FROM told WHERE sink = ? AND user_id IN (SELECT value FROM json_each(?))"
-        for user_id, name, value in self._rows(query, sink, json.dumps(user_ids)):
+        query = f"SELECT user_id, name, value FROM told WHERE sink = ? AND user_id IN ({_marks(user_ids)})"  # noqa: S608
+        for user_id, name, value in self._rows(query, sink, *user_ids):
             found[user_id][name] = value
         return found
 
@@ -374,6 +372,12 @@ class CampaignState:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _marks(user_ids: Sequence[str]) -> str:
+    """Return a placeholder for each id. SQLite takes 32,766, a batch has some hundred. An id is bound as it is: SQLite's JSON
+    functions cut a text at its first NUL."""
+    return ", ".join("?" * len(user_ids))
 
 
 def _packed(push: Push) -> str:

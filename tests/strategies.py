@@ -15,6 +15,13 @@ NOW_MS = 1_700_000_000_000
 IDS = st.sampled_from(["rye", "7", "07", "milk", "jam", "소금", "a|b", "50%"])
 TIMES = st.one_of(st.integers(1, 6), st.integers(NOW_MS - 400 * DAY_MS, NOW_MS + DAY_MS))
 
+# Ids that a shop may have: what ends a text in C, in SQL or in a path, and what sorts otherwise than it looks.
+HOSTILE_IDS = st.text(
+    st.sampled_from("\0\x01\n\"'%_,;/\\ aA0é소\u200b\ufeff\uffff🍜") | st.characters(exclude_categories=["Cs"]),
+    min_size=1,
+    max_size=6,
+)
+
 
 @st.composite
 def history_events(draw: st.DrawFn, ids: st.SearchStrategy[str] = IDS) -> HistoryEvent:

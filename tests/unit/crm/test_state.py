@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from baguni.domain.errors import InvalidInputError, NotFoundError
 from crm.state import KEPT_MS, CampaignState, Push, PushedItem
+from tests.strategies import HOSTILE_IDS
 
 NOW_MS = 1_760_000_000_000
 DAY_MS = 86_400_000
@@ -119,3 +123,33 @@ def test_one_at_a_time(state: CampaignState, tmp_path: Path) -> None:
         pass
     with closing(CampaignState(tmp_path)) as other, other.lock():
         pass
+
+
+@settings(max_examples=20)  # each opens a state and waits for the disk
+@given(st.lists(HOSTILE_IDS, min_size=1, max_size=6, unique=True), HOSTILE_IDS)
+@example(["a\0b"], "a")
+def test_every_id_is_found_by_itself_alone(user_ids: list[str], stranger: str) -> None:
+    """The id "a\\0b" counted as "a": its quiet rules never held, and nothing could be sent to it."""
+    pushes = [push(user_id, user_id) for user_id in user_ids]
+    wanted = {user_id: user_id for user_id in user_ids}
+    others = [] if stranger in wanted else [stranger]
+    with TemporaryDirectory() as folder, closing(CampaignState(Path(folder))) as state:
+        run = state.begin("r", "bread", "d", NOW_MS)
+        state.select("r", user_ids)
+        assert state.to_prepare("r", "", 10) == sorted(user_ids, key=str.encode)
+        state.prepare("r", pushes, {})
+        assert {found.user_id for found in state.to_send("r", "braze", "", 10)} == wanted.keys()
+        state.sending("r", "braze", user_ids)
+        assert {found.user_id for found in state.interrupted("r", "braze")} == wanted.keys()
+        state.sent(run, "braze", pushes, {}, {user_id: {"x": user_id} for user_id in user_ids})
+        asked = [*user_ids, *others]
+        assert state.times_pushed(asked, NOW_MS) == dict.fromkeys(user_ids, 1)
+        assert state.items_pushed(asked, NOW_MS) == {user_id: {user_id} for user_id in user_ids}
+        assert state.told("braze", asked) == {user: {"x": user} if user in wanted else {} for user in asked}
+        assert all(state.last_push("bread", user_id) for user_id in user_ids)
+        state.forget(user_ids[:1])
+        assert state.times_pushed(asked, NOW_MS) == dict.fromkeys(user_ids[1:], 1)
+
+
+def test_a_batch_may_be_empty(state: CampaignState) -> None:
+    assert (state.times_pushed([], 0), state.items_pushed([], 0), state.told("braze", [])) == ({}, {}, {})
