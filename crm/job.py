@@ -15,7 +15,7 @@ from typing import Any
 
 from baguni.clients.gateway import GatewayClient
 from baguni.domain.catalog import Catalog
-from baguni.domain.errors import InvalidInputError, NotFoundError, UnavailableError
+from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
 from baguni.domain.history import Action, History
 from baguni.domain.release import ReleaseStore
 from baguni.stores.forgotten import ForgottenUsers
@@ -282,8 +282,11 @@ class Job:
             middle = len(pushes) // 2
             is_first_settled = self._send(run, sink, pushes[:middle])
             return self._send(run, sink, pushes[middle:]) and is_first_settled
-        except Exception:
+        except BaguniError:
             self._state.not_sent(run.run_id, sink.name, user_ids)
+            raise
+        except Exception as error:  # nobody foresaw it: the sink may have taken the batch before
+            self._settle(run, sink, pushes, f"{type(error).__name__}: {error}")
             raise
         self._state.sent(run, sink.name, pushes, sent.failed, sent.told)
         return True

@@ -45,8 +45,8 @@ class Sink(Protocol):
         UnavailableError."""
 
     def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
-        """Send a batch in one call. Raises UncertainError, or BadBatchError for a batch of several users; any other error
-        means that nothing of it was taken."""
+        """Send a batch in one call. Raises UncertainError, or BadBatchError for a batch of several users; a BaguniError means
+        that nothing of it was taken. After any other error, it may have been."""
 
     def arrived(self, run: Run, pushes: Sequence[Push]) -> set[str] | None:
         """Of pushes that were being sent when something died, the users whose arrived; None if nobody can tell."""

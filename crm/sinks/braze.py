@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 30.0
 ATTEMPTS = 8  # of a batch, while Braze fails or has no room
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 LONGEST_RESET_S = 120.0  # a limit that is further away is not waited for
+MAX_SHOWN = 200  # characters of what Braze says
 REFUSALS = {
     401: "the API key is wrong or has expired; BAGUNI_CRM_BRAZE_KEY holds it",
     403: "the API key may not use users.track",
@@ -50,8 +52,13 @@ class Braze:
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
         self._http = urllib3.PoolManager(timeout=timeout, retries=False)
+        self._next_at = 0.0  # monotonic time before which nothing is sent
         if not key:
             raise InvalidInputError("sink braze: there is no API key, expected it in BAGUNI_CRM_BRAZE_KEY", "sinks")
+        if not (key.isascii() and key.isprintable()):
+            raise InvalidInputError(
+                "sink braze: the API key has characters that no header takes, expected ASCII", "sinks"
+            )
 
     def check(self) -> None:
         """Ask for nothing: Braze checks the key before it finds that there is nothing to do."""
@@ -60,7 +67,7 @@ class Braze:
         except UncertainError as error:
             raise UnavailableError("braze", str(error)) from error
         if status not in (200, 201, 202, 400):
-            raise BaguniError(f"braze answered {status} to an empty request: {body.get('message', body)}")
+            raise BaguniError(f"braze answered {status} to an empty request: {_message(body)}")
 
     def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
         """Send what is new in a batch."""
@@ -69,7 +76,7 @@ class Braze:
         failed: Mapping[str, str] = {}
         if body:
             status, answer = self._ask(body)
-            problem = f"braze answered {status}: {answer.get('message', answer)}"
+            problem = f"braze answered {status}: {_message(answer)}"
             if status == 400 and len(pushes) > 1:
                 raise BadBatchError(problem)
             failed = {pushes[0].user_id: problem} if status == 400 else _refused(answer, owners)
@@ -130,6 +137,7 @@ class Braze:
     def _ask(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         """Post until Braze has decided. Returns its status, 2xx or 400, and its answer."""
         payload, backoff_s = json.dumps(body).encode(), self._backoff_s
+        time.sleep(max(self._next_at - time.monotonic(), 0.0))
         for attempt in range(ATTEMPTS):
             try:
                 response = self._http.request("POST", self._url, body=payload, headers=self._headers)
@@ -142,7 +150,7 @@ class Braze:
                 if 200 <= response.status < 300 or response.status == 400:
                     self._respect_limit(response.headers)
                     return response.status, answer
-                problem = f"{response.status} {answer.get('message', '')}".strip()
+                problem = f"{response.status} {_message(answer)}"
                 if response.status == 429:
                     backoff_s = max(_reset_s(response.headers), FIRST_BACKOFF_S)
                     if backoff_s > LONGEST_RESET_S:
@@ -156,37 +164,51 @@ class Braze:
         raise UnavailableError("braze", f"{self._url}: {problem}, {ATTEMPTS} times in a row")
 
     def _respect_limit(self, headers: Mapping[str, str]) -> None:
-        """Wait, if this was the last request that the limit allows."""
+        """Let the next request wait, if this was the last one that the limit allows. This one's answer is noted at once: a
+        process that dies while it waits would have to call it unknown."""
         if headers.get("x-ratelimit-remaining") == "0":
-            time.sleep(min(_reset_s(headers), LONGEST_RESET_S))
+            self._next_at = time.monotonic() + min(_reset_s(headers), LONGEST_RESET_S)
 
 
 def _refused(answer: Mapping[str, Any], owners: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """The users of whom Braze refused something, from an answer that is a success as a whole."""
     failed: dict[str, str] = {}
-    for error in answer.get("errors", ()):
-        if not isinstance(error, dict):
-            log.warning("braze says error=%s", error)
-            continue
-        users, index = owners.get(str(error.get("input_array")), ()), error.get("index")
+    errors = answer.get("errors")
+    for error in errors if isinstance(errors, list) else []:
+        kind, index = (error.get("input_array"), error.get("index")) if isinstance(error, dict) else (None, None)
+        users = owners.get(kind, ()) if isinstance(kind, str) else ()
         if isinstance(index, int) and 0 <= index < len(users):
-            failed[users[index]] = f"braze refused {error['input_array']}: {error.get('type', error)}"
+            failed[users[index]] = f"braze refused {kind}: {_short(error.get('type', error))}"
         else:
-            log.warning("braze says error=%s", error)
+            log.warning("braze says error=%s", _short(error))
     return failed
 
 
 def _reset_s(headers: Mapping[str, str]) -> float:
     """Seconds until the limit is reset, by x-ratelimit-reset, which is a time since the epoch."""
     try:
-        return max(float(headers.get("x-ratelimit-reset", "")) - time.time(), 0.0)
+        reset = float(headers.get("x-ratelimit-reset", ""))
     except ValueError:
         return FIRST_BACKOFF_S
+    return max(reset - time.time(), 0.0) if math.isfinite(reset) else FIRST_BACKOFF_S
+
+
+def _message(answer: Mapping[str, Any]) -> str:
+    return _short(answer.get("message", answer))
+
+
+def _short(value: object) -> str:
+    """Return what an answer holds as a text that can be logged: it may be of any size and depth."""
+    try:
+        return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:MAX_SHOWN]
+    except RecursionError:
+        return "an answer that is nested too deep to show"
 
 
 def _json(data: bytes) -> dict[str, Any]:
+    """Return a body as an object. One that is none, or too deep for the parser, is its message: Braze has decided already."""
     try:
         found = json.loads(data)
-    except ValueError:
-        return {"message": data[:200].decode(errors="replace")}
-    return found if isinstance(found, dict) else {"message": str(found)}
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"message": data[:MAX_SHOWN].decode(errors="replace")}

@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from kafka import KafkaAdminClient, KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from baguni.clients.topics import RECORD_REFUSALS, TopicReader
 from baguni.domain.errors import NotFoundError, UnavailableError
@@ -54,25 +54,22 @@ class PushTopic:
             producer = self._connected()
         except KafkaError as error:
             raise UnavailableError("kafka", f"{self._bootstrap}: {error}") from error
+        records = [(push.user_id, self._record(run, push)) for push in pushes]
         failed: dict[str, str] = {}
         arrived: set[str] = set()
-        problem: KafkaError | None = None
+        problem: Exception | None = None
         futures = {}
-        for push in pushes:
-            message = _message(run, push)
-            headers = cloud_event_headers(message, _event_id(run, push), SOURCE)
+        for user_id, record in records:
             try:
-                futures[push.user_id] = producer.send(
-                    self._topic, key=push.user_id.encode(), value=message.SerializeToString(), headers=headers
-                )
+                futures[user_id] = producer.send(self._topic, **record)
             except RECORD_REFUSALS as error:
-                failed[push.user_id] = f"kafka refused it: {error}"
-            except KafkaError as error:
+                failed[user_id] = f"kafka refused it: {error}"
+            except Exception as error:  # those before it are on their way, whatever this is
                 problem = error
                 break
         try:
             producer.flush(timeout=TIMEOUT_S)
-        except KafkaError as error:
+        except Exception as error:
             problem = error
         for user_id, future in futures.items():
             if future.succeeded():
@@ -80,7 +77,7 @@ class PushTopic:
             elif isinstance(future.exception, RECORD_REFUSALS):
                 failed[user_id] = f"kafka refused it: {future.exception}"
             else:
-                problem = problem or future.exception
+                problem = problem or future.exception or KafkaTimeoutError("no answer")
         if problem is not None:
             self.close()
             raise UncertainError(f"kafka: {problem}", arrived, failed) from problem
@@ -99,9 +96,14 @@ class PushTopic:
 
     def close(self) -> None:
         """Close the connection."""
-        if self._producer is not None:
-            self._producer.close(timeout=TIMEOUT_S)
-            self._producer = None
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close(timeout=TIMEOUT_S)
+
+    def _record(self, run: Run, push: Push) -> dict[str, Any]:
+        message = _message(run, push)
+        headers = cloud_event_headers(message, _event_id(run, push), SOURCE)
+        return {"key": push.user_id.encode(), "value": message.SerializeToString(), "headers": headers}
 
     def _connected(self) -> KafkaProducer:
         if self._producer is None:

@@ -11,6 +11,7 @@ that carry something go wrong, one each:
     {"status": 429, "reset_s": 1}            the limit is reached for a second
     {"hang_s": 5, "takes": true}             taken or not, and not answered in time
     {"drop": true, "takes": true}            taken or not, and the connection closed
+    {"body": "[]", "headers": {}, "takes": true}    taken, and answered with this text and these headers
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class Workspace:
         if fault and not fault.get("takes"):
             return await self._break(request, fault)
         status, answer = self._take(body)
+        if "body" in fault:
+            return web.Response(text=fault["body"], status=status, headers={**limit, **fault.get("headers", {})})
         if fault:
             return await self._break(request, fault)
         return self._answer(status, answer, limit)

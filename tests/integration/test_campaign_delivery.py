@@ -1,0 +1,254 @@
+"""Delivering: what a sink may have taken is not sent again, whatever went wrong after it took it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+from kafka.errors import KafkaTimeoutError
+
+from baguni.domain.errors import InvalidInputError, UnavailableError
+from baguni.stores.forgotten import ForgottenUsers
+from baguni.stores.history_store import HistoryWriter
+from baguni.stores.redis_client import connect
+from crm.campaign import Audience, BrazeSink, Campaign, FileAudience, FileSink, KafkaSink, SinkChoice
+from crm.job import Job, Parts
+from crm.settings import CrmSettings
+from crm.sinks import Sent, UncertainError
+from crm.sinks import braze as braze_sink
+from crm.sinks.braze import LONGEST_RESET_S, Braze
+from crm.sinks.kafka import PushTopic
+from crm.state import CampaignState, Push, PushedItem, Run
+from deploy.local.braze_process import KEY, BrazeProcess, braze_process
+
+pytestmark = pytest.mark.stack
+DELIVER = Callable[[Any, Sequence[str]], tuple[Job, Run]]
+DEEP = (100, 300, 500, 800, 900, 950, 980, 990, 1_000, 100_000)
+ODD_ANSWERS = [
+    '{"message": "success", "errors": null}',
+    '{"message": "success", "errors": 5}',
+    '{"message": "success", "errors": "none"}',
+    '{"message": "success", "errors": {"index": 0}}',
+    '{"message": null, "errors": [null, 5, "x", [], {}, {"index": 0}, {"index": true, "input_array": ["events"]}]}',
+    '{"errors": [{"index": -1, "input_array": "events"}, {"index": 1e99, "input_array": "events"}]}',
+    '{"errors": [{"index": 99, "input_array": "events"}, {"index": 0, "input_array": "purchases"}]}',
+    *(
+        "",
+        " ",
+        "null",
+        "0",
+        "NaN",
+        "[]",
+        '"success"',
+        "\u0000",
+        "<html>",
+        "9" * 5_000,
+        '{"message": ' + "9" * 5_000 + "}",
+    ),
+    *("[" * depth for depth in DEEP),
+    *("[" * depth + "]" * depth for depth in DEEP),
+    *('{"errors": [' + "[" * depth + "]" * depth + "]}" for depth in DEEP),
+    *('{"message": ' + '{"a":' * depth + "1" + "}" * depth + "}" for depth in DEEP),
+]
+ODD_RESETS = ["nan", "-nan", "inf", "-inf", "1e999", "-1e999", "", "soon", "-1", "0", "0x10", "1_0", "1e3"]
+
+
+@pytest.fixture(scope="module")
+def braze() -> Iterator[BrazeProcess]:
+    with braze_process() as process:
+        yield process
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[CampaignState]:
+    with closing(CampaignState(tmp_path / "state")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def prepared(state: CampaignState, lone_redis: str, tmp_path: Path) -> Iterator[DELIVER]:
+    """Return a job with one sink, and a run in which these users are prepared."""
+    settings = CrmSettings(redis_url=lone_redis, crm_state=tmp_path / "state", crm_braze_key=KEY, crm_backoff_s=0.01)
+    with closing(settings.gateway()) as gateway, connect(lone_redis) as client:
+
+        def job_for(sink: SinkChoice, user_ids: Sequence[str]) -> tuple[Job, Run]:
+            audience = Audience(file=FileAudience(path=tmp_path / "users.csv"))
+            campaign = Campaign(name="taken", audience=audience, sinks=(sink,))
+            job = Job(campaign, Parts(settings, state, gateway, HistoryWriter(client), ForgottenUsers(client)))
+            run = job.begin("monday")
+            state.select(run.run_id, user_ids)
+            state.prepare(run.run_id, [Push(user, (PushedItem("rye", -1.0),), "r1") for user in user_ids], {})
+            return job, run
+
+        yield job_for
+
+
+def events(braze: BrazeProcess, name: str) -> Counter[str]:
+    """Count the events of a name by user."""
+    found = {user: sum(event["name"] == name for event in held["events"]) for user, held in braze.users().items()}
+    return Counter({user: count for user, count in found.items() if count})
+
+
+def test_events_are_sent_once_whatever_braze_answers(
+    prepared: DELIVER, state: CampaignState, braze: BrazeProcess
+) -> None:
+    """A 201 with `"errors": null` ended the run as if nothing was taken: each run sent the events again."""
+    user_ids = [f"u{number:03}" for number in range(max(len(ODD_ANSWERS), len(ODD_RESETS)))]
+    job, run = prepared(SinkChoice(braze=BrazeSink(url=braze.url, attributes=None, event="odd", batch=1)), user_ids)
+    braze.break_next(*({"body": answer, "takes": True} for answer in ODD_ANSWERS))
+    with closing(job):
+        for _ in range(2):
+            job.deliver(run)
+            assert events(braze, "odd") == Counter(user_ids)
+            assert state.counts(run.run_id)[job.sinks[0].name] == {"sent": len(user_ids)}
+
+
+def test_no_time_of_a_limit_ends_a_run(
+    prepared: DELIVER, state: CampaignState, braze: BrazeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_ids = [f"u{number:03}" for number in range(len(ODD_RESETS))]
+    job, run = prepared(SinkChoice(braze=BrazeSink(url=braze.url, attributes=None, event="limits", batch=1)), user_ids)
+    headers = ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": reset} for reset in cycle(ODD_RESETS))
+    braze.break_next(*({"body": "{}", "headers": next(headers), "takes": True} for _ in user_ids))
+    with closing(job):
+        job.deliver(run)
+    assert events(braze, "limits") == Counter(user_ids)
+    assert state.counts(run.run_id)[job.sinks[0].name] == {"sent": len(user_ids)}
+
+
+@given(st.one_of(st.text(), st.floats().map(str), st.integers().map(str)))
+def test_a_limit_is_reset_in_finite_time(reset: str) -> None:
+    assert 0 <= min(braze_sink._reset_s({"x-ratelimit-reset": reset}), LONGEST_RESET_S) <= LONGEST_RESET_S
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from(["message", "errors", "index", "input_array"]), inner)
+    ),
+)
+
+
+@given(JSON, st.integers(-2, 3) | JSON, st.sampled_from(["events", "attributes", "purchases"]) | JSON)
+def test_any_answer_fails_users_of_the_batch_or_nobody(answer: Any, index: Any, array: Any) -> None:
+    errors = [answer, {"index": index, "input_array": array}]
+    for body in (answer, {"errors": answer}, {"errors": errors}, {"message": answer, "errors": [errors]}):
+        read = braze_sink._json(json.dumps(body).encode())
+        failed = braze_sink._refused(read, {"events": ["a", "b"], "attributes": ["a"]})
+        assert failed.keys() <= {"a", "b"}
+        assert len(braze_sink._message(read)) <= braze_sink.MAX_SHOWN
+
+
+class Unforeseen:
+    """A sink that takes each batch and then fails with an error that nobody foresaw."""
+
+    name, batch = "unforeseen", 2
+
+    def __init__(self, error: Exception, is_repeatable: bool, tells: bool) -> None:
+        self._error, self.is_repeatable, self._tells = error, is_repeatable, tells
+        self.taken: list[str] = []
+
+    def check(self) -> None: ...
+
+    def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
+        self.taken += [push.user_id for push in pushes]
+        raise self._error
+
+    def arrived(self, run: Run, pushes: Sequence[Push]) -> set[str] | None:
+        return set(self.taken) if self._tells else None
+
+    def preview(self, run: Run, pushes: Sequence[Push]) -> list[Any]:
+        return []
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("x"), RecursionError(), OSError(28, "full"), sqlite3.OperationalError("y")]
+)
+@pytest.mark.parametrize(("tells", "outcome"), [(False, "unknown"), (True, "sent")])
+def test_an_unforeseen_error_leaves_a_batch_sent_or_unknown(
+    prepared: DELIVER, state: CampaignState, error: Exception, tells: bool, outcome: str
+) -> None:
+    job, run = prepared(SinkChoice(file=FileSink(path=Path("unused.csv"))), ["a", "b", "c"])
+    sink = Unforeseen(error, False, tells)
+    job.sinks = [sink]
+    for _ in range(2):  # each run ends with the error, and does not come back to what it has seen
+        with pytest.raises(type(error)):
+            job.deliver(run)
+    job.deliver(run)
+    assert sink.taken == ["a", "b", "c"]
+    assert state.counts("monday")["unforeseen"] == {outcome: 3}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_repeatable"),
+    [(TypeError("x"), True), (UnavailableError("braze", "away"), False), (InvalidInputError("no"), False)],
+)
+def test_only_a_typed_error_or_a_repeatable_sink_means_that_it_is_next_again(
+    prepared: DELIVER, state: CampaignState, error: Exception, is_repeatable: bool
+) -> None:
+    job, run = prepared(SinkChoice(file=FileSink(path=Path("unused.csv"))), ["a", "b"])
+    job.sinks = [Unforeseen(error, is_repeatable, tells=False)]
+    with pytest.raises(type(error)):
+        job.deliver(run)
+    assert [push.user_id for push in state.to_send("monday", "unforeseen", "", 10)] == ["a", "b"]
+
+
+def test_the_wait_for_a_limit_is_before_the_next_request_and_not_before_the_note(
+    prepared: DELIVER, state: CampaignState, braze: BrazeProcess
+) -> None:
+    """A process that died in the wait left events unknown of which it had the answer."""
+    job, run = prepared(SinkChoice(braze=BrazeSink(url=braze.url, attributes=None, event="last", batch=1)), ["a"])
+    reset = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(time.time() + 3_600)}
+    braze.break_next({"body": "{}", "headers": reset, "takes": True})
+    with closing(job):
+        job.deliver(run)  # returns, with an hour to go
+        sink = job.sinks[0]
+        assert isinstance(sink, Braze)
+        assert sink._next_at > time.monotonic()
+    assert state.counts("monday")[sink.name] == {"sent": 1}
+
+
+@pytest.mark.parametrize("key", ["", "café", "a\nb", "소금", "a\0"])
+def test_a_key_that_no_header_takes_is_named(key: str) -> None:
+    with pytest.raises(InvalidInputError, match="API key"):
+        Braze(BrazeSink(url="http://127.0.0.1:1"), key, lambda name, users: {})
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), ValueError("y"), OSError("z"), KafkaTimeoutError()])
+def test_what_kafka_took_before_an_error_is_known(lone_broker: str, error: Exception) -> None:
+    """The records before it were on their way, and counted as not sent."""
+    topic = f"pushes-{type(error).__name__}"
+    with closing(KafkaAdminClient(bootstrap_servers=lone_broker)) as admin:
+        admin.create_topics([NewTopic(topic, 1, 1)])
+    run = Run("r", "bread", "d", 1_760_000_000_000, 1, 0, 0)
+    pushes = [Push(user, (PushedItem("rye", -1.0),), "r1") for user in ("a", "b", "c", "d")]
+    with closing(PushTopic(KafkaSink(topic=topic), lone_broker)) as sink:
+        producer = sink._connected()
+        send = producer.send
+
+        def fails_at_the_third(*arguments: Any, **named: Any) -> Any:
+            if named["key"] == b"c":
+                raise error
+            return send(*arguments, **named)
+
+        producer.send = fails_at_the_third
+        with pytest.raises(UncertainError) as raised:
+            sink.send(run, pushes)
+        assert (raised.value.arrived, raised.value.failed) == ({"a", "b"}, {})
+        assert sink.arrived(run, pushes) == {"a", "b"}
+        assert sink.send(run, pushes[2:]) == Sent()  # over a new connection
+        assert sink.arrived(run, pushes) == {"a", "b", "c", "d"}
