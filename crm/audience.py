@@ -42,32 +42,40 @@ def users_of(
 def _users_of_file(audience: FileAudience) -> Iterator[str]:
     schema, batches = _open_csv(audience.path) if audience.path.suffix == ".csv" else _open_parquet(audience.path)
     for column in (audience.column, *(where.column for where in audience.where)):
-        if column not in schema.names:
+        count = schema.names.count(column)
+        if count != 1:
             raise InvalidInputError(
-                f"{audience.path} has no column {column!r}, expected one of {', '.join(schema.names)}", "audience"
+                f"{audience.path} has {count or 'no'} column{'s' * (count > 1)} {column!r}, expected one of "
+                f"{', '.join(schema.names)}",
+                "audience",
             )
-    return _users_of_batches(audience, batches)
+    return _named(_users_of_batches(audience, batches), audience.path)
+
+
+def _named(users: Iterator[str], path: Path) -> Iterator[str]:
+    """Raise InvalidInputError that names the file for what Arrow cannot read of it: a later block may be bad, too."""
+    try:
+        yield from users
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"audience {path} cannot be read: {error}", "audience") from error
 
 
 def _users_of_batches(audience: FileAudience, batches: Iterator[pa.RecordBatch]) -> Iterator[str]:
     first_row = 1
     for batch in batches:
-        _require_ids(batch[audience.column], audience, first_row)
+        user_ids = _ids(batch[audience.column], audience, first_row)
         first_row += len(batch)
         conditions = [_fits(batch, where, audience.path) for where in audience.where]
-        kept = batch.filter(reduce(pc.and_kleene, conditions)) if conditions else batch
-        for user_id in kept[audience.column].to_pylist():
-            if user_id is not None and user_id != "":
-                yield str(user_id)
+        kept = user_ids.filter(reduce(pc.and_kleene, conditions)) if conditions else user_ids
+        yield from filter(None, kept.to_pylist())
 
 
-def _require_ids(column: pa.Array, audience: FileAudience, first_row: int) -> None:
-    """Raise InvalidInputError for ids that a spreadsheet or a data frame turned into numbers: 2001.0 is nobody's id."""
+def _ids(column: pa.Array, audience: FileAudience, first_row: int) -> pa.Array:
+    """Return ids as text. Raises InvalidInputError for those that a spreadsheet or a data frame turned into numbers: 2001.0 is
+    nobody's id."""
     is_number = pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)
     texts = column.cast(pa.string())
-    is_changed = pc.fill_null(
-        pc.match_substring_regex(texts, r"^[0-9]+\.0*$|^[0-9](\.[0-9]+)?[eE]\+[0-9]{2}$"), fill_value=False
-    )
+    is_changed = pc.fill_null(pc.match_substring_regex(texts, NUMBER), fill_value=False)
     if is_number:
         is_changed = pc.is_valid(texts)
     if pc.any(is_changed).as_py():
@@ -77,6 +85,7 @@ def _require_ids(column: pa.Array, audience: FileAudience, first_row: int) -> No
             "in the events: a spreadsheet or a data frame turned it into a number",
             "audience",
         )
+    return texts
 
 
 def _open_csv(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -116,8 +125,8 @@ def _fits(batch: pa.RecordBatch, where: Where, path: Path) -> pa.Array:
 
 def _numbers(column: pa.Array, where: Where, path: Path) -> pa.Array:
     try:
-        if pa.types.is_string(column.type):
-            column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
         return column.cast(pa.float64())
     except pa.ArrowException as error:
         raise InvalidInputError(

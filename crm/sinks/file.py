@@ -37,13 +37,16 @@ class ListFile:
             raise InvalidInputError(f"sink file: {self.path.parent} is no folder", "sinks")
 
     def write(self, run: Run, pushes: Iterable[Push]) -> None:
-        """Write everything, a few users at a time."""
+        """Write everything, a few users at a time. Raises InvalidInputError where the disk takes no more."""
         partial = self.path.with_name(self.path.name + ".partial")
-        with self._writer(partial) as writer:
-            left = iter(pushes)
-            while some := list(islice(left, USERS_AT_ONCE)):
-                writer.write_table(pa.Table.from_pylist(self.preview(run, some), SCHEMA))
-        partial.replace(self.path)
+        try:
+            with self._writer(partial) as writer:
+                left = iter(pushes)
+                while some := list(islice(left, USERS_AT_ONCE)):
+                    writer.write_table(pa.Table.from_pylist(self.preview(run, some), SCHEMA))
+            partial.replace(self.path)
+        except (OSError, pa.ArrowException) as error:
+            raise InvalidInputError(f"sink file: {partial} cannot be written: {error}", "sinks") from error
 
     def preview(self, run: Run, pushes: Sequence[Push]) -> list[dict[str, Any]]:
         """The rows."""
@@ -63,7 +66,4 @@ class ListFile:
         ]
 
     def _writer(self, path: Path) -> pq.ParquetWriter | pa.csv.CSVWriter:
-        try:
-            return pa.csv.CSVWriter(path, SCHEMA) if self.path.suffix == ".csv" else pq.ParquetWriter(path, SCHEMA)
-        except OSError as error:
-            raise InvalidInputError(f"sink file: {path} cannot be written: {error}", "sinks") from error
+        return pa.csv.CSVWriter(path, SCHEMA) if self.path.suffix == ".csv" else pq.ParquetWriter(path, SCHEMA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,9 @@ import yaml
 from baguni.domain.errors import InvalidInputError
 from crm import plain_yaml
 from crm.audience import users_of
-from crm.campaign import Audience, FileAudience, Where, read_campaign
+from crm.campaign import Audience, FileAudience, FileSink, Where, read_campaign
+from crm.sinks.file import ListFile
+from crm.state import Push, PushedItem, Run
 from tests.conftest import repository
 
 SMALLEST = "name: small\naudience: {file: {path: users.csv}}\nsinks: [{file: {path: out.csv}}]\n"
@@ -167,3 +170,101 @@ def test_an_audience_that_cannot_be_read(tmp_path: Path) -> None:
         users(FileAudience(path=path, column="id"))
     with pytest.raises(InvalidInputError, match="column 'score' is compared with a number"):
         users(FileAudience(path=path, where=(Where(column="score", at_least=1),)))
+
+
+def test_a_bad_row_in_a_later_block_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "users.csv"
+    path.write_text("user_id,score\n" + "".join(f"u{number},{number}\n" for number in range(200_000)) + "a,b,c\n")
+    found = users_of(Audience(file=FileAudience(path=path)), None, None, 0)  # type: ignore[arg-type]
+    assert next(found) == "u0"  # the first block is fine
+    with pytest.raises(
+        InvalidInputError, match=r"users.csv cannot be read: CSV parse error: Expected 2 columns, got 3"
+    ):
+        list(found)
+
+
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
+)
+ODD_COLUMNS = {
+    "lists": pa.array([["a"], ["b"]]),
+    "structs": pa.array([{"a": 1}, {"a": 2}]),
+    "maps": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int32())),
+    "bytes": pa.array([b"a", b"\xff"]),
+    "texts": NOT_UTF8,
+}
+CONDITIONS = [None, Where(column="c", equals="x"), Where(column="c", equals=True), Where(column="c", at_least=1)]
+
+
+@pytest.mark.parametrize("kind", ODD_COLUMNS)
+@pytest.mark.parametrize("where", CONDITIONS)
+def test_a_column_that_holds_something_else_is_an_error_that_names_the_file(
+    tmp_path: Path, kind: str, where: Where | None
+) -> None:
+    path = tmp_path / "users.parquet"
+    if where is None:
+        pq.write_table(pa.table({"user_id": ODD_COLUMNS[kind]}), path)
+    else:
+        pq.write_table(pa.table({"user_id": ["a", "b"], "c": ODD_COLUMNS[kind]}), path)
+    audience = FileAudience(path=path, where=() if where is None else (where,))
+    if kind == "texts" and where == CONDITIONS[1]:
+        assert users(audience) == []  # compared as bytes, and equal to nothing
+        return
+    with pytest.raises(InvalidInputError, match=re.escape(str(path))):
+        users(audience)
+
+
+@pytest.mark.parametrize("damaged", range(4))
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, damaged: int) -> None:
+    path = tmp_path / "users.parquet"
+    pq.write_table(pa.table({"user_id": [f"u{number}" for number in range(50_000)]}), path, row_group_size=10_000)
+    content = bytearray(path.read_bytes())
+    middle = len(content) * (2 * damaged + 1) // 10
+    content[middle : middle + 2_000] = b"\xff" * 2_000
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=re.escape(str(path))):
+        users(FileAudience(path=path))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([b"07", b"a"]),
+        pa.array(["07", "a"], pa.large_string()),
+        pa.array(["07", "a"]).dictionary_encode(),
+        pa.array(["07", "a"], pa.string_view()),
+    ],
+)
+def test_ids_are_texts_in_every_type_that_a_writer_has_for_them(tmp_path: Path, ids: pa.Array) -> None:
+    """Bytes, as some writers leave them, were pushed to b'07'."""
+    path = tmp_path / "users.parquet"
+    pq.write_table(pa.table({"user_id": ids, "score": pa.array(["", "1"], pa.large_string())}), path)
+    assert users(FileAudience(path=path)) == ["07", "a"]
+    assert users(FileAudience(path=path, where=(Where(column="score", at_least=1),))) == ["a"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"users.{suffix}"
+    columns = [pa.array(["a"]), pa.array(["b"])]
+    path.write_text("user_id,user_id\na,b\n")
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_arrays(columns, names=["user_id", "user_id"]), path)
+    with pytest.raises(InvalidInputError, match="has 2 columns 'user_id'"):
+        users(FileAudience(path=path))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_disk_that_is_full_is_named_and_the_old_file_stays(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out.{suffix}"
+    path.write_text("old")
+    run = Run("r", "bread", "d", 1_760_000_000_000, 1, 0, 0)
+    pushes = [Push(f"u{number}", (PushedItem("rye", -1.0),) * 20, "r1") for number in range(8_000)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(InvalidInputError, match=r"out\..*cannot be written"):
+            ListFile(FileSink(path=path)).write(run, pushes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "old"
