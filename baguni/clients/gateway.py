@@ -7,7 +7,7 @@ Every RPC only reads, so it may be asked twice:
 - a page that is not there after `hedge_after_s` is asked for once more over another connection, and the first answer counts;
   at most one call in twenty is, in the long run, so that a gateway that is slow for all is not asked twice by all.
 
-A gateway that is too busy says so once: waiting is the caller's decision.
+A gateway that is too busy says so once: waiting is the caller's decision. A message that is too large is invalid input.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ TIMEOUT_S = 5.0
 BULK_TIMEOUT_S = 120.0
 HEDGE_AFTER_S = 0.2
 HEDGED_SHARE, MOST_HEDGES = 0.05, 10.0  # of all calls in the long run; in a row
+# The largest answer: 50 items for each of 256 users, with ids of 256 characters of four bytes. gRPC's default is a quarter.
+MAX_ANSWER_BYTES = 16 << 20
+TOO_LARGE = (
+    "message larger than max"  # gRPC's words: the code is that of a busy gateway, but another attempt changes nothing
+)
 SERVICE = pb.DESCRIPTOR.services_by_name["RecommendationService"].full_name
 # A server that is stopping cancels what reached it and was not begun; every method can be asked twice.
 BALANCED = balanced(
@@ -40,6 +45,7 @@ OPTIONS = [
     *BALANCED.items(),
     *KEEPALIVE.items(),
     ("grpc.use_local_subchannel_pool", 1),  # so that two channels are two connections
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
 ]
 
 
@@ -143,6 +149,10 @@ class GatewayClient:
             return NotFoundError(details)
         if code is grpc.StatusCode.UNAVAILABLE:
             return UnavailableError("gateway", f"{details} (at {self._address}; is it running? `baguni up` starts it)")
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in details:
+            return InvalidInputError(
+                f"a message of this call is too large: {details} (at {self._address}); expected fewer or shorter ids in it"
+            )
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return UnavailableError("gateway", f"{details} (at {self._address}; it is busy)")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -18,7 +18,14 @@ from baguni.clients.channels import KEEPALIVE
 from baguni.domain.errors import UnavailableError
 from server.edge.gate import BULK_METHOD
 
-OPTIONS = [("grpc.use_local_subchannel_pool", 1), *KEEPALIVE.items()]
+OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    (
+        "grpc.max_receive_message_length",
+        -1,
+    ),  # the caller limits what it takes; 256 lists of long ids are beyond the default
+    *KEEPALIVE.items(),
+]
 PASSED_ON = ("request-id", "traceparent", "tracestate")
 FULL_S = 0.05  # how long a process that was full is not asked again: refusing is quick, asking everybody is not
 NO_ROOM = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)

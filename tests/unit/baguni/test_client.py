@@ -12,6 +12,7 @@ import pytest
 
 from baguni.clients.gateway import HEDGED_SHARE, MOST_HEDGES, GatewayClient, Tls
 from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
+from baguni.domain.events import MAX_ID_LENGTH
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from tests.waiting import WAIT_S, eventually
@@ -29,6 +30,13 @@ class Scripted(pb_grpc.RecommendationServiceServicer):
         self.delays_s: list[float] = []
         self.second_call: threading.Event | None = None  # where there is one, the first call waits for it
         self.authorizations: list[str] = []
+        self.top_items = pb.GenerateTopItemsResponse()
+
+    def GenerateTopItems(  # noqa: N802
+        self, request: pb.GenerateTopItemsRequest, context: grpc.ServicerContext
+    ) -> pb.GenerateTopItemsResponse:
+        self.calls += 1
+        return self.top_items
 
     def Recommend(self, request: pb.RecommendRequest, context: grpc.ServicerContext) -> pb.RecommendResponse:  # noqa: N802
         self.calls += 1
@@ -146,3 +154,35 @@ def test_the_token_goes_with_every_call(scripted) -> None:
 def test_a_certificate_that_is_not_there_is_named(tmp_path) -> None:
     with pytest.raises(InvalidInputError, match=r"none\.pem"):
         GatewayClient("127.0.0.1:1", tls=Tls(tmp_path / "none.pem"))
+
+
+def lists(num_users: int, num_items: int, id_length: int) -> pb.GenerateTopItemsResponse:
+    """Return lists with ids of characters that take four bytes each."""
+    item = pb.RecommendedItem(item_id="🍜" * id_length, score=-1.5, position=49, sources=[pb.SOURCE_GENERATIVE])
+    user = pb.UserTopItems(user_id="🍜" * id_length, status=pb.USER_STATUS_OK, items=[item] * num_items)
+    return pb.GenerateTopItemsResponse(users=[user] * num_users)
+
+
+def test_the_largest_answer_of_the_contract_arrives(scripted) -> None:
+    service, client = scripted
+    service.top_items = lists(256, 50, MAX_ID_LENGTH)
+    assert len(client.generate_top_items(pb.GenerateTopItemsRequest(user_ids=["u"])).users) == 256
+
+
+@pytest.mark.parametrize("num_bytes", [4 << 20, 5 << 20, 20 << 20])  # a server takes 4 MB if it is told nothing
+def test_a_request_that_is_too_large_is_invalid_and_no_busy_gateway(scripted, num_bytes: int) -> None:
+    service, client = scripted
+    for ask, request in (
+        (client.recommend, pb.RecommendRequest(user_id="u", exclude_item_ids=["x" * num_bytes])),
+        (client.generate_top_items, pb.GenerateTopItemsRequest(user_ids=["x" * num_bytes])),
+    ):
+        with pytest.raises(InvalidInputError, match=r"too large: .* larger than max \(\d+ vs. 4194304\)"):
+            ask(request)
+    assert service.calls == 0
+
+
+def test_an_answer_that_is_too_large_is_named_so(scripted) -> None:
+    service, client = scripted
+    service.top_items = lists(512, 50, MAX_ID_LENGTH)
+    with pytest.raises(InvalidInputError, match="too large"):
+        client.generate_top_items(pb.GenerateTopItemsRequest(user_ids=["u"]))
