@@ -10,12 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import filterfalse, islice
 from typing import Any
 
 from baguni.clients.gateway import GatewayClient
 from baguni.domain.catalog import Catalog
 from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError, UnavailableError
+from baguni.domain.events import MAX_ID_LENGTH, is_id
 from baguni.domain.history import Action, History
 from baguni.domain.release import ReleaseStore
 from baguni.stores.forgotten import ForgottenUsers
@@ -37,6 +38,7 @@ SELECTED_AT_ONCE = 2_000
 READ_AT_ONCE = 500  # of histories, before users are written into a file
 ATTEMPTS = 6  # of a batch that the gateway has no room for, or that a sink may not have taken
 FIRST_BACKOFF_S = 0.5
+NO_ID = f"the id is longer than {MAX_ID_LENGTH} characters"
 DELETED = "the user asked to be forgotten"
 
 Progress = Callable[[str, int], None]
@@ -121,13 +123,14 @@ class Job:
             sink.check()
 
     def select(self, run: Run) -> None:
-        """Note the audience."""
+        """Note the audience. What cannot be an id is skipped: the gateway would refuse it, or the whole batch."""
         if run.is_selected:
             return
         audience = self._campaign.audience
         users = users_of(audience, self._parts.histories, self._parts.catalog, run.started_ms)
         while some := list(islice(users, SELECTED_AT_ONCE)):
-            self._state.select(run.run_id, some)
+            self._state.select(run.run_id, filter(is_id, some))
+            self._state.skip(run.run_id, filterfalse(is_id, some), NO_ID)
             self._progress("selected", len(some))
         self._state.selected(run.run_id)
 
@@ -226,11 +229,13 @@ class Job:
     def _lists(
         self, run: Run, user_ids: Sequence[str], response: pb.GenerateTopItemsResponse, skipped: dict[str, str]
     ) -> list[Push]:
-        """What users get; adds to `skipped` who gets nothing."""
+        """What users get; adds to `skipped` who gets nothing. The order of the answer counts: an id in it may be cut."""
+        if len(response.users) != len(user_ids):
+            raise BaguniError(f"the gateway answered for {len(response.users)} users, expected {len(user_ids)}")
         unwanted = self._unwanted(run, user_ids)
         pushes = []
-        for user in response.users:
-            user_id, is_cold = user.user_id, user.status == pb.USER_STATUS_COLD_START
+        for user_id, user in zip(user_ids, response.users, strict=True):
+            is_cold = user.status == pb.USER_STATUS_COLD_START
             if user.status not in (pb.USER_STATUS_OK, pb.USER_STATUS_COLD_START):
                 skipped[user_id] = f"not generated: {user.message}"
             elif is_cold and not self._campaign.popular_for_strangers:

@@ -178,6 +178,14 @@ class CampaignState:
                 ((run_id, user_id) for user_id in user_ids),
             )
 
+    def skip(self, run_id: str, user_ids: Iterable[str], reason: str) -> None:
+        """Users of a run who get nothing, whatever it would have prepared."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO delivery (run_id, user_id, state, reason) VALUES (?, ?, 'skipped', ?)",
+                ((run_id, user_id, reason) for user_id in user_ids),
+            )
+
     def selected(self, run_id: str) -> None:
         """The audience is complete."""
         self._db.execute("UPDATE run SET is_selected = 1 WHERE run_id = ?", (run_id,))

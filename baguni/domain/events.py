@@ -59,6 +59,11 @@ _MESSAGES: dict[bytes, type[Message]] = {
 }
 
 
+def is_id(text: str) -> bool:
+    """Return whether this can be the id of a user or an item."""
+    return 0 < len(text) <= MAX_ID_LENGTH
+
+
 class MalformedEvent(InvalidInputError):  # noqa: N818 - an event, which is malformed
     """A record that will never parse. `reason` is a short stable word for counting; the message says what is wrong."""
 
@@ -307,7 +312,7 @@ def _text(field: str, value: str, max_length: int) -> str:
 
 
 def _identifier(field: str, value: str) -> str:
-    if not 0 < len(value) <= MAX_ID_LENGTH:
+    if not is_id(value):
         raise MalformedEvent("invalid_field", f"{field} has {len(value)} characters, expected 1 to {MAX_ID_LENGTH}")
     return value
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from nicegui import ui
 
+from baguni.domain.events import MAX_ID_LENGTH
 from baguni.domain.history import Action, History
 from baguni.domain.release import Release
 from inspection.connections import Connections, blocking, just_after
@@ -51,7 +52,6 @@ LOOK_S = 0.5  # between two looks at the version of the history: a few bytes of 
 LIST_LENGTH = 10
 SUGGESTED_USERS, SCANNED_USERS = 12, 48
 ENTRIES, ORDERS_TO_CHOOSE = 15, 60
-MAX_ID = 256  # characters, as the gateway has it
 STALE_MS = 30 * 86_400_000
 CLOCK, NEWEST = "clock", "newest"
 NAMES = {RETRIEVAL: "Retrieval alone", GENERATIVE: "Generative", SERVED: "As served"}
@@ -117,8 +117,8 @@ class UserView:
 
     async def build(self) -> None:
         """Everything, once; then a look twice a second."""
-        if len(self.user_id) > MAX_ID:
-            problem(f"a user id has at most {MAX_ID} characters, this one has {len(self.user_id):,}")
+        if len(self.user_id) > MAX_ID_LENGTH:
+            problem(f"a user id has at most {MAX_ID_LENGTH} characters, this one has {len(self.user_id):,}")
             return
         history = await wanted(attempt(self.connections.history(self.user_id)))
         if isinstance(history, Problem):

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from baguni.domain.events import is_id
 from baguni.domain.exposure_token import Exposure
 from baguni.domain.signed_tokens import TokenSigner
 from baguni.v1 import recommendation_pb2 as pb
@@ -78,7 +79,7 @@ class RecommendationService(pb_grpc.RecommendationServiceServicer):
             asked = ListRequest(query, serving, self._calls, self._settings, deadline, is_bulk=True)
             rankings = iter(await generate_top_items(asked))
             users = [
-                _user(user_id, next(rankings)) if validation.is_user_id(user_id) else _invalid_user(user_id)
+                _user(user_id, next(rankings)) if is_id(user_id) else _invalid_user(user_id)
                 for user_id in request.user_ids
             ]
             request_id = current_request.get()

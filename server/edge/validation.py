@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from baguni.domain import filters
 from baguni.domain.errors import BaguniError, InvalidInputError
-from baguni.domain.events import MAX_PLACEMENT
+from baguni.domain.events import MAX_ID_LENGTH, MAX_PLACEMENT, is_id
 from baguni.domain.filters import Filter
 from baguni.domain.history import Action, HistoryEvent
 from baguni.domain.signed_tokens import TokenSigner
@@ -22,7 +22,7 @@ from server.lists.queries import Cap, GenerateQuery, RecommendQuery, Rules, Simi
 
 T = TypeVar("T")
 ACTIONS = frozenset(Action)
-MAX_ID = 256
+MAX_ID = MAX_ID_LENGTH
 MAX_REQUEST_ID = 128
 MAX_TEXT = 1_024  # characters of a filter's value or of an attribute's name or text
 MAX_PAGE, DEFAULT_PAGE = 200, 20
@@ -155,7 +155,7 @@ def generate_query(
     now_ms = _now_ms(request.now, request.HasField("now"), checks, clock)
     rules = _rules(request, attribute_types, checks)
     checks.raise_if_any()
-    users = tuple(user_id for user_id in request.user_ids if is_user_id(user_id))
+    users = tuple(user_id for user_id in request.user_ids if is_id(user_id))
     return GenerateQuery(users, request.k or DEFAULT_K, rules, now_ms)
 
 
@@ -175,11 +175,6 @@ def similar_query(request: pb.SimilarItemsRequest, attribute_types: Mapping[str,
 
 def _too_many(values: Sized, high: int) -> str:
     return f"has {len(values)} entries, expected at most {high}"
-
-
-def is_user_id(user_id: str) -> bool:
-    """Return whether this can be the id of a user."""
-    return 0 < len(user_id) <= MAX_ID
 
 
 def _rules(

@@ -19,12 +19,14 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaTimeoutError
 
-from baguni.domain.errors import InvalidInputError, UnavailableError
+from baguni.domain.errors import BaguniError, InvalidInputError, UnavailableError
+from baguni.domain.events import MAX_ID_LENGTH
 from baguni.stores.forgotten import ForgottenUsers
 from baguni.stores.history_store import HistoryWriter
 from baguni.stores.redis_client import connect
+from baguni.v1 import recommendation_pb2 as pb
 from crm.campaign import Audience, BrazeSink, Campaign, FileAudience, FileSink, KafkaSink, SinkChoice
-from crm.job import Job, Parts
+from crm.job import NO_ID, Job, Parts
 from crm.settings import CrmSettings
 from crm.sinks import Sent, UncertainError
 from crm.sinks import braze as braze_sink
@@ -252,3 +254,31 @@ def test_what_kafka_took_before_an_error_is_known(lone_broker: str, error: Excep
         assert sink.arrived(run, pushes) == {"a", "b"}
         assert sink.send(run, pushes[2:]) == Sent()  # over a new connection
         assert sink.arrived(run, pushes) == {"a", "b", "c", "d"}
+
+
+LONG = "소" * (MAX_ID_LENGTH + 1)
+
+
+def test_what_cannot_be_an_id_is_skipped_and_counted(prepared: DELIVER, state: CampaignState, tmp_path: Path) -> None:
+    """A column of texts in the place of ids made requests that no gateway takes, and the run could never pass."""
+    ids = ["a", "b" * MAX_ID_LENGTH, "소" * MAX_ID_LENGTH, LONG, "c" * 5_000]
+    (tmp_path / "users.csv").write_text("user_id\n" + "".join(f"{user_id}\n" for user_id in [*ids, "", *ids]))
+    job, run = prepared(SinkChoice(file=FileSink(path=tmp_path / "out.csv")), [])
+    job.select(run)
+    assert state.to_prepare(run.run_id, "", 10) == sorted(ids[:3])
+    assert state.counts(run.run_id)["run"] == {"selected": 3, f"skipped: {NO_ID}": 2}
+
+
+def test_lists_belong_to_users_by_their_place(prepared: DELIVER) -> None:
+    """The gateway cuts an invalid id: the answer to it took the place of a user who has the cut one."""
+    job, run = prepared(SinkChoice(file=FileSink(path=Path("unused.csv"))), [])
+    items = [pb.RecommendedItem(item_id="rye", score=-1.0)]
+    refused = pb.UserTopItems(user_id=LONG[:-1], status=pb.USER_STATUS_INVALID_USER_ID, message="too long")
+    fine = pb.UserTopItems(user_id=LONG[:-1], status=pb.USER_STATUS_OK, items=items)
+    skipped: dict[str, str] = {}
+    for asked, answers in (([LONG, LONG[:-1]], [refused, fine]), ([LONG[:-1], LONG], [fine, refused])):
+        pushes = job._lists(run, asked, pb.GenerateTopItemsResponse(users=answers, release_id="r1"), skipped)
+        assert [push.user_id for push in pushes] == [LONG[:-1]]
+        assert skipped == {LONG: "not generated: too long"}
+    with pytest.raises(BaguniError, match="answered for 1 users, expected 2"):
+        job._lists(run, [LONG, "a"], pb.GenerateTopItemsResponse(users=[fine]), skipped)

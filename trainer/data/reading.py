@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog, Item
 from baguni.domain.errors import InvalidInputError
+from baguni.domain.events import MAX_ID_LENGTH
 from baguni.domain.history import Action
 from trainer.data.dataset import Dataset
 
@@ -28,7 +29,6 @@ ITEM_COLUMNS = ("item_id", "title", "category")
 EVENT_COLUMNS = ("user_id", "item_id", "action", "time")
 OPTIONAL_ITEM_COLUMNS = ("description", "available")
 IGNORED_EVENT_COLUMNS = ("quantity", "price")
-MAX_ID_LENGTH = 256
 EARLIEST = pd.Timestamp("1990-01-01", tz="UTC")
 _ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = {"item_id", "vector", "category", "category_prefixes", "available"}
