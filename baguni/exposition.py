@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from baguni.domain.errors import UnavailableError
+from baguni.http_server import Limits, serve_http
 
 OTHER = "other"
 FREQUENT, COUNTED = 20, 1_000  # times that a name comes before it is frequent; names that are counted at a time
 
 
-def expose(registry: CollectorRegistry, address: str) -> None:
+def expose(registry: CollectorRegistry, address: str, limits: Limits | None = None) -> None:
     """Let Prometheus read a registry at HOST:PORT; nowhere if that is empty. Raises UnavailableError if the port is taken."""
     if not address:
         return
     host, _, port = address.rpartition(":")
     try:
-        start_http_server(int(port), host, registry)
+        serve_http(make_wsgi_app(registry), host.strip("[]"), int(port), limits)
     except (OSError, ValueError) as error:
         raise UnavailableError("metrics", f"cannot listen on {address!r}, expected HOST:PORT: {error}") from error
 

@@ -17,11 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -29,14 +27,13 @@ from prometheus_client import CollectorRegistry, make_wsgi_app, multiprocess
 
 from baguni.domain.errors import InvalidInputError, UnavailableError
 from baguni.domain.signed_tokens import new_key
+from baguni.http_server import serve_http
 from server.process.listening import split_address
 from server.settings import ServerSettings
 
 log = logging.getLogger("server.process.supervisor")
 CHECK_S, HEARTBEAT_S = 0.2, 1.0
 UNREACHABLE = "UNREACHABLE"
-MAX_PROBES = 64  # connections to the port for metrics and probes at a time
-PROBE_TIMEOUT_S = 10.0  # a connection that sends nothing is closed after that long
 HEALTH_TIMEOUT_S = 1.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # before a process is started again; each end doubles it
 SOUND_S = 30.0  # one that ran that long begins with the first wait again
@@ -163,11 +160,9 @@ class Supervisor:
     def _export(self) -> WSGIServer:
         host, port = split_address(self._settings.metrics_address)
         try:
-            server = make_server(host, port, self._application(), _Server, _Quiet)
+            return serve_http(self._application(), host, port)
         except OSError as error:
             raise UnavailableError("gateway", f"cannot serve metrics on {host}:{port}: {error}") from error
-        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-        return server
 
     def _application(self) -> Callable[..., Iterable[bytes]]:
         registry = CollectorRegistry()
@@ -212,36 +207,3 @@ def _health(socket: str) -> str:
         except grpc.RpcError:
             return UNREACHABLE
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """Answer connections in threads: one that sends nothing delays no probe. Beyond MAX_PROBES, the next one waits."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._room = threading.BoundedSemaphore(MAX_PROBES)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Wait for room, then answer in a thread."""
-        self._room.acquire(timeout=PROBE_TIMEOUT_S)
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and make room."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with suppress(ValueError):
-                self._room.release()
-
-
-class _Quiet(WSGIRequestHandler):
-    """Without a line for each scrape."""
-
-    timeout = PROBE_TIMEOUT_S
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""

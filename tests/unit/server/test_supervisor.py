@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
 
+from baguni.http_server import Limits
+from deploy.local.settings import free_port
 from server.process import supervisor
 from server.process.supervisor import Process, Supervisor
 from server.settings import ServerSettings
-from tests.waiting import eventually
+from tests.waiting import WAIT_S, eventually
 
 
 class Supervised:
@@ -69,3 +74,18 @@ def test_an_answer_to_anybody_counts(hasty, monkeypatch, ask) -> None:
     assert not hasty.is_replaced(pid)  # it has answered: the hour counts
     hasty.process.seen -= 3601
     eventually(lambda: hasty.is_replaced(pid), "another process")
+
+
+def test_probes_are_answered_beside_connections_that_send_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    supervised = Supervisor(ServerSettings(run_dir=tmp_path, metrics_address=f"127.0.0.1:{port}"))
+    supervised._prepare()
+    server = supervised._export()
+    with ExitStack() as stack:
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        for _ in range(3 * Limits().max_connections):
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", port))))
+        for path in ("livez", "metrics"):
+            with urlopen(f"http://127.0.0.1:{port}/{path}", timeout=WAIT_S) as reply:
+                assert reply.status == 200
