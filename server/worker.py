@@ -23,6 +23,7 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from baguni.background import Background
 from baguni.domain.errors import BaguniError, UnavailableError
 from baguni.domain.release import ReleaseStore
 from baguni.stores.forgotten import ForgottenFollower
@@ -35,7 +36,6 @@ from server.edge.gate import Gate, Room
 from server.edge.service import RecommendationService
 from server.experiments.features import Features
 from server.lists.calls import Calls
-from server.process.background import Background
 from server.process.forgetting import Forgetting
 from server.process.siblings import BulkForwarder, Overflow, Siblings
 from server.process.tls import certificates

@@ -17,10 +17,14 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # before a task is started again; each 
 SOUND_S = 1.0  # a task that has run that long is sound again
 
 
+async def _nothing() -> None:
+    """Do nothing: nobody asks whether the process is sound."""
+
+
 class Background:
     """The tasks of one process. `on_change` is called when `is_sound` may have changed."""
 
-    def __init__(self, restarts: Counter, on_change: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, restarts: Counter, on_change: Callable[[], Awaitable[None]] = _nothing) -> None:
         self._restarts, self._on_change = restarts, on_change
         self._tasks: list[asyncio.Task[None]] = []
         self._failing: set[str] = set()

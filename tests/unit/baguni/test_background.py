@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from server.process import background
-from server.process.background import Background
+from baguni import background
+from baguni.background import Background
 
 
 @pytest.fixture(autouse=True)
