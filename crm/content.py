@@ -1,8 +1,8 @@
 """What campaigns prepared, over HTTP, for messages that fetch their content when they are sent (Braze's Connected Content).
 
-GET /v1/campaigns/{campaign}/users/{user_id} answers 200 with items whatever happens, since a message is sent whether its
-content comes or not: the user's own of the last run of the campaign that has some,
-or else popular items, and says which.
+GET /v1/campaigns/{campaign}/users/{user_id} answers every caller with the right token 200 with items whatever happens, since a
+message is sent whether its content comes or not: the user's own of the last run of the campaign that has some, or else popular
+items, and says which.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from baguni.v1 import recommendation_pb2 as pb
 from crm.forgetting import forget_unless_running
 from crm.metrics import Metrics
 from crm.settings import CrmSettings
-from crm.state import CampaignState
+from crm.state import CampaignState, Push
 
 log = logging.getLogger(__name__)
 MAX_K, DEFAULT_K = 50, 10
+PATH = "/v1/campaigns/{campaign:[^/]+}/users/{user_id:(?s:.+)}"  # aiohttp's own pattern takes no id with a brace or a slash
 FALLBACK_EVERY_S = 300.0
 COUNTED_EVERY_S = 15.0
 FORGET_EVERY_S = 30.0
@@ -50,13 +51,12 @@ class Content:
 
     async def items(self, request: web.Request) -> web.Response:
         """One user's items."""
-        if self.token and not hmac.compare_digest(request.headers.get("Authorization", ""), f"Bearer {self.token}"):
+        if not self._is_allowed(request):
             return web.json_response({"error": "expected the header Authorization: Bearer TOKEN"}, status=401)
-        text = request.query.get("k", str(DEFAULT_K))
-        k = min(int(text), MAX_K) if text.isascii() and text.isdecimal() and int(text) else DEFAULT_K
+        k = _number(request.query.get("k", ""))
         campaign, user_id = request.match_info["campaign"], request.match_info["user_id"]
-        found = self.state.last_push(campaign, user_id)
-        if found is None or await self._is_deleted(user_id):
+        found = await self._own(campaign, user_id)
+        if found is None:
             self.metrics.content.labels("popular").inc()
             return web.json_response({"user_id": user_id, "items": self.popular[:k], "source": "popular"})
         run_id, push = found
@@ -71,6 +71,21 @@ class Content:
                 "release_id": push.release_id,
             }
         )
+
+    def _is_allowed(self, request: web.Request) -> bool:
+        if not self.token:
+            return True
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")  # as it came, whatever it is
+        return hmac.compare_digest(given, f"Bearer {self.token}".encode(errors="surrogateescape"))
+
+    async def _own(self, campaign: str, user_id: str) -> tuple[str, Push] | None:
+        """What the last run has for the user, and the run; None for nobody, and for what cannot be read."""
+        try:
+            found = self.state.last_push(campaign, user_id)
+            return None if found is None or await self._is_deleted(user_id) else found
+        except Exception as error:  # the message is sent all the same, and popular items are better than none
+            log.warning("items of a user not read error=%r", error)
+            return None
 
     async def keep_popular_fresh(self) -> None:
         """Ask the gateway, now and again."""
@@ -114,7 +129,7 @@ def application(settings: CrmSettings, state: CampaignState) -> web.Application:
         with closing(settings.gateway()) as gateway:
             token = settings.crm_content_token.get_secret_value()
             content = Content(state, HistoryReader(client), gateway, token, metrics)
-            app.router.add_get("/v1/campaigns/{campaign}/users/{user_id}", content.items)
+            app.router.add_get(PATH, content.items)
             tasks = [asyncio.create_task(content.keep_popular_fresh()), asyncio.create_task(_keep_forgetting(settings))]
             if settings.metrics_address:
                 tasks.append(asyncio.create_task(content.keep_counts_fresh()))
@@ -126,6 +141,14 @@ def application(settings: CrmSettings, state: CampaignState) -> web.Application:
     app = web.Application()
     app.cleanup_ctx.append(running)
     return app
+
+
+def _number(text: str) -> int:
+    """Return how many items are asked for, at most MAX_K; DEFAULT_K if it is no number."""
+    digits = text.lstrip("0")
+    if not (digits.isascii() and digits.isdecimal()):
+        return DEFAULT_K
+    return MAX_K if len(digits) > len(str(MAX_K)) else min(int(digits), MAX_K)
 
 
 async def _keep_forgetting(settings: CrmSettings) -> None:
