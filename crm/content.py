@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from baguni.background import Background
 from baguni.clients.gateway import GatewayClient
 from baguni.domain.errors import BaguniError, InvalidInputError
 from baguni.domain.history import History
@@ -130,12 +131,13 @@ def application(settings: CrmSettings, state: CampaignState) -> web.Application:
             token = settings.crm_content_token.get_secret_value()
             content = Content(state, HistoryReader(client), gateway, token, metrics)
             app.router.add_get(PATH, content.items)
-            tasks = [asyncio.create_task(content.keep_popular_fresh()), asyncio.create_task(_keep_forgetting(settings))]
+            tasks = Background(metrics.restarts)
+            tasks.start("popular", content.keep_popular_fresh)
+            tasks.start("forgetting", lambda: _keep_forgetting(settings))
             if settings.metrics_address:
-                tasks.append(asyncio.create_task(content.keep_counts_fresh()))
+                tasks.start("counts", content.keep_counts_fresh)
             yield
-            for task in tasks:
-                task.cancel()
+            await tasks.stop()
             await client.aclose()
 
     app = web.Application()

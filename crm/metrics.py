@@ -37,6 +37,13 @@ class Metrics:
             registry=registry,
         )
 
+        self.restarts = Counter(
+            "baguni_background_restarts",
+            "Times that a task beside the requests failed or ended and was started again.",
+            ["task"],
+            registry=registry,
+        )
+
     def read(self, folder: Path) -> None:
         """Tell what stands in the state of a folder now."""
         with closing(CampaignState(folder)) as state:

@@ -16,13 +16,15 @@ from aiohttp import web
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families as families
 
+from crm import content
 from crm.content import DEFAULT_K, MAX_K, _number, application
 from crm.settings import CrmSettings
 from crm.state import CampaignState, Push, PushedItem
 from deploy.local.settings import free_port
 from tests.strategies import HOSTILE_IDS
-from tests.waiting import WAIT_S
+from tests.waiting import WAIT_S, eventually
 
 pytestmark = pytest.mark.stack
 TOKEN = "let-me-in"
@@ -175,3 +177,47 @@ def test_a_state_that_cannot_be_read_gives_popular_items(
     monkeypatch.undo()
     serving.call(serving.state._db.close)
     assert serving.ask(b"a", b"2", BEARER)[1]["source"] == "popular"
+
+
+def test_what_runs_beside_the_answers_is_started_again(
+    tmp_path: Path, lone_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An OSError of the disk ended the task that forgets users, silently and for ever."""
+    failures: dict[str, list[Exception]] = {
+        "popular": [OSError("socket"), ValueError("x")],
+        "counts": [OSError("disk"), KeyError("y")],
+        "forgetting": [OSError("disk"), RuntimeError("z")],
+    }
+    went_on: set[str] = set()
+
+    def failing_at_first(name: str) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            if failures[name]:
+                raise failures[name].pop()
+            went_on.add(name)
+            return []
+
+        return called
+
+    monkeypatch.setattr(content.Content, "_popular", failing_at_first("popular"))
+    monkeypatch.setattr(content.Metrics, "read", failing_at_first("counts"))
+    monkeypatch.setattr(content, "forget_unless_running", failing_at_first("forgetting"))
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    with closing(Serving(own_settings(tmp_path, lone_redis, metrics_address=address))):
+        eventually(lambda: went_on == failures.keys(), "all go on", lambda: went_on)
+        text = _metrics(port)
+    counted = {
+        sample.labels["task"]: sample.value
+        for family in families(text)
+        for sample in family.samples
+        if sample.name == "baguni_background_restarts_total"
+    }
+    assert counted == dict.fromkeys(failures, 2)
+
+
+def _metrics(port: int) -> str:
+    with closing(socket.create_connection(("127.0.0.1", port), WAIT_S)) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            return answer.read().decode().partition("\r\n\r\n")[2]
