@@ -314,6 +314,16 @@ def test_who_asks_to_be_forgotten_between_selection_and_sending_is_not_pushed(
     assert braze.user("leaves") == {}
 
 
+def test_a_wrong_column_of_an_audience_skips_its_texts(shop: Shop, shoppers: list[str]) -> None:
+    """A batch of them is more than a gateway takes."""
+    texts = [f"{number} " + "sehr lang " * 500 for number in range(300)]
+    (shop.folder / "users.csv").write_text("user_id\n" + "".join(f"{each}\n" for each in [*texts, *shoppers]))
+    output = shop.crm("run", str(shop.campaign(name="texts", sinks=[{"file": {"path": "out.csv"}}])))
+    assert sorted(lists(shop.rows("out.csv"))) == shoppers
+    assert "300" in output
+    assert "the id is longer than 256 characters" in output
+
+
 def test_bad_input_is_named_before_anything_is_sent(shop: Shop, braze: BrazeProcess) -> None:
     sink = {"braze": {"url": braze.url}}
     before = braze.counts().get("attributes", 0)
@@ -334,6 +344,7 @@ def test_bad_input_is_named_before_anything_is_sent(shop: Shop, braze: BrazeProc
     assert "expected exactly one of file, histories, segment" in refused("audience", audience={})
     assert "items_per_user" in refused("number", items_per_user=51)
     assert "quiett" in refused("field", quiett={})
+    assert "too large" in refused("bytes", items={"exclude": [f"{number:05}" + "소" * 123 for number in range(5_000)]})
     assert "topic 'nowhere' does not exist" in refused("topic", sinks=[{"kafka": {"topic": "nowhere"}}])
     assert braze.counts().get("attributes", 0) == before
 
