@@ -36,6 +36,10 @@ class Proxy:
         """Stop listening and break every connection, as a server does that is gone."""
         self._run(self._break())
 
+    def lead_to(self, target_port: int) -> None:
+        """Bring new connections to another server; those that are open stay, as when an address moves."""
+        self._target_port = target_port
+
     def close(self) -> None:
         """End the thread."""
         self.refuse()

@@ -355,7 +355,8 @@ def test_redis_fails_over(record: Callable[[Row], None], own: Own, tmp_path: Pat
                     replica.replicaof("NO", "ONE")
                     time.sleep(0.5)  # what the primary is told now is lost
                 proxy.refuse()
-                proxy._target_port = primary = port
+                primary = port
+                proxy.lead_to(port)
                 proxy.accept()
             flowing.join()
             found = compare(endpoints, expected(messages), 120)

@@ -6,21 +6,28 @@ import pytest
 import redis
 
 from baguni.domain.errors import RefusedError, UnavailableError
-from baguni.stores.redis_client import redis_errors, shared_redis_errors
+from baguni.stores.redis_client import is_demoted, redis_errors, shared_redis_errors
 
 WRAPPED = [
     "{}",
     "Command # 1 (EVALSHA abc 1 key) of pipeline caused error: {}",
     "Error running script (call to f_abc): @user_script:33: @user_script: 33: -{}",
+    "{} script: abc, on @user_script:33.",
+    "Transaction discarded because of: {}",
     "ERR Error running script (call to f_abc): @user_script:33: @user_script: 33: -{}",
+]
+DEMOTED = [
+    "READONLY You can't write against a read only replica.",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "NOREPLICAS Not enough good replicas to write.",
 ]
 OUTAGES = [
     "OOM command not allowed when used memory > 'maxmemory'.",
     "MISCONF Redis is configured to save RDB snapshots",
-    "NOREPLICAS Not enough good replicas to write.",
-    "READONLY You can't write against a read only replica.",
     "BUSY Redis is busy running a script.",
     "CLUSTERDOWN The cluster is down",
+    "MOVED 3999 127.0.0.1:6381",
+    "NOPERM this user has no permissions to run the 'set' command",
     "NOAUTH Authentication required.",
     "something that nobody has seen",
 ]
@@ -34,10 +41,16 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("wrapped", WRAPPED)
-@pytest.mark.parametrize("message", OUTAGES)
+@pytest.mark.parametrize("message", OUTAGES + DEMOTED)
 def test_an_outage_is_never_a_refusal(message: str, wrapped: str) -> None:
     with pytest.raises(UnavailableError), redis_errors():
         raise redis.ResponseError(wrapped.format(message))
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("message", DEMOTED + OUTAGES + REFUSALS)
+def test_a_server_is_left_only_when_another_may_be_the_primary(message: str, wrapped: str) -> None:
+    assert is_demoted(redis.ResponseError(wrapped.format(message))) == (message in DEMOTED)
 
 
 @pytest.mark.parametrize("wrapped", WRAPPED)
