@@ -27,7 +27,7 @@ from baguni.settings import Endpoints
 from baguni.stores.lease import held
 from baguni.stores.live_items import LiveItemWriter
 from baguni.stores.redis_client import connect
-from baguni.stores.served import kept_open, served
+from baguni.stores.served import keeper_name, kept_open, served
 
 GOLDEN_TIMEOUT_S = 30.0
 MAX_GOLDEN_DISTANCE = 0.05  # of the length of the expected vector: int8 stays within 0.02, fp16 within 0.001
@@ -97,7 +97,8 @@ def _tritons(release: Release, endpoints: Endpoints) -> Iterator[list[SyncInfere
 
 @contextmanager
 def published(store: ReleaseStore, release: Release, endpoints: Endpoints) -> Iterator[None]:
-    """`publish` for a while: at the end everything is as it was, unless the release has become the active one meanwhile."""
+    """`publish` for a while: at the end everything is as it was, unless the release has become the active one meanwhile, or
+    another process serves it or needs it. `prune` removes it later then."""
     release_id = release.release_id
     with kept_open(endpoints.redis_url, release_id), _tritons(release, endpoints) as tritons:
         with held(endpoints.redis_url, f"load {release_id} for a while"):
@@ -107,12 +108,18 @@ def published(store: ReleaseStore, release: Release, endpoints: Endpoints) -> It
             yield
         finally:
             with held(endpoints.redis_url, f"take {release_id} away again"):
-                undone = store.active_id() != release_id
+                undone = not _is_needed(store, release_id, endpoints)
                 for inference in had_not if undone else ():
                     inference.unload()
                 if undone and not was_filled:
                     with closing(ItemIndex(endpoints.milvus_uri, release_id)) as index:
                         index.drop()
+
+
+def _is_needed(store: ReleaseStore, release_id: str, endpoints: Endpoints) -> bool:
+    """Return whether a release is active, or some process but this one has it open, such as a gateway with an experiment."""
+    with closing(connect(endpoints.redis_url)) as client:
+        return release_id in {store.active_id(), *served(client, besides=keeper_name())}
 
 
 def publish(release: Release, endpoints: Endpoints, on_stage: OnStage = lambda stage: None) -> bool:

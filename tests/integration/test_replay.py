@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -18,10 +19,12 @@ import redis
 from pymilvus import MilvusClient
 
 from baguni.clients.inference import SyncInferenceClient
+from baguni.clients.item_index import ItemIndex
 from baguni.clients.milvus import collection_names
 from baguni.domain.history import Action, HistoryEvent
 from baguni.domain.release import Release, ReleaseStore
 from baguni.settings import Endpoints
+from baguni.stores import served
 from baguni.stores.history_store import HistoryWriter
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
@@ -80,6 +83,24 @@ def replay(stack: Endpoints, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env={**os.environ, **stack.environment()}, capture_output=True, text=True)
 
 
+def is_loaded(stack: Endpoints, release: Release) -> bool:
+    with closing(SyncInferenceClient(stack.triton_url, release.release_id, release.signature)) as triton:
+        return triton.is_loaded()
+
+
+def has_collections(stack: Endpoints, release: Release) -> bool:
+    with closing(MilvusClient(stack.milvus_uri, timeout=30)) as milvus:
+        return bool(set(collection_names(release.release_id)) & set(milvus.list_collections()))
+
+
+def take_away(stack: Endpoints, release: Release) -> None:
+    """Unload what a replay left, for the tests after this one."""
+    with closing(SyncInferenceClient(stack.triton_url, release.release_id, release.signature)) as triton:
+        triton.unload()
+    with closing(ItemIndex(stack.milvus_uri, release.release_id)) as index:
+        index.drop()
+
+
 def test_what_is_written_down_is_for_nobody_else_and_complete(captured: Path) -> None:
     (file,) = captured.glob("*.jsonl")
     assert file.stat().st_mode & 0o777 == 0o600
@@ -104,12 +125,19 @@ def test_a_candidate_is_compared_and_leaves_nothing_behind(
     assert found["active"]["tiers"] == {"FULL": 16}
     assert found["candidate"]["p50_ms"] > 0
     assert ReleaseStore(stack.releases).active_id() == active_release.release_id
-    triton = SyncInferenceClient(stack.triton_url, candidate.release_id, candidate.signature)
-    assert not triton.is_loaded()
-    triton.close()
-    milvus = MilvusClient(stack.milvus_uri, timeout=30)
-    assert not set(collection_names(candidate.release_id)) & set(milvus.list_collections())
-    milvus.close()
+    assert is_loaded(stack, candidate) == has_collections(stack, candidate) is False
+
+
+def test_a_candidate_that_a_gateway_serves_by_then_stays(stack: Endpoints, captured: Path, candidate: Release) -> None:
+    """An experiment that begins during the replay serves it beside the active one."""
+    with redis.Redis.from_url(stack.redis_url) as client:
+        client.zadd(served.KEY, {f"{candidate.release_id} elsewhere:1": time.time() + 600})
+        try:
+            assert replay(stack, "--log", str(captured), "--candidate", candidate.release_id).returncode == 0
+            assert is_loaded(stack, candidate) == has_collections(stack, candidate) is True
+        finally:
+            client.zrem(served.KEY, f"{candidate.release_id} elsewhere:1")
+            take_away(stack, candidate)
 
 
 def test_the_active_release_beside_itself_is_the_same(
@@ -121,9 +149,7 @@ def test_the_active_release_beside_itself_is_the_same(
     found = json.loads(done.stdout)
     assert found["overlap"]["mean"] == found["overlap"]["same_first"] == 1.0
     assert found["score_shift"]["p95"] == pytest.approx(0, abs=1e-5)
-    triton = SyncInferenceClient(stack.triton_url, active_release.release_id, active_release.signature)
-    assert triton.is_loaded()
-    triton.close()
+    assert is_loaded(stack, active_release)
 
 
 def test_too_little_overlap_is_an_exit_status_of_its_own(stack: Endpoints, captured: Path, candidate: Release) -> None:
