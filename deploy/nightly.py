@@ -9,6 +9,7 @@ module composes them.
 from __future__ import annotations
 
 import hashlib
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,8 @@ from baguni.domain.release import Release, ReleaseStore, sha256_of
 from baguni.releases.activation import activate
 from baguni.releases.pruning import prune
 from baguni.settings import Endpoints
-from server.replay.cli import compared, print_comparison, problems
-from server.telemetry.capture import read_log
+from server.replay.cli import compared, print_comparison, problems, recorded_requests
+from server.telemetry.capture import log_files
 from trainer.triton_config import Target
 
 WORSE = 3  # exit status: trained, and not as wanted
@@ -116,21 +117,29 @@ def nightly(
 
 
 def quality_problem(active: Release, candidate: Release, model: str, metric: str, tolerance: float) -> str:
-    """Return why the candidate is worse by the metric, "" if it is not, or if the active release was not measured."""
+    """Return why the candidate is worse by the metric, "" if it is not, or if the active release was not measured. A metric
+    that is no finite number is worse than any other, and nothing can be compared with it."""
     was, now = (_measured(release, model, metric) for release in (active, candidate))
     if now is None:
         raise InvalidInputError(f"{candidate.release_id} has no {metric} of {model!r}, expected one of its evaluation")
     if was is None:
         click.echo(f"{active.release_id} has no {metric} of {model!r}: quality is not compared.")
+    for release, value in ((active, was), (candidate, now)):
+        if value is not None and not math.isfinite(value):
+            return f"{metric} of {model!r} of {release.release_id} is {value}, expected a finite number"
+    if was is None:
         return ""
     click.echo(f"{metric} of {model!r}: {now:.4f}, the active release's {was:.4f}.")
     least = (1 - tolerance) * was
-    return f"{metric} is {now:.4f}, expected at least {least:.4f}" if now < least else ""
+    return "" if now >= least else f"{metric} is {now:.4f}, expected at least {least:.4f}"
 
 
 def _measured(release: Release, model: str, metric: str) -> float | None:
+    """Return the metric, NaN for what is no number, None if it was not measured."""
     found: dict[str, Any] = dict(release.metrics.get("models", {}).get(model, {}).get("all", {}))
-    return None if metric not in found else float(found[metric])
+    if metric not in found:
+        return None
+    return float(found[metric]) if isinstance(found[metric], int | float) else math.nan
 
 
 def _name(data: Path, recipe: str, text_encoder: str | None) -> str:
@@ -157,12 +166,13 @@ def _exported(run_path: Path, data: Path, store: ReleaseStore, target: Target) -
 def replay_problem(
     store: ReleaseStore, log: Path | None, candidate: Release, min_overlap: float | None, max_ratio: float | None
 ) -> str:
-    """Return why the candidate's answers to captured requests are worse, "" if they are not, or without a request."""
-    files = sorted(log.rglob("*.jsonl*"), key=lambda path: path.stat().st_mtime) if log is not None else []
-    recorded = list(read_log(files))
+    """Return why the candidate's answers to captured requests are worse, "" if they are not, or without a request. With a
+    limit, requests of which none can be read are a reason, too: the limit could not be checked."""
+    recorded, skipped = recorded_requests(log_files(log) if log is not None else [])
     if not recorded:
         click.echo("No captured request: nothing is replayed.")
-        return ""
+        is_limited = min_overlap is not None or max_ratio is not None
+        return f"no captured request can be read: {skipped}" if is_limited and skipped.num_lines else ""
     found = compared(store, recorded, candidate.release_id)
     print_comparison(found)
     return "; ".join(problems(found, min_overlap, max_ratio))

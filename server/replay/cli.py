@@ -22,7 +22,7 @@ from baguni.releases.activation import published
 from server.replay.comparison import Comparison
 from server.replay.comparison import replay as replay_requests
 from server.settings import ServerSettings
-from server.telemetry.capture import Recorded, read_log
+from server.telemetry.capture import Recorded, Skipped, log_files, read_log
 
 LISTED = pa.schema({"exposure_token": pa.string(), "position": pa.int64(), "item_id": pa.string()})
 BELOW = 3  # exit status: replayed, and not as wanted
@@ -30,7 +30,12 @@ BELOW = 3  # exit status: replayed, and not as wanted
 
 @click.command()
 @click.option(
-    "--log", "logs", multiple=True, required=True, type=click.Path(path_type=Path), help="A file, or a folder of them."
+    "--log",
+    "logs",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A file, or a folder, searched with those below it.",
 )
 @click.option("--candidate", required=True, help="The release to try.")
 @click.option("--against", default=None, help="The release to compare with, if it is not the active one.")
@@ -68,7 +73,7 @@ def replay(
     \b
     baguni release replay --log captured/ --candidate r20261124_1f3a9c02 --min-overlap 0.5
     """
-    recorded = list(itertools.islice(read_log(_files(logs)), limit))
+    recorded, _ = recorded_requests(_files(logs), limit)
     if lists is not None and recorded and not any(request.sampled for request in recorded):
         raise InvalidInputError("no request of the log was chosen by chance: set BAGUNI_CAPTURE_SHARE", "log")
     found = compared(context.obj, recorded, candidate, against)
@@ -106,23 +111,32 @@ def compared(
         return asyncio.run(replay_requests(recorded, settings, active, candidate))
 
 
+def recorded_requests(files: Sequence[Path], limit: int | None = None) -> tuple[list[Recorded], Skipped]:
+    """Return the requests of a log's files, the first `limit`, and print what was skipped."""
+    skipped = Skipped()
+    recorded = list(itertools.islice(read_log(files, skipped), limit))
+    if words := str(skipped):
+        click.secho(f"skipped {words}", fg="yellow", err=True)
+    return recorded, skipped
+
+
 def _files(logs: tuple[Path, ...]) -> list[Path]:
     found = []
     for log in logs:
-        files = sorted(log.glob("*.jsonl*"), key=lambda path: path.stat().st_mtime) if log.is_dir() else [log]
-        if not all(path.is_file() for path in files) or not files:
+        files = log_files(log)
+        if not files:
             raise NotFoundError(f"{log} is no file, and no folder with *.jsonl files: nothing was written down there")
         found += files
     return found
 
 
 def problems(found: Comparison, min_overlap: float | None, max_latency_ratio: float | None) -> list[str]:
-    """Return the limits that the candidate misses, in words; None is no limit."""
+    """Return the limits that the candidate misses, in words; None is no limit. A number that is not one misses each limit."""
     below = []
     overlap, ratio = found.mean_overlap, found.latency_ratio
-    if min_overlap is not None and (overlap is None or overlap < min_overlap):
+    if min_overlap is not None and (overlap is None or not overlap >= min_overlap):
         below.append(f"lists overlap by {_number(overlap)}, expected at least {min_overlap}")
-    if max_latency_ratio is not None and (ratio is None or ratio > max_latency_ratio):
+    if max_latency_ratio is not None and (ratio is None or not ratio <= max_latency_ratio):
         below.append(f"the median takes {_number(ratio)} times as long, expected at most {max_latency_ratio}")
     return below
 

@@ -74,19 +74,53 @@ class Recorded:
             fields: dict[str, Any] = json.loads(line)
             request = ParseDict(fields.pop("request"), pb.RecommendRequest())
             return cls(request=request, item_ids=tuple(fields.pop("item_ids")), **fields)
-        except (ValueError, TypeError, KeyError, AttributeError, ParseError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, ParseError, RecursionError) as error:
             raise InvalidInputError(f"is no recorded request: {error}", "log") from error
 
 
-def read_log(paths: Sequence[Path]) -> Iterator[Recorded]:
-    """Yield the requests of some files. Raises InvalidInputError that names the line, or OSError for an unreadable file."""
+@dataclass
+class Skipped:
+    """Counts what of a log could not be read: lines that are no recorded request, as a kill or a full disk cuts them, and files
+    that were gone by then, as gateways rotate them. `first` names the first line, and what is wrong with it."""
+
+    num_lines: int = 0
+    num_files: int = 0
+    first: str = ""
+
+    def __str__(self) -> str:
+        lines = f"lines that are no recorded request: {self.num_lines:,}, first {self.first}"
+        files = f"files that are gone: {self.num_files:,}"
+        return "; ".join(words for words, num in ((lines, self.num_lines), (files, self.num_files)) if num)
+
+
+def log_files(log: Path) -> list[Path]:
+    """Return the files of a log, oldest first: itself, or those in a folder and below it."""
+    if log.is_file():
+        return [log]
+    written: dict[Path, int] = {}
+    for folder, _, names in os.walk(log):
+        for path in (Path(folder, name) for name in names if ".jsonl" in name):
+            with suppress(FileNotFoundError):  # rotated since it was listed
+                written[path] = path.stat().st_mtime_ns
+    return sorted(written, key=lambda path: (written[path], path))
+
+
+def read_log(paths: Sequence[Path], skipped: Skipped) -> Iterator[Recorded]:
+    """Yield the requests of some files, and count in `skipped` what cannot be read. Raises OSError for a file that is there and
+    unreadable."""
     for path in paths:
-        with path.open(encoding="utf-8") as lines:  # splitlines would cut at U+2028 and U+0085, which ids may have
+        try:  # splitlines would cut at U+2028 and U+0085, which ids may have; a cut may be within a character
+            lines = path.open(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            skipped.num_files += 1
+            continue
+        with lines:
             for number, line in enumerate(lines, 1):
                 try:
                     yield Recorded.of(line)
                 except InvalidInputError as error:
-                    raise InvalidInputError(f"{path}:{number} {error}", "log") from error
+                    skipped.num_lines += 1
+                    skipped.first = skipped.first or f"{path}:{number} {error}"
 
 
 class Capture:
@@ -161,11 +195,16 @@ class Removal:
 
 def captured_of(folder: Path, user_id: str) -> list[tuple[Path, int]]:
     """Return the files below a folder that have requests of a user, and how many each has."""
-    removal, found = Removal(frozenset([user_id])), []
-    for path in _captured(folder):
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            found.append((path, sum(removal.takes(line, 0.0) for line in lines)))
-    return [(path, count) for path, count in found if count]
+    removal = Removal(frozenset([user_id]))
+    while True:
+        with suppress(FileNotFoundError):  # rotated since it was listed: its lines are in another file now
+            found = [(path, _num_taken(path, removal)) for path in _captured(folder)]
+            return [(path, count) for path, count in found if count]
+
+
+def _num_taken(path: Path, removal: Removal) -> int:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return sum(removal.takes(line, 0.0) for line in lines)
 
 
 def remove_from_unused(folder: Path, removal: Removal) -> int:

@@ -140,6 +140,18 @@ def test_a_candidate_that_a_gateway_serves_by_then_stays(stack: Endpoints, captu
             take_away(stack, candidate)
 
 
+def test_a_line_that_was_cut_is_counted_and_the_others_are_replayed(
+    stack: Endpoints, captured: Path, candidate: Release, tmp_path: Path
+) -> None:
+    (file,) = captured.glob("*.jsonl")
+    (tmp_path / "pod-0").mkdir()
+    (tmp_path / "pod-0" / file.name).write_bytes(file.read_bytes()[:-20])
+    done = replay(stack, "--log", str(tmp_path), "--candidate", candidate.release_id, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["compared"] == 15
+    assert "skipped lines that are no recorded request: 1, first" in done.stderr
+
+
 def test_the_active_release_beside_itself_is_the_same(
     stack: Endpoints, active_release: Release, captured: Path
 ) -> None:
@@ -164,9 +176,10 @@ def test_what_cannot_be_replayed_is_said(
 ) -> None:
     (file,) = captured.glob("*.jsonl")
     broken = tmp_path / "broken.jsonl"
-    broken.write_text(file.read_text() + '{"request": {"userId": 7')
+    broken.write_text('{"request": {"userId": 7')
     for log, candidate, message in (
-        (broken, active_release.release_id, "broken.jsonl:17 is no recorded request"),
+        (broken, active_release.release_id, "broken.jsonl:1 is no recorded request"),
+        (broken, active_release.release_id, "the log has no request"),
         (tmp_path / "nowhere", active_release.release_id, "nowhere is no file"),
         (file, "r_none", "there is no release 'r_none'"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,10 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from baguni.v1 import recommendation_pb2 as pb
 from server.settings import ServerSettings
-from server.telemetry.capture import Capture, Recorded, Removal, captured_of, read_log, remove_from_unused
+from server.telemetry.capture import (
+    Capture,
+    Recorded,
+    Removal,
+    Skipped,
+    captured_of,
+    log_files,
+    read_log,
+    remove_from_unused,
+)
 from server.telemetry.metrics import Metrics
 
 DAY_MS = 86_400_000
@@ -36,8 +48,10 @@ def capture(folder: Path, name: str = "host.online-0", max_bytes: int = 1 << 20)
 
 
 def users(folder: Path) -> list[str]:
-    files = sorted(folder.rglob("*.jsonl*"), key=lambda path: path.stat().st_mtime)
-    return [each.request.user_id or each.request.anonymous.anonymous_id for each in read_log(files)]
+    skipped = Skipped()
+    found = [each.request for each in read_log(log_files(folder), skipped)]
+    assert skipped == Skipped()
+    return [request.user_id or request.anonymous.anonymous_id for request in found]
 
 
 def now_ms() -> int:
@@ -149,3 +163,74 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     assert remove_from_unused(tmp_path, Removal(frozenset(["u1"]))) == 1
     assert users(tmp_path) == ["u2"]
     assert [each.name for each in tmp_path.glob("[!.]*")] == [path.name]
+
+
+def cut(line: bytes, where: float) -> bytes:
+    return line[: 1 + int(where * (len(line) - 2))]
+
+
+DAMAGES = (
+    st.floats(0, 1).map(lambda where: lambda line: cut(line, where) + b"\n")  # a full disk, and a newline later
+    | st.floats(0, 1).map(lambda where: lambda line: cut(line, where) + line + b"\n")  # a kill, and the next process
+    | st.binary(max_size=20).map(lambda noise: lambda line: b"\0" + b"".join(noise.split()) + b"\n")  # no power
+    | st.sampled_from([b"\n", b"[]\n", b"{}\n", b"null\n", b"[" * 100_000 + b"\n"]).map(
+        lambda other: lambda line: other
+    )
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(IDS), st.none() | DAMAGES), max_size=12), st.booleans())
+def test_lines_that_are_damaged_are_counted_and_no_other_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, written: list, is_cut_at_the_end: bool
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "host.online-0.jsonl"
+    lines = [(recorded(user_id, 1).line().encode(), damage) for user_id, damage in written]
+    content = b"".join(damage(line) if damage else line + b"\n" for line, damage in lines)
+    file.write_bytes(content + (cut(recorded("소금", 1).line().encode(), 0.5) if is_cut_at_the_end else b""))
+    skipped = Skipped()
+    found = [each.request.user_id for each in read_log([file], skipped)]
+    assert found == [user_id for user_id, damage in written if damage is None]
+    assert skipped.num_lines == len(written) - len(found) + is_cut_at_the_end
+    assert bool(str(skipped)) == (skipped.num_lines > 0)
+
+
+def test_a_file_that_is_gone_is_counted(tmp_path: Path) -> None:
+    own = capture(tmp_path / "pod-0")
+    own.add(recorded("u1", now_ms()))
+    own.close()
+    (tmp_path / "host.online-0.jsonl").symlink_to(tmp_path / "gone")  # listed, and gone when it is looked at
+    (file,) = log_files(tmp_path)
+    assert log_files(file) == [file]
+    assert log_files(tmp_path / "nowhere") == []
+    skipped = Skipped()
+    assert len(list(read_log([tmp_path / "gone", file], skipped))) == 1
+    assert str(skipped) == "files that are gone: 1"
+
+
+def test_files_are_listed_oldest_first(tmp_path: Path) -> None:
+    names = ["a.online-0.jsonl", "pod/b.online-0.jsonl.1", "pod/b.online-0.jsonl", "c.online-1.jsonl"]
+    for age, name in enumerate(reversed(names)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+        os.utime(path, (1_000 - age, 1_000 - age))
+    assert log_files(tmp_path) == [tmp_path / name for name in names]
+
+
+def test_files_that_rotate_meanwhile_are_no_error(tmp_path: Path) -> None:
+    own, is_over = capture(tmp_path, max_bytes=1_100), threading.Event()
+
+    def rotate() -> None:
+        while not is_over.is_set():
+            own.add(recorded("u1", now_ms()))
+
+    writing = threading.Thread(target=rotate)
+    writing.start()
+    try:
+        for _ in range(300):
+            captured_of(tmp_path, "u1")
+            list(read_log(log_files(tmp_path), Skipped()))
+    finally:
+        is_over.set()
+        writing.join()
+        own.close()
