@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from baguni.domain.signature import (
     model_specs,
     triton_model_name,
 )
+from baguni.domain.staging import staging
 from trainer.decoding import BeamSearch
 from trainer.graphs import (
     FrozenItems,
@@ -141,13 +142,12 @@ def add_release(
     run: Run, store: ReleaseStore, progress: Progress = silent, target: Target = "python", quantised: bool = False
 ) -> Release:
     """`build_release` into a store: there whole or not at all."""
-    store.root.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=store.root))
-    try:
-        build_release(run, building / "release", progress, target, store.root / ".tensorrt-timing", quantised)
-        return store.add(building / "release")
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with staging(store.root, "building", uuid4().hex[:8]) as building:
+        try:
+            build_release(run, building / "release", progress, target, store.root / ".tensorrt-timing", quantised)
+            return store.add(building / "release")
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
 
 
 def copy_backend(target: Target, version: Path) -> None:

@@ -160,7 +160,7 @@ def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: 
             while True:
                 try:
                     if _bring_active(remote, store, show_stage) and keep is not None:
-                        store.keep_last(keep)
+                        store.remove_but(store.last_active(keep))
                 except (BaguniError, OSError) as error:  # tried again: a full disk may be emptied
                     click.echo(str(error), err=True)
                 time.sleep(FOLLOW_S)

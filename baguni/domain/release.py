@@ -31,6 +31,7 @@ from baguni.domain.catalog import Catalog
 from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError, ReleaseMismatchError
 from baguni.domain.semantic_ids import SemanticIdTable
 from baguni.domain.signature import ModelSignature
+from baguni.domain.staging import remove_abandoned, staging
 
 log = logging.getLogger(__name__)
 PART_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")  # of each level
@@ -178,21 +179,48 @@ class ReleaseStore:
 
     def add(self, path: Path) -> Release:
         """Copy a finished release directory into the store under its id, and return the release of the store. A half-copied
-        release is never visible; the same parts again change nothing. Raises InvalidInputError if the store has other parts
-        under this id."""
+        release is never visible. The same parts again change nothing, or replace those that are damaged. Raises
+        InvalidInputError if the store has other parts under this id."""
         release = load_release(path)
         target = self.root / release.release_id
-        if target.exists():
-            stored = load_release(target, verify=False)
-            if stored.manifest["parts"] == release.manifest["parts"]:
-                return stored  # a command that was killed after it had published, and is run again
-            raise InvalidInputError(f"release {release.release_id} is already in the store, with other parts")
-        self.root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.root))
-        shutil.copytree(path, staging / "release", copy_function=link_or_copy)
-        (staging / "release").rename(target)
-        staging.rmdir()
+        with staging(self.root, "adding", release.release_id) as folder:
+            try:
+                if self._has(target, release):
+                    return load_release(
+                        target, verify=False
+                    )  # a command that was killed after it had published, and is run again
+                copied = folder / "release"
+                shutil.rmtree(copied, ignore_errors=True)
+                shutil.copytree(path, copied, copy_function=link_or_copy)
+                self.install(load_release(copied, verify=False))
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
         return load_release(target, verify=False)
+
+    @staticmethod
+    def _has(target: Path, release: Release) -> bool:
+        """Return whether a release is there, and undamaged."""
+        try:
+            parts = load_release(target, verify=False).manifest["parts"]
+            if parts == release.manifest["parts"]:
+                return not _problems(target, parts)
+        except (NotFoundError, ReleaseMismatchError):  # not there, or its manifest is damaged
+            return False
+        raise InvalidInputError(f"release {release.release_id} is already in the store, with other parts")
+
+    def install(self, release: Release) -> None:
+        """Move a finished release from beside the store's into its place. Where a damaged one is, part after part replaces it:
+        readers find every part, before or after."""
+        target, source = self.root / release.release_id, release.path
+        if not target.exists():
+            source.rename(target)
+            return
+        log.warning("replace what is damaged of %s", target)
+        for name in [*release.manifest["parts"], MANIFEST]:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source / name, target / name)
+        for surplus in set(_files(target)) - release.manifest["parts"].keys():
+            (target / surplus).unlink()
 
     def active_id(self) -> str | None:
         """The active release's id, None before the first activation."""
@@ -222,28 +250,27 @@ class ReleaseStore:
             raise NotFoundError("there is no earlier release to roll back to")
         return str(pointer["history"][-1])
 
-    def keep_last(self, count: int) -> list[str]:
-        """Remove every release but the active one and those that were before it, `count` in all; the ids of what was removed.
-        Processes that have one open keep what they have read. Nothing is removed before the first activation."""
-        if count < 1:
-            raise InvalidInputError(f"keep is {count}, expected at least 1: the active release stays", "keep")
-        return self.remove_but(self.last_active(count)) if self.active_id() is not None else []
-
     def last_active(self, count: int) -> list[str]:
         """The active release and those that were before it, `count` in all, newest last; none before the first activation."""
         pointer = self._pointer()
         return [*pointer["history"], pointer["release_id"]][-count:] if pointer else []
 
-    def remove_but(self, kept: Collection[str]) -> list[str]:
-        """Remove every release but these, and what an interrupted removal left; the ids of what was removed."""
-        removed = [release_id for release_id in self.ids() if release_id not in kept]
+    def remove(self, release_ids: Collection[str]) -> list[str]:
+        """Remove releases, and what interrupted commands left; the ids of what was removed. Processes that have one open keep
+        what they have read."""
+        removed = [release_id for release_id in self.ids() if release_id in release_ids]
         for release_id in removed:
             (self.root / release_id / MANIFEST).unlink()  # from here on it is none
             shutil.rmtree(self.root / release_id)
         for folder in self.root.iterdir():
             if folder.is_dir() and RELEASE_ID.fullmatch(folder.name) and not (folder / MANIFEST).exists():
                 shutil.rmtree(folder)
+        remove_abandoned(self.root)
         return removed
+
+    def remove_but(self, kept: Collection[str]) -> list[str]:
+        """`remove` every release but these."""
+        return self.remove({*self.ids()} - {*kept})
 
     def _pointer(self) -> dict[str, Any] | None:
         path = self.root / POINTER

@@ -10,7 +10,6 @@ AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for a store that is not 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -32,11 +31,13 @@ from baguni.domain.release import (
     RELEASE_ID,
     Release,
     ReleaseStore,
+    link_or_copy,
     load_release,
     parse_manifest,
     parse_object,
     sha256_of,
 )
+from baguni.domain.staging import staging
 
 log = logging.getLogger(__name__)
 
@@ -102,23 +103,22 @@ class RemoteReleases:
         """Bring a release into a store; the same release at once if it is there. One process at a time brings it.
 
         Parts that an interrupted pull has brought are kept, one that it had begun is continued; each is checked against its
-        sha256. The release appears when all are right. Raises ReleaseMismatchError naming the parts that are not,
-        NotFoundError naming the releases that are there, and InvalidInputError for an id that is no folder's name.
+        sha256. The release appears when all are right; one that is damaged here stays until then, and its sound parts do not
+        travel again. Raises ReleaseMismatchError naming the parts that are not right, NotFoundError naming the releases that
+        are there, and InvalidInputError for an id that is no folder's name.
         """
         if not RELEASE_ID.fullmatch(release_id):
             expected = f"expected {RELEASE_ID.pattern}"
             raise InvalidInputError(f"{release_id!r} of {self.url} is no release id; {expected}", "release_id")
-        with _alone(store.root, release_id):
-            if (store.root / release_id / MANIFEST).is_file():
-                try:
-                    return store.get(release_id)
-                except ReleaseMismatchError as error:
-                    log.warning("bringing what is damaged again: %s", error)
-                    _take_back(store.root, release_id)
-            with self._reached():
-                return self._pull(release_id, store, progress)
+        with staging(store.root, "pulling", release_id) as folder:
+            release = _sound(store, release_id)
+            if release is None:
+                with self._reached():
+                    release = self._pull(release_id, store, folder / "release", progress)
+            shutil.rmtree(folder, ignore_errors=True)
+        return release
 
-    def _pull(self, release_id: str, store: ReleaseStore, progress: Progress) -> Release:
+    def _pull(self, release_id: str, store: ReleaseStore, folder: Path, progress: Progress) -> Release:
         path = f"{self._root}/{release_id}/{MANIFEST}"
         if not self._files.exists(path):
             raise NotFoundError(self._unknown(release_id))
@@ -127,11 +127,11 @@ class RemoteReleases:
         manifest = parse_manifest(content, where)
         if manifest["release_id"] != release_id:
             raise ReleaseMismatchError(f"{where} says it is release {manifest['release_id']}, expected {release_id}")
-        folder = _staging(store.root, release_id)
         problems = []
         for position, (name, digest) in enumerate(manifest["parts"].items(), start=1):
             target = folder / name
             progress(f"{name} ({position} of {len(manifest['parts'])})")
+            _reuse(store.root / release_id / name, target)
             problem = self._fetch(f"{release_id}/{name}", target, digest)
             problems += [f"{name} {problem}"] if problem else []
         if problems:
@@ -140,8 +140,7 @@ class RemoteReleases:
             if surplus.relative_to(folder).as_posix() not in manifest["parts"]:
                 surplus.unlink()
         (folder / MANIFEST).write_bytes(content)
-        load_release(folder)  # nothing that the manifest does not name
-        folder.rename(store.root / release_id)
+        store.install(load_release(folder))  # nothing that the manifest does not name
         return load_release(store.root / release_id, verify=False)
 
     def _fetch(self, key: str, target: Path, digest: str) -> str:
@@ -150,7 +149,6 @@ class RemoteReleases:
             if sha256_of(target) == digest:
                 return ""
             target.unlink()
-        target.parent.mkdir(parents=True, exist_ok=True)
         begun = target.with_name(f"{target.name}.begun")
         source_path = f"{self._root}/{key}"
         if not self._files.exists(source_path):
@@ -202,11 +200,17 @@ class RemoteReleases:
             raise UnavailableError(self.url, str(error)) from error
 
 
-def follow(remote: RemoteReleases, store: ReleaseStore, progress: Progress = lambda stage: None) -> Release | None:
-    """Bring the remote's active release and point to it; None if there is none or it is active already."""
+def follow(
+    remote: RemoteReleases, store: ReleaseStore, progress: Progress = lambda stage: None, verifies: bool = True
+) -> Release | None:
+    """Bring the remote's active release and point to it; None if there is none or it is active already. `verifies`: hash
+    one that is active already, and bring it again if it is damaged."""
     release_id = remote.active_id()
-    if release_id is None or release_id == store.active_id():
+    if release_id is None:
         return None
+    if release_id == store.active_id():
+        is_sound = not verifies or _sound(store, release_id) is not None
+        return None if is_sound else remote.pull(release_id, store, progress)
     release = remote.pull(release_id, store, progress)
     store.point_to(release_id)
     return release
@@ -232,25 +236,20 @@ def _file_system(url: str) -> tuple[Any, str]:
     return ArrowFSWrapper(files, use_listings_cache=False, skip_instance_cache=True), url.removeprefix("s3://")
 
 
-def _take_back(root: Path, release_id: str) -> None:
-    """Make a damaged release one whose pull was interrupted: the parts that are right need not travel again."""
-    (root / release_id / MANIFEST).unlink()  # from here on it is none
-    shutil.rmtree(_staging(root, release_id), ignore_errors=True)
-    (root / release_id).rename(_staging(root, release_id))
+def _sound(store: ReleaseStore, release_id: str) -> Release | None:
+    """Return a release of the store, None if it is damaged or not there."""
+    if not (store.root / release_id).exists():
+        return None
+    try:
+        return store.get(release_id)
+    except (NotFoundError, ReleaseMismatchError) as error:
+        log.warning("bringing what is damaged again: %s", error)
+        return None
 
 
-def _staging(root: Path, release_id: str) -> Path:
-    folder = root / f".pulling-{release_id}" / "release"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def _alone(root: Path, release_id: str) -> Iterator[None]:
-    """While one process brings a release, another waits for it; the kernel lets go of a dead one's lock."""
-    folder = _staging(root, release_id).parent
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        if (root / release_id / MANIFEST).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
+def _reuse(stored: Path, target: Path) -> None:
+    """Put a part of a damaged release where it is brought to, unless an earlier attempt has brought it: it may be a sound
+    one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if stored.is_file() and not target.is_file():
+        link_or_copy(str(stored), str(target))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,16 +211,19 @@ def test_damaged_and_missing_parts_are_named_and_can_be_mended(
     assert contents(remote.releases.pull(release.release_id, there)) == contents(release)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: (path / PART).write_bytes(b"other weights"),
-        lambda path: (path / PART).unlink(),
-        lambda path: (path / "surplus").write_text("x"),
-        lambda path: (path / PART).write_bytes(b""),
-    ],
-    ids=["changed", "missing", "surplus", "cut"],
-)
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "changed": lambda path: (path / PART).write_bytes(b"other weights"),
+    "missing": lambda path: (path / PART).unlink(),
+    "surplus": lambda path: (path / "surplus").write_text("x"),
+    "cut": lambda path: (path / PART).write_bytes(b""),
+    "manifest cut": lambda path: (path / MANIFEST).write_text("{"),
+    "manifest missing": lambda path: (path / MANIFEST).unlink(),
+    "all missing": lambda path: [shutil.rmtree(path), path.mkdir()],
+}
+damaged = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+
+
+@damaged
 def test_a_release_that_was_damaged_here_is_mended_by_the_next_pull(
     remote: Remote, here: ReleaseStore, there: ReleaseStore, damage: Callable[[Path], object]
 ) -> None:
@@ -227,10 +231,21 @@ def test_a_release_that_was_damaged_here_is_mended_by_the_next_pull(
     remote.releases.push(release)
     pulled = remote.releases.pull(release.release_id, there)
     damage(pulled.path)
-    with pytest.raises(ReleaseMismatchError):
+    with pytest.raises((ReleaseMismatchError, NotFoundError)):
         there.get(release.release_id)
     assert contents(remote.releases.pull(release.release_id, there)) == contents(release)
     assert [path.name for path in there.root.iterdir()] == [release.release_id]
+
+
+def test_sound_parts_of_a_damaged_release_do_not_travel_again(
+    remote: Remote, here: ReleaseStore, there: ReleaseStore
+) -> None:
+    release = make(here, one=1000)
+    remote.releases.push(release)
+    pulled = remote.releases.pull(release.release_id, there)
+    (pulled.path / PART).unlink()
+    remote.delete(f"{release.release_id}/one")
+    assert contents(remote.releases.pull(release.release_id, there)) == contents(release)
 
 
 def test_a_part_that_was_cut_short_is_sent_again(remote: Remote, here: ReleaseStore) -> None:

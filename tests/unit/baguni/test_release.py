@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,55 @@ def test_a_release_that_is_added_again_changes_nothing(store: ReleaseStore) -> N
     assert [path.name for path in store.root.iterdir()] == [release_id]
 
 
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "changed": lambda path: (path / "signature.json").write_text("x"),
+    "cut": lambda path: (path / "triton/model/1/model.onnx").write_text(""),
+    "missing": lambda path: (path / "signature.json").unlink(),
+    "a folder missing": lambda path: shutil.rmtree(path / "triton"),
+    "surplus": lambda path: (path / "triton/more.npy").write_text(""),
+    "manifest cut": lambda path: (path / MANIFEST).write_text("{"),
+    "manifest missing": lambda path: (path / MANIFEST).unlink(),
+    "all missing": lambda path: [shutil.rmtree(path), path.mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_copy_is_replaced_when_the_release_is_added_again(
+    store: ReleaseStore, damage: Callable[[Path], object]
+) -> None:
+    release_id = add(store, "a")
+    for path in (store.root / release_id).rglob("*"):  # damage must not reach what is added again
+        if path.is_file():
+            content = path.read_bytes()
+            path.unlink()
+            path.write_bytes(content)
+    damage(store.root / release_id)
+    assert store.add(store.root.parent / "made-a").release_id == release_id
+    assert store.get(release_id).release_id == release_id
+    assert [path.name for path in store.root.iterdir()] == [release_id]
+
+
+def test_a_reader_finds_every_part_while_a_damaged_one_is_replaced(store: ReleaseStore) -> None:
+    release_id = add(store, "a")
+    part, stop, missed = store.root / release_id / "signature.json", threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                part.read_text()
+            except FileNotFoundError as error:
+                missed.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(50):
+        (store.root / release_id / f"surplus-{number}").write_text("")
+        store.add(store.root.parent / "made-a")
+    stop.set()
+    reader.join()
+    assert not missed
+
+
 def test_other_parts_under_an_id_of_the_store_are_refused(store: ReleaseStore) -> None:
     release_id, made = add(store, "a"), store.root.parent / "made-a"
     (made / "one-more.txt").write_text("more")
@@ -181,17 +231,21 @@ def test_rolling_back_goes_to_the_release_before_and_back_again(store: ReleaseSt
     assert (store.active_id(), store.previous_id()) == (second, third)
 
 
-def test_the_last_that_were_active_are_kept(store: ReleaseStore) -> None:
+def test_releases_are_removed_but_those_that_were_active_last(store: ReleaseStore) -> None:
     never, first, second, third = (add(store, content) for content in "nabc")
-    assert store.keep_last(1) == []  # nothing is active yet
+    assert store.last_active(1) == []  # nothing is active yet
     for release_id in (first, second, third, second):
         store.point_to(release_id)
-    assert set(store.keep_last(2)) == {never, first}
+    assert set(store.remove_but(store.last_active(2))) == {never, first}
     assert set(store.ids()) == {second, third} == {path.name for path in store.root.iterdir() if path.is_dir()}
     store.point_to(store.previous_id())
     assert store.active_id() == third
-    with pytest.raises(InvalidInputError, match="keep is 0, expected at least 1"):
-        store.keep_last(0)
+
+
+def test_what_was_named_is_removed_and_no_other(store: ReleaseStore) -> None:
+    first, second = add(store, "a"), add(store, "b")
+    assert store.remove({first, "r0"}) == [first]
+    assert store.ids() == [second]
 
 
 def test_pointing_to_the_active_release_forgets_nothing(store: ReleaseStore) -> None:
