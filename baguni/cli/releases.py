@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
@@ -14,8 +14,8 @@ from rich.table import Table
 from baguni.cli.commands import CommandGroup
 from baguni.cli.plain_console import PlainConsole
 from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError
-from baguni.domain.release import ReleaseStore
-from baguni.releases.release_transfer import Progress, RemoteReleases, follow
+from baguni.domain.release import Release, ReleaseStore
+from baguni.releases.release_transfer import Follower, Progress, RemoteReleases, follow
 from baguni.settings import Endpoints
 
 FOLLOW_S = 5.0
@@ -142,7 +142,12 @@ def push(store: ReleaseStore, release_id: str | None, url: str | None) -> None:
 @click.option(
     "--follow", "follows", is_flag=True, help=f"Go on: look every {FOLLOW_S:g} seconds for another active release."
 )
-@click.option("--keep", type=int, default=None, help="With --follow: how many releases stay on the disk. [all]")
+@click.option(
+    "--keep",
+    type=int,
+    default=None,
+    help="With --follow: how many releases stay on the disk, beside those that are served. [all]",
+)
 @click.pass_obj
 def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: bool, keep: int | None) -> None:
     """Bring RELEASE_ID from an object store; without it the release that is active there, and the pointer to it. After an
@@ -157,23 +162,31 @@ def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: 
             remote.pull(release_id, store, show_stage)
             click.echo(f"{release_id} is in {store.root}.")
         elif follows:
+            follower = Follower(remote, store, keep, lambda: _served(Endpoints()))
             while True:
                 try:
-                    if _bring_active(remote, store, show_stage) and keep is not None:
-                        store.remove_but(store.last_active(keep))
+                    _show_brought(follower.look(show_stage), store)
+                    follower.remove_old()
                 except (BaguniError, OSError) as error:  # tried again: a full disk may be emptied
                     click.echo(str(error), err=True)
                 time.sleep(FOLLOW_S)
-        elif not _bring_active(remote, store, show_stage):
+        elif (brought := follow(remote, store, show_stage)) is not None:
+            _show_brought(brought, store)
+        else:
             click.echo(f"{store.root} has what is active in {remote.url}: {store.active_id() or 'nothing'}.")
 
 
-def _bring_active(remote: RemoteReleases, store: ReleaseStore, show_stage: Progress) -> bool:
-    """Return whether the remote's active release was another one, and is here now."""
-    brought = follow(remote, store, show_stage)
+def _show_brought(brought: Release | None, store: ReleaseStore) -> None:
     if brought is not None:
         click.echo(f"{brought.release_id} is in {store.root}, and active.")
-    return brought is not None
+
+
+def _served(endpoints: Endpoints) -> set[str]:
+    from baguni.stores.redis_client import connect
+    from baguni.stores.served import served
+
+    with closing(connect(endpoints.redis_url)) as client:
+        return served(client)
 
 
 @contextmanager

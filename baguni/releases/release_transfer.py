@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 8 << 20  # bytes that are read at once; S3's parts have at least five million
 CONNECT_S, REQUEST_S, ATTEMPTS = 3.0, 30.0, 3
+VERIFY_S = 3_600.0  # a release of a million items is hashed in seconds
 Progress = Callable[[str], None]
 
 
@@ -214,6 +217,43 @@ def follow(
     release = remote.pull(release_id, store, progress)
     store.point_to(release_id)
     return release
+
+
+class Follower:
+    """Follows a remote's pointer again and again. Verifies the active release every VERIFY_S; keeps the last `keep` that were
+    active, if that is not None, and those that are `served` by then."""
+
+    def __init__(
+        self,
+        remote: RemoteReleases,
+        store: ReleaseStore,
+        keep: int | None = None,
+        served: Callable[[], Collection[str]] = frozenset,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._remote, self._store, self._keep, self._served, self._clock = remote, store, keep, served, clock
+        self._verified_s = -math.inf
+        self._old: set[str] = set()
+
+    def look(self, progress: Progress = lambda stage: None) -> Release | None:
+        """`follow`, and verify what is active already if that is due."""
+        now_s = self._clock()
+        verifies = now_s - self._verified_s >= VERIFY_S
+        brought = follow(self._remote, self._store, progress, verifies)
+        if verifies or brought is not None:
+            self._verified_s = now_s
+        if brought is not None and self._keep is not None:
+            self._old = {*self._store.ids()}
+        return brought
+
+    def remove_old(self) -> None:
+        """Remove what was there when the active release came, and is not served any more: gateways serve the one before for
+        some seconds, experiments others for weeks. Raises UnavailableError if what is served is not known."""
+        self._old &= {*self._store.ids()} - {*self._store.last_active(self._keep or 1)}
+        if self._old:
+            needed = {*self._served()}
+            self._store.remove(self._old - needed)
+            self._old &= needed
 
 
 def _file_system(url: str) -> tuple[Any, str]:

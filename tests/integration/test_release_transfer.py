@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3Fi
 from baguni.cli.releases import release as release_command
 from baguni.domain.errors import InvalidInputError, NotFoundError, ReleaseMismatchError, UnavailableError
 from baguni.domain.release import MANIFEST, POINTER, Release, ReleaseStore, write_manifest
-from baguni.releases.release_transfer import RemoteReleases, follow
+from baguni.releases.release_transfer import VERIFY_S, Follower, RemoteReleases, follow
+from baguni.stores.served import KEY
 from deploy.local.settings import free_port
+from tests.redis_server import redis_server
 from tests.waiting import COMMAND_S, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -248,6 +251,63 @@ def test_sound_parts_of_a_damaged_release_do_not_travel_again(
     assert contents(remote.releases.pull(release.release_id, there)) == contents(release)
 
 
+@damaged
+def test_the_active_release_is_mended_by_who_follows(
+    remote: Remote, here: ReleaseStore, there: ReleaseStore, damage: Callable[[Path], object]
+) -> None:
+    release = make(here)
+    remote.releases.push(release)
+    remote.releases.point_to(release.release_id)
+    now_s = 0.0
+    follower = Follower(remote.releases, there, clock=lambda: now_s)
+    assert follower.look() is not None
+    for begins in (follower, Follower(remote.releases, there, clock=lambda: now_s)):
+        assert (begins.look() is None) == (begins is follower)  # who begins verifies, who has just verified does not
+        damage(there.root / release.release_id)
+    assert follower.look() is None
+    now_s = VERIFY_S
+    mended = follower.look()
+    assert mended is not None
+    assert contents(mended) == contents(release)
+    assert there.active_id() == release.release_id
+    damage(mended.path)
+    arguments = ["--releases", str(there.root), "pull", "--url", remote.url]
+    assert "and active." in CliRunner().invoke(release_command, arguments).output
+    assert contents(there.get(release.release_id)) == contents(release)
+
+
+def test_a_follower_keeps_what_is_served_as_long_as_it_is(here: ReleaseStore, there: ReleaseStore) -> None:
+    remote = RemoteReleases(here.root.parent.joinpath("remote").as_uri())
+    served: set[str] | None = set()
+
+    def ask() -> set[str]:
+        if served is None:
+            raise UnavailableError("redis", "away")
+        return served
+
+    follower = Follower(remote, there, keep=1, served=ask)
+    a, b, c, d = (make(here, content).release_id for content in "abcd")
+    for release_id, then in ((a, {a}), (b, {a, b}), (c, {a, c}), (d, None)):
+        served = then
+        remote.push(here.get(release_id))
+        remote.point_to(release_id)
+        follower.look()
+        with nullcontext() if then is not None else pytest.raises(UnavailableError):
+            follower.remove_old()
+        assert there.active_id() == release_id
+    assert set(there.ids()) == {a, c, d}
+    remote.pull(b, there)  # for an experiment that begins
+    served = {c, d}
+    follower.look()
+    follower.remove_old()
+    assert set(there.ids()) == {b, c, d}
+    remote.point_to(c)  # as a rollback does: it was to be removed once nobody serves it
+    served = {c}
+    follower.look()
+    follower.remove_old()
+    assert set(there.ids()) == {c}
+
+
 def test_a_part_that_was_cut_short_is_sent_again(remote: Remote, here: ReleaseStore) -> None:
     release = make(here, one=1000)
     remote.write(f"{release.release_id}/one", b"x" * 10)
@@ -341,23 +401,38 @@ def test_the_command_pushes_what_is_active_and_pulls_it(
 
 
 def test_a_follower_waits_for_the_first_release_and_keeps_as_many_as_it_is_told(
-    s3_files: S3FileSystem, here: ReleaseStore, there: ReleaseStore
+    s3_files: S3FileSystem, here: ReleaseStore, there: ReleaseStore, tmp_path: Path
 ) -> None:
+    """Beside those that are served."""
     remote = Remote(f"s3://shop/{here.root.parent.name}", s3_files, f"shop/{here.root.parent.name}")
     command = ["release", "--releases", str(there.root), "pull", "--follow", "--keep", "1", "--url", remote.url]
-    process = subprocess.Popen([BAGUNI, *command], cwd=ROOT)
-    try:
-        for content in ("first", "second"):
+    port = free_port()
+    environment = {**os.environ, "BAGUNI_REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+    with redis_server(port, tmp_path) as client, following(command, environment) as process:
+        ids: list[str] = []
+        for content, kept in (("first", 1), ("second", 2), ("third", 2)):
             release = make(here, content)
+            ids.append(release.release_id)
+            client.zadd(KEY, {f"{ids[0]} experiment:1": time.time() + 3_600})
             remote.releases.push(release)
             remote.releases.point_to(release.release_id)
 
-            def kept() -> tuple[str | None, list[str]]:
+            def left() -> tuple[str | None, set[str]]:
                 assert process.poll() is None
-                return there.active_id(), [path.parent.name for path in there.root.glob(f"*/{MANIFEST}")]
+                return there.active_id(), {path.parent.name for path in there.root.glob(f"*/{MANIFEST}")}
 
-            only = (release.release_id, [release.release_id])
-            eventually(lambda only=only, kept=kept: kept() == only, f"only {release.release_id} is left", kept)
+            wanted = (ids[-1], {ids[0], ids[-1]})
+            assert len(wanted[1]) == kept
+            eventually(lambda wanted=wanted, left=left: left() == wanted, f"{wanted} is left", left)
+        client.delete(KEY)
+        eventually(lambda: left()[1] == {ids[-1]}, "what is served no more is removed", left)
+
+
+@contextmanager
+def following(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([BAGUNI, *command], cwd=ROOT, env=environment)
+    try:
+        yield process
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
