@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +22,7 @@ import click
 
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.release import Release, ReleaseStore, sha256_of
+from baguni.domain.staging import OLD_S, changed_s, locked, unheld
 from baguni.releases.activation import activate
 from baguni.releases.pruning import prune
 from baguni.settings import Endpoints
@@ -28,6 +32,7 @@ from trainer.triton_config import Target
 
 WORSE = 3  # exit status: trained, and not as wanted
 RELEASE = "release_id"  # in the run's folder: what it was exported as
+RUN = re.compile(r"run-[0-9a-f]{12}")
 
 
 @click.command()
@@ -79,7 +84,7 @@ def nightly(
     keep: int,
 ) -> None:
     """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's; then delete old
-    releases but the last --keep.
+    releases but the last --keep, and the training runs of releases that are gone.
 
     Exit status 3: the candidate is worse, and the active release stays. Started again after an interruption, it goes on; with
     the same data and settings, it does nothing twice.
@@ -93,6 +98,7 @@ def nightly(
     if pushes and not Endpoints().releases_url:
         raise InvalidInputError("--push needs BAGUNI_RELEASES_URL, such as s3://BUCKET/PREFIX")
     run_path = runs / _name(data, recipe, text_encoder)
+    context.with_resource(locked(_lock(run_path), lambda: click.echo(f"wait for another night with {run_path}")))
     words = ["--text-encoder", text_encoder] if text_encoder else []
     if not (run_path / "metrics.json").is_file():
         _command("train", str(data), "--run", str(run_path), "--recipe", recipe, *words)
@@ -112,8 +118,30 @@ def nightly(
     if pushes:  # again after an interruption: what is there is not sent twice
         _command("release", "--releases", str(store.root), "push")
     removed = prune(store, Endpoints(), keep, click.echo)
+    removed += remove_runs(runs, run_path, store)
     if removed:
         click.echo(f"removed {', '.join(removed)}")
+
+
+def remove_runs(runs: Path, used: Path, store: ReleaseStore) -> list[str]:
+    """Remove the folders of runs whose releases are gone, and of those that were killed before they had one, a day ago or
+    longer; never the one that is used, the newest, or one that another process works on. Returns their names."""
+    folders = {folder: changed_s(folder) for folder in runs.iterdir() if RUN.fullmatch(folder.name) and folder.is_dir()}
+    kept, removed = {used, max(folders, key=lambda each: folders[each], default=used)}, []
+    for folder in sorted(folders.keys() - kept):
+        made = [path.read_text().strip() for path in folder.glob(f"{RELEASE}.*")]
+        is_begun = not made and time.time() - folders[folder] <= OLD_S
+        with unheld(_lock(folder)) as is_free:
+            if is_free and not is_begun and not any((store.root / release_id).exists() for release_id in made):
+                shutil.rmtree(folder)
+                _lock(folder).unlink(missing_ok=True)
+                removed.append(folder.name)
+    return removed
+
+
+def _lock(run_path: Path) -> Path:
+    """Return the file whose lock a command holds that works on a run."""
+    return run_path.with_name(f".{run_path.name}.lock")
 
 
 def quality_problem(active: Release, candidate: Release, model: str, metric: str, tolerance: float) -> str:

@@ -103,7 +103,7 @@ def other_nights(night: Night, active_release: Release) -> None:
 
 def test_a_night_that_was_killed_goes_on_and_activates_once(night: Night, tmp_path: Path) -> None:
     store = ReleaseStore(night.endpoints.releases)
-    (run,) = night.runs.iterdir()
+    (run,) = night.runs.glob("run-*")
     trained_at = (run / "distilled.pt").stat().st_mtime_ns
     candidate = (run / "release_id.python").read_text().strip()
     url = (tmp_path / "remote").as_uri()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baguni.domain.release import Release, ReleaseStore
-from deploy.nightly import quality_problem, replay_problem
+from baguni.domain.staging import OLD_S, locked
+from deploy.nightly import quality_problem, remove_runs, replay_problem
 from server.replay.cli import problems
 from server.replay.comparison import Comparison, Side
 
@@ -64,3 +66,39 @@ def test_a_log_of_which_nothing_can_be_read_is_a_problem_only_for_a_limit(tmp_pa
     assert replay_problem(store, log, candidate, None, None) == ""
     for limits in ((0.5, None), (None, 2.0)):
         assert "no captured request can be read" in replay_problem(store, log, candidate, *limits)
+
+
+def run_of(runs: Path, number: int, *release_ids: str) -> Path:
+    folder = runs / f"run-{number:012x}"
+    folder.mkdir(parents=True)
+    (folder / "distilled.pt").write_text("weights")
+    for target, release_id in zip(("python", "onnx"), release_ids, strict=False):
+        (folder / f"release_id.{target}").write_text(release_id + "\n")
+    return folder
+
+
+def test_runs_of_releases_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, store = tmp_path / "runs", ReleaseStore(tmp_path / "releases")
+    (store.root / "r_kept").mkdir(parents=True)
+    gone, both_gone = run_of(runs, 1, "r_gone"), run_of(runs, 2, "r_gone", "r_gone_too")
+    kept, one_kept, killed = run_of(runs, 3, "r_kept"), run_of(runs, 4, "r_gone", "r_kept"), run_of(runs, 5)
+    held, used = run_of(runs, 6, "r_gone"), run_of(runs, 7, "r_gone")
+    by_hand = runs / "run-by-hand"
+    by_hand.mkdir()
+    time.sleep(0.01)
+    newest = run_of(runs, 8, "r_gone")
+    with locked(runs / f".{held.name}.lock"):
+        assert remove_runs(runs, used, store) == [gone.name, both_gone.name]
+        stay = {kept, one_kept, killed, held, used, newest, by_hand}
+        assert {path for path in runs.iterdir() if path.is_dir()} == stay
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + OLD_S + 60)
+        assert remove_runs(runs, used, store) == [killed.name]
+    assert remove_runs(runs, used, store) == [held.name]
+    assert remove_runs(runs, used, store) == []
+
+
+def test_the_only_run_stays(tmp_path: Path) -> None:
+    run = run_of(tmp_path, 1, "r_gone")
+    assert remove_runs(tmp_path, tmp_path / "run-000000000002", ReleaseStore(tmp_path / "releases")) == []
+    assert run.is_dir()
