@@ -1,13 +1,14 @@
 """Remove users who asked for it from the state of campaigns: what was prepared for them, what they were pushed, what a sink
 knows of them.
 
-The list of forgotten users is read before and after every run, and by `baguni crm serve`; each entry counts once, so a user who
-has come back since is not forgotten again.
+The list of forgotten users is read before and after every run, and by `baguni crm serve`; each entry counts once and up to the
+time of its deletion, so what a user has got who has come back since stays.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import closing
 
 from baguni.domain.errors import InvalidInputError
@@ -24,7 +25,7 @@ def forget_listed(state: CampaignState, forgotten: ForgottenUsers) -> int:
     users. Raises UnavailableError."""
     num_users = 0
     while entries := forgotten.since(state.forgotten_until):
-        state.forget([entry.user_id for entry in entries], entries[-1].position)
+        state.forget({entry.user_id: entry.until_ms for entry in entries}, entries[-1].position)
         num_users += len(entries)
     return num_users
 
@@ -49,5 +50,5 @@ def personal_data(user_id: str, erase: bool) -> list[str]:
         found = [f"{settings.crm_state}: {count} rows of {table}" for table, count in state.rows_of(user_id).items()]
         if erase and found:
             with state.lock():
-                state.forget([user_id])
+                state.forget({user_id: math.inf})
     return found

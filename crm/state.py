@@ -59,6 +59,13 @@ _FORGET_OLD = (
     "DELETE FROM sent WHERE run_id IN (SELECT run_id FROM run WHERE started_ms < ?)",
     "DELETE FROM run WHERE started_ms < ?",
 )
+# Of one user. What a sink knows has no time: it stays where something was sent later, which was told then.
+_FORGET_UNTIL = (
+    "DELETE FROM push WHERE user_id = :user AND time_ms <= :until",
+    "DELETE FROM delivery WHERE user_id = :user AND run_id NOT IN (SELECT run_id FROM run WHERE started_ms > :until)",
+    "DELETE FROM sent WHERE user_id = :user AND run_id NOT IN (SELECT run_id FROM run WHERE started_ms > :until)",
+    "DELETE FROM told WHERE user_id = :user AND sink NOT IN (SELECT sink FROM sent WHERE user_id = :user AND state = 'sent')",
+)
 _OF_USERS = ("delivery", "sent", "push", "told")
 
 
@@ -317,11 +324,13 @@ class CampaignState:
                     (run_id, user_id, reason),
                 )
 
-    def forget(self, user_ids: Iterable[str], position: int | None = None) -> None:
-        """Remove users who asked for it from every run. `position`: the last one's in the list of forgotten users, if known."""
+    def forget(self, until_ms: Mapping[str, float], position: int | None = None) -> None:
+        """Remove users who asked for it from the runs that began up to a time: user id → that time in ms. `position`: the last
+        one's in the list of forgotten users, if known."""
         with self._transaction():
-            for user_id in user_ids:
-                self._forget(user_id)
+            for user_id, their_ms in until_ms.items():
+                for remove in _FORGET_UNTIL:
+                    self._db.execute(remove, {"user": user_id, "until": their_ms})
             if position is not None:
                 self._db.execute("DELETE FROM forgotten")
                 self._db.execute("INSERT INTO forgotten VALUES (?)", (position,))

@@ -55,8 +55,10 @@ class UserUpdates:
             batch = batches.popleft()
             self._note(batch, applied)
             self._count([event for event, position in batch.counted if _is_new(event, applied, position)])
-            if deleted := {event.user_id for event in batch.events if isinstance(event.changes[-1], Deletion)}:
-                self._forgotten.note(sorted(deleted))
+            if deleted := _deletions(
+                batch.events
+            ):  # whatever became of it: a process may have been killed before it noted it
+                self._forgotten.note(deleted)
             self._measure(batch.events, applied)
         return rejected
 
@@ -108,6 +110,15 @@ class _Batch:
 
     events: list[UserEvents]
     counted: list[tuple[UserEvents, int]] = field(default_factory=list)
+
+
+def _deletions(events: Iterable[UserEvents]) -> dict[str, int]:
+    """Return the users who asked to be forgotten, each with the time of the latest deletion in ms."""
+    found: dict[str, int] = {}
+    for event in events:
+        if isinstance(event.changes[-1], Deletion):
+            found[event.user_id] = max(found.get(event.user_id, 0), event.changes[-1].time_ms)
+    return found
 
 
 def _is_new(event: UserEvents, applied: Mapping[str, Applied], position: int) -> bool:

@@ -3,11 +3,14 @@ follows it.
 
 A history has its own tombstone. This list is for everything else: caches, captured requests, prepared lists. An entry
 expires after KEPT_S, because what a process remembers for longer than that must expire by itself.
+
+A deletion may be read again long afterwards, when Redis or the consumer's offsets are lost. It gets no second position while
+its entry exists; and an entry contains the time of the deletion, so that what a user who came back has done since is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import redis
@@ -17,19 +20,32 @@ from baguni.stores.redis_client import lua, shared_redis_errors
 from baguni.stores.served import processes
 
 KEY = "baguni:forgotten"  # user id → position, about the ms since 1970 by Redis' clock; later ones are larger
+_TIMES_KEY = "baguni:forgotten:times"  # user id → time of the deletion in ms
 _READ_KEY = "baguni:forgotten:read:"  # and a process: the position up to which it has forgotten
 KEPT_S = 30 * 86_400
 READ_KEPT_S = 3_600  # of a process; longer than it may be silent
 AT_ONCE = 5_000
+# Until a deletion is applied, lists are still made from what it removes: they go too. A consumer that is later than this has
+# been unavailable for a day.
+APPLIED_WITHIN_MS = 86_400_000
 
 _NOTE = lua("baguni.stores", "note_forgotten")
+_READ = lua("baguni.stores", "read_forgotten")
 
 
 class Entry(NamedTuple):
-    """A user to forget. `position` grows from entry to entry."""
+    """A user to forget. `position` grows from entry to entry and is about the time when the deletion was applied;
+    `deleted_ms` is the deletion's own time."""
 
     user_id: str
     position: int
+    deleted_ms: int
+
+    @property
+    def until_ms(self) -> int:
+        """Return the time up to which what is stored may contain what was deleted. It is close to the deletion, however much
+        later the event was read again."""
+        return min(self.position, self.deleted_ms + APPLIED_WITHIN_MS)
 
 
 class ForgottenUsers:
@@ -37,20 +53,22 @@ class ForgottenUsers:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._note = client.register_script(_NOTE)
+        self._note, self._read = client.register_script(_NOTE), client.register_script(_READ)
 
-    def note(self, user_ids: Iterable[str]) -> None:
-        """Add users. One who is there already gets a later position."""
-        ids = list(user_ids)
+    def note(self, deletions: Mapping[str, int]) -> None:
+        """Add users: id → time of the deletion in ms. One who is there already gets a later position for a later deletion
+        only."""
+        users = list(deletions.items())
         with shared_redis_errors():
-            for start in range(0, len(ids), AT_ONCE):
-                self._note(keys=[KEY], args=[KEPT_S * 1000, *ids[start : start + AT_ONCE]])
+            for start in range(0, len(users), AT_ONCE):
+                pairs = [part for user in users[start : start + AT_ONCE] for part in user]
+                self._note(keys=[KEY, _TIMES_KEY], args=[KEPT_S * 1000, *pairs])
 
     def since(self, position: int) -> list[Entry]:
         """Return the entries after a position, in order; at most AT_ONCE, so ask again."""
         with shared_redis_errors():
-            reply = self._client.zrangebyscore(KEY, f"({position}", "+inf", 0, AT_ONCE, withscores=True)
-        return _entries(cast("list[tuple[bytes, float]]", reply))
+            reply = self._read(keys=[KEY, _TIMES_KEY], args=[position, AT_ONCE])
+        return _entries(cast("list[bytes]", reply))
 
     def position_of(self, user_id: str) -> int | None:
         """Return the position of a user, None if there is no entry."""
@@ -73,6 +91,7 @@ class ForgottenFollower:
 
     def __init__(self, client: redis.asyncio.Redis, process: str) -> None:
         self._client, self._process = client, process
+        self._read = client.register_script(_READ)
         self._position = 0
 
     async def new(self) -> list[Entry]:
@@ -80,9 +99,7 @@ class ForgottenFollower:
         found: list[Entry] = []
         while True:
             with shared_redis_errors():
-                reply: Any = await self._client.zrangebyscore(
-                    KEY, f"({self._position}", "+inf", 0, AT_ONCE, withscores=True
-                )
+                reply: Any = await self._read(keys=[KEY, _TIMES_KEY], args=[self._position, AT_ONCE])
             entries = _entries(reply)
             self._position = entries[-1].position if entries else self._position
             found += entries
@@ -95,5 +112,8 @@ class ForgottenFollower:
             await self._client.set(_READ_KEY + self._process, position, ex=READ_KEPT_S)
 
 
-def _entries(reply: Sequence[tuple[bytes, float]]) -> list[Entry]:
-    return [Entry(member.decode(errors="replace"), int(position)) for member, position in reply]
+def _entries(reply: Sequence[bytes]) -> list[Entry]:
+    return [
+        Entry(user_id.decode(errors="replace"), int(position), int(float(time_ms)))
+        for user_id, position, time_ms in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+    ]

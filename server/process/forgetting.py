@@ -1,5 +1,6 @@
 """Make one process of the gateway forget users who asked for it: in its caches within seconds, in its captured requests within
-REWRITE_S. Captured requests that are too old go the same way.
+REWRITE_S. Captured requests that are too old go the same way. Requests of a user who has come back since the deletion stay: a
+process that starts reads the whole list.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 from baguni.domain.errors import UnavailableError
-from baguni.stores.forgotten import ForgottenFollower
+from baguni.stores.forgotten import Entry, ForgottenFollower
 from server.lists.users import UserCache
 from server.settings import ServerSettings
 from server.telemetry.capture import Capture, Removal, captured_of, remove_from_unused
@@ -30,8 +31,8 @@ class Forgetting:
 
     def __init__(self, follower: ForgottenFollower, users: UserCache, capture: Capture) -> None:
         self._follower, self._users, self._capture = follower, users, capture
-        self._to_capture: set[str] = set()
-        self._again: deque[tuple[float, frozenset[str]]] = deque()
+        self._to_capture: dict[str, float] = {}  # user id → the time up to which requests are removed, in ms
+        self._again: deque[tuple[float, Mapping[str, float]]] = deque()
         self._rewritten_s = self._told_s = -math.inf
         self._position = self._told = 0
 
@@ -48,26 +49,36 @@ class Forgetting:
         now = time.monotonic()
         entries = await self._follower.new()
         if entries:
-            new = frozenset(entry.user_id for entry in entries)
+            new = _until_ms(entries)
             self._forget_cached(new)
-            self._to_capture |= new
+            self._remove_captured(new)
             self._again.append((now + AGAIN_S, new))
             self._position = entries[-1].position
         while self._again and self._again[0][0] <= now:
-            _, ids = self._again.popleft()
-            self._forget_cached(ids)
-            self._to_capture |= ids
+            _, old = self._again.popleft()
+            self._forget_cached(old)
+            self._remove_captured(old)
         if now - self._rewritten_s >= (REWRITE_S if self._to_capture else EXPIRE_S):
-            await asyncio.to_thread(self._capture.forget, frozenset(self._to_capture))
+            await asyncio.to_thread(self._capture.forget, dict(self._to_capture))
             self._to_capture.clear()
             self._rewritten_s = now
         if not self._to_capture and (self._told != self._position or now - self._told_s >= TELL_S):
             await self._follower.tell(self._position)
             self._told, self._told_s = self._position, now
 
+    def _remove_captured(self, until_ms: Mapping[str, float]) -> None:
+        """Add users to those whose captured requests the next pass removes."""
+        for user_id, their_ms in until_ms.items():
+            self._to_capture[user_id] = max(their_ms, self._to_capture.get(user_id, 0))
+
     def _forget_cached(self, user_ids: Collection[str]) -> None:
         if num := self._users.forget_everywhere(user_ids):
             log.info("forgotten users=%d", num)
+
+
+def _until_ms(entries: Iterable[Entry]) -> dict[str, float]:
+    """Return the time in ms up to which each user's captured requests are removed: until requests that had begun have ended."""
+    return {entry.user_id: entry.until_ms + AGAIN_S * 1000 for entry in entries}
 
 
 def personal_data(user_id: str, erase: bool) -> list[str]:
@@ -78,5 +89,5 @@ def personal_data(user_id: str, erase: bool) -> list[str]:
         return []
     found = [f"{path}: {count} captured requests" for path, count in captured_of(folder, user_id)]
     if erase and found:
-        remove_from_unused(folder, Removal(frozenset([user_id])))
+        remove_from_unused(folder, Removal({user_id: math.inf}))
     return found

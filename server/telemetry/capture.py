@@ -16,7 +16,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -152,12 +152,13 @@ class Capture:
         self._metrics.captured.labels("written").inc()
         self._file.handle(logging.makeLogRecord({"msg": recorded.line()}))
 
-    def forget(self, user_ids: Collection[str]) -> int:
-        """Remove the requests of users, and those that are too old: from the files of this process, and from those that no
-        process writes any more. Reads the files, so not for the event loop. Returns the number of removed requests."""
+    def forget(self, until_ms: Mapping[str, float]) -> int:
+        """Remove the requests of users up to a time (user id → that time in ms), and those that are too old: from the files of
+        this process, and from those that no process writes any more. Reads the files, so not for the event loop. Returns the
+        number of removed requests."""
         if self._file is None or self._folder is None:
             return 0
-        removal = Removal(frozenset(user_ids), time.time() * 1000 - self._max_age_ms)
+        removal = Removal(until_ms, time.time() * 1000 - self._max_age_ms)
         return self._file.remove(removal) + remove_from_unused(self._folder, removal)
 
     def close(self) -> None:
@@ -168,14 +169,15 @@ class Capture:
 
 @dataclass(frozen=True)
 class Removal:
-    """Selects captured requests to remove: those of some users, known or anonymous, and those written before a moment."""
+    """Selects captured requests to remove: those of some users, known or anonymous, written up to a time (user id → that time
+    in ms), and those of everybody written before `before_ms`."""
 
-    user_ids: frozenset[str]
+    until_ms: Mapping[str, float]
     before_ms: float = -math.inf
 
     def concerns(self, path: Path) -> bool:
         """Return whether a file may have one: lines are in the order of time."""
-        if self.user_ids:
+        if self.until_ms:
             return path.stat().st_size > 0
         with path.open(encoding="utf-8", errors="replace") as lines:
             first = lines.readline()
@@ -187,15 +189,17 @@ class Removal:
             fields = json.loads(line)
             request = fields["request"]
             names = {request.get("userId"), request.get("anonymous", {}).get("anonymousId")}
-            written_ms = fields.get("written_ms") or file_ms
+            written_ms = fields.get("written_ms") or 0
         except (ValueError, TypeError, KeyError, AttributeError):
             return True  # cut short by a kill: of no use, and perhaps of such a user
-        return written_ms < self.before_ms or not self.user_ids.isdisjoint(names)
+        if (written_ms or file_ms) < self.before_ms:
+            return True
+        return any(written_ms <= self.until_ms[name] for name in names if name in self.until_ms)  # 0: perhaps before
 
 
 def captured_of(folder: Path, user_id: str) -> list[tuple[Path, int]]:
     """Return the files below a folder that have requests of a user, and how many each has."""
-    removal = Removal(frozenset([user_id]))
+    removal = Removal({user_id: math.inf})
     while True:
         with suppress(FileNotFoundError):  # rotated since it was listed: its lines are in another file now
             found = [(path, _num_taken(path, removal)) for path in _captured(folder)]

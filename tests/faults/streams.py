@@ -91,12 +91,12 @@ class Own:
 
 
 @contextmanager
-def own_servers(folder: Path) -> Iterator[Own]:
-    """Both, started."""
+def own_servers(folder: Path, names: Sequence[str] = ("redis", "broker")) -> Iterator[Own]:
+    """Both, or those with these names, started."""
     own = Own(folder, StackSettings.on_free_ports(folder))
     try:
-        own.start("redis")
-        own.start("broker")
+        for name in names:
+            own.start(name)
         yield own
     finally:
         for process in own.running.values():

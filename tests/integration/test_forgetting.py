@@ -189,7 +189,7 @@ def test_a_campaign_that_runs_keeps_its_state_until_it_ends(environment: Endpoin
     user_id = f"gone-{uuid.uuid4().hex[:8]}"
     prepare_campaigns([user_id])
     with redis.Redis.from_url(environment.redis_url) as client:
-        ForgottenUsers(client).note([user_id])
+        ForgottenUsers(client).note({user_id: now_ms()})
     with closing(CampaignState(settings.crm_state)) as state:
         with state.lock():
             forget_unless_running(settings)
@@ -208,19 +208,3 @@ def test_a_user_whose_id_is_a_commands_name_is_shown(environment: Endpoints) -> 
         HistoryWriter(client).drop([user_id, "forget"])
     with pytest.raises(InvalidInputError, match="USER_ID has 257 characters, expected 1 to 256"):
         run("forget", "u" * 257)
-
-
-def test_positions_grow_although_the_clock_goes_back(stack: Endpoints) -> None:
-    with redis.Redis.from_url(stack.redis_url.replace("/0", "/9")) as client:
-        client.flushdb()
-        forgotten = ForgottenUsers(client)
-        forgotten.note(["a", "b"])
-        last = forgotten.since(0)[-1].position
-        client.zadd("baguni:forgotten", {"b": last + 3_600_000})  # as if it had been an hour later
-        forgotten.note(["c", "a"])
-        assert [entry.user_id for entry in forgotten.since(last + 3_600_000)] == ["c", "a"]
-        client.zadd("baguni:forgotten", {"old": last - 31 * DAY_MS})
-        forgotten.note([])
-        forgotten.note(["d"])
-        assert [entry.user_id for entry in forgotten.since(0)] == ["b", "c", "a", "d"]
-        client.flushdb()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -147,9 +148,28 @@ def test_every_id_is_found_by_itself_alone(user_ids: list[str], stranger: str) -
         assert state.items_pushed(asked, NOW_MS) == {user_id: {user_id} for user_id in user_ids}
         assert state.told("braze", asked) == {user: {"x": user} if user in wanted else {} for user in asked}
         assert all(state.last_push("bread", user_id) for user_id in user_ids)
-        state.forget(user_ids[:1])
+        state.forget(dict.fromkeys(user_ids[:1], math.inf))
         assert state.times_pushed(asked, NOW_MS) == dict.fromkeys(user_ids[1:], 1)
 
 
 def test_a_batch_may_be_empty(state: CampaignState) -> None:
     assert (state.times_pushed([], 0), state.items_pushed([], 0), state.told("braze", [])) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("until", range(-1, 4))
+def test_a_deletion_takes_what_began_up_to_it_and_nothing_later(state: CampaignState, until: int) -> None:
+    for number in range(3):
+        run = state.begin(f"r{number}", "bread", "d", NOW_MS + number)
+        state.select(run.run_id, ["a", "b"])
+        pushes = [push(user_id, f"rye-{number}") for user_id in ("a", "b")]
+        state.prepare(run.run_id, pushes, {})
+        state.sent(run, f"sink-{number}", pushes, {}, {"a": {"item": f"rye-{number}"}, "b": {"item": "rye"}})
+    others = state.rows_of("b")
+    state.forget({"a": NOW_MS + until}, 7)
+    left = {f"rye-{number}" for number in range(3) if number > until}
+    assert state.items_pushed(["a"], 0).get("a", set()) == left
+    assert set(state.rows_of("a").values()) <= {len(left)}
+    told = {item for number in range(3) for item in state.told(f"sink-{number}", ["a"])["a"].values()}
+    assert told == left
+    assert state.rows_of("b") == others
+    assert state.forgotten_until == 7

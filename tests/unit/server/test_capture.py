@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -70,13 +71,32 @@ def test_every_request_of_a_user_goes_and_no_other(tmp_path: Path, seed: int) ->
     for user_id in chosen.sample(IDS, 4):
         num = written.count(user_id)
         assert sum(count for _, count in captured_of(tmp_path, user_id)) == num
-        assert own.forget([user_id]) == num
+        assert own.forget({user_id: math.inf}) == num
         written = [each for each in written if each != user_id]
         assert users(tmp_path) == written
         own.add(recorded("after", now_ms()))
         written.append("after")
     own.close()
     assert users(tmp_path) == written
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_user_who_came_back_asks_for_stays(tmp_path: Path, seed: int) -> None:
+    """A request stays if it was written after the time that counts for its user; one that does not say when it was goes."""
+    chosen, own, kept = random.Random(seed), capture(tmp_path), []
+    until_ms = {user_id: now_ms() - chosen.randrange(DAY_MS) for user_id in chosen.sample(IDS, 4)}
+    for _ in range(60):
+        user_id = chosen.choice(IDS)
+        near_ms = until_ms.get(user_id, now_ms())
+        written_ms = chosen.choice(
+            [0, near_ms - chosen.randrange(9_000), near_ms, near_ms + 1 + chosen.randrange(9_000)]
+        )
+        own.add(recorded(user_id, written_ms, is_anonymous=chosen.random() < 0.3))
+        if user_id not in until_ms or written_ms > until_ms[user_id]:
+            kept.append(user_id)
+    assert own.forget(until_ms) == 60 - len(kept)
+    assert users(tmp_path) == kept
+    own.close()
 
 
 def test_requests_that_are_written_meanwhile_stay(tmp_path: Path) -> None:
@@ -87,8 +107,8 @@ def test_requests_that_are_written_meanwhile_stay(tmp_path: Path) -> None:
     writing.start()
     removed = 0
     while writing.is_alive():
-        removed += own.forget(["u0"])
-    removed += own.forget(["u0"])
+        removed += own.forget({"u0": math.inf})
+    removed += own.forget({"u0": math.inf})
     assert removed == num_lines / 2
     assert users(tmp_path) == ["u1"] * (num_lines // 2)
     own.close()
@@ -106,7 +126,7 @@ def test_what_is_too_old_goes_also_where_nobody_writes_any_more(tmp_path: Path) 
     own = capture(tmp_path)
     own.add(old)
     own.add(new)
-    assert own.forget([]) == 3
+    assert own.forget({}) == 3
     assert sorted(users(tmp_path)) == ["new"] * 3
     assert not before.exists()
     own.close()
@@ -117,7 +137,7 @@ def test_files_that_are_not_a_gateways_are_not_touched(tmp_path: Path) -> None:
     names = ["events.jsonl", "online.jsonl", "online-0.jsonl.gz", "u1.jsonl.1", "bulk-0.jsonl", "upload.partial"]
     for name in names:
         (tmp_path / name).write_text(recorded("u1", 1).line() + "\nno JSON\n")
-    assert remove_from_unused(tmp_path, Removal(frozenset(["u1"]), before_ms=now_ms())) == 0
+    assert remove_from_unused(tmp_path, Removal({"u1": math.inf}, before_ms=now_ms())) == 0
     assert captured_of(tmp_path, "u1") == []
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == sorted(names)
 
@@ -128,7 +148,7 @@ def test_two_processes_that_tidy_up_at_once_lose_no_request(tmp_path: Path) -> N
         lines = [recorded(f"u{(n + number) % 3}", now_ms(), str(n)).line() + "\n" for n in range(300)]
         (tmp_path / name).write_text("".join(lines))
     with ThreadPoolExecutor(4) as pool:
-        removals = [Removal(frozenset([f"u{n % 2}"])) for n in range(40)]
+        removals = [Removal({f"u{n % 2}": math.inf}) for n in range(40)]
         removed = sum(pool.map(lambda removal: remove_from_unused(tmp_path, removal), removals))
     removed += sum(remove_from_unused(tmp_path, removal) for removal in removals[:2])
     assert removed == 400
@@ -139,14 +159,14 @@ def test_a_file_that_another_process_writes_is_left_to_it(tmp_path: Path) -> Non
     code = (
         "import sys; from tests.unit.server.test_capture import *\n"
         "own = capture(Path(sys.argv[1]), 'other.online-0'); own.add(recorded('u1', now_ms()))\n"
-        "print('written', flush=True); sys.stdin.readline(); print(own.forget(['u1']), flush=True)"
+        "print('written', flush=True); sys.stdin.readline(); print(own.forget({'u1': math.inf}), flush=True)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == "written\n"
-        removal = Removal(frozenset(["u1"]))
+        removal = Removal({"u1": math.inf})
         assert remove_from_unused(tmp_path, removal) == 0
         assert [path.name for path, _ in captured_of(tmp_path, "u1")] == ["other.online-0.jsonl"]
         assert users(tmp_path) == ["u1"]
@@ -160,7 +180,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     path = tmp_path / "host.online-1.jsonl"
     path.write_text(recorded("u2", now_ms()).line() + "\n" + recorded("u1", now_ms()).line()[:40])
     (tmp_path / "host.online-1.partial").write_text(recorded("u1", now_ms()).line())
-    assert remove_from_unused(tmp_path, Removal(frozenset(["u1"]))) == 1
+    assert remove_from_unused(tmp_path, Removal({"u1": math.inf})) == 1
     assert users(tmp_path) == ["u2"]
     assert [each.name for each in tmp_path.glob("[!.]*")] == [path.name]
 
