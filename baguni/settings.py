@@ -34,9 +34,9 @@ class Endpoints(BaseSettings):
     releases_url: str = ""  # where releases are pushed to and pulled from: s3://BUCKET/PREFIX, or a folder
     triton_repository: Path = Path(".baguni/triton")  # the folder that Triton loads models from
     token_keys: SecretStr = SecretStr("")  # sign exposure and page tokens: keys with commas, the newest first
-    placements: str = (
-        ""  # where lists are shown, with commas: these are always labels of metrics, others if there is room
-    )
+    # Where lists are shown, with commas: these are always labels of metrics and their clicks are always counted; others if
+    # there is room.
+    placements: str = ""
     compute_capability: str = ""  # of the GPU that Triton has, if it is not on this machine: "8.9"
 
     def environment(self) -> dict[str, str]:

@@ -47,8 +47,9 @@ class Consumers:
     def consume_user_events(self) -> None:
         """Orders, clicks and carts → histories."""
         client, metrics = self._parts.redis, self._parts.metrics
-        writer, placements = HistoryWriter(client, self._settings.max_events), PlacementWriter(client)
-        attribution = Attribution(metrics, self._settings.token_signer(), self._settings.placement_names)
+        names = self._settings.placement_names
+        writer, placements = HistoryWriter(client, self._settings.max_events), PlacementWriter(client, names)
+        attribution = Attribution(metrics, self._settings.token_signer(), names)
         updates = UserUpdates(writer, placements, ForgottenUsers(client), metrics, attribution)
         batch_records = self._settings.batch_records
         while not self._stopping.is_set():

@@ -36,6 +36,11 @@ class Metrics:
             "New events whose exposure token is no gateway's: they count for no page.",
             registry=registry,
         )
+        self.left_out_clicks = Counter(
+            "baguni_left_out_clicks",
+            "New clicks that count for no placement, because too many other placements have more.",
+            registry=registry,
+        )
         self.dead_letters = Counter(
             "baguni_dead_letters", "Records that will never parse, by reason.", ["reason"], registry=registry
         )

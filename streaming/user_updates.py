@@ -81,7 +81,8 @@ class UserUpdates:
                     (change.item_id, change.time_ms) for change in event.changes if isinstance(change, HistoryEvent)
                 )
         if clicked:
-            self._placements.count(clicked)  # refused: unavailable, since placements are everybody's
+            # Refused counts as unavailable, since placements are everybody's.
+            self._metrics.left_out_clicks.inc(self._placements.count(clicked))
 
     def _measure(self, events: Sequence[UserEvents], applied: Mapping[str, Applied]) -> None:
         """Outcomes are counted one by one; of lags and sizes a batch tells the largest, which is a histogram that is never too

@@ -2,13 +2,18 @@
 
 Weights grow with time instead of shrinking, so that nothing stored has to change (forward decay: Cormode, Shkapenyuk,
 Srivastava & Xu 2009, doi:10.1109/ICDE.2009.65). Counting is best effort: a batch that is delivered twice counts twice.
+
+A name of a placement is whatever a shop sends, such as a path or a session. So the configured placements are kept, and of all
+others the MAX_PLACEMENTS with the most clicks, over all consumers.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import cast
 
+import msgpack
 import redis
 import redis.asyncio
 
@@ -17,10 +22,12 @@ from baguni.stores.redis_client import lua, shared_redis_errors
 HALF_LIFE_MS = 7 * 86_400_000
 EPOCH_MS = 1_577_836_800_000  # 2020; a float's range lasts for 19 years of half-lives from here in either direction
 WINDOW_MS = 300_000
+MAX_PLACEMENTS = 200  # beyond the configured ones; of 1,000 items each they take 20 MB
 _MAX_ITEMS = 1_000  # of a placement; the others have next to no clicks
 _TTL_S = 90 * 86_400
 _SNAPSHOT_TTL_S = 3_600  # how long a list can be paged through
 _KEY = "baguni:clicked:{%s}"  # braces: a placement's keys share one slot in a Redis cluster
+_PLACEMENTS_KEY = "baguni:clicked:placements"
 _SNAPSHOT_KEY = "baguni:clicked:{%s}:%d"
 
 _COUNT = lua("baguni.stores", "count_clicks")
@@ -30,18 +37,21 @@ _READ = lua("baguni.stores", "read_clicks")
 class PlacementWriter:
     """Counts clicks; for the consumer, which is synchronous."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
+    def __init__(self, client: redis.Redis, always_kept: Iterable[str] = (), most: int = MAX_PLACEMENTS) -> None:
         self._count = client.register_script(_COUNT)
+        self._limits = (_KEY, _MAX_ITEMS, _TTL_S, most, msgpack.packb(sorted(set(always_kept))))
 
-    def count(self, clicks: Mapping[str, Iterable[tuple[str, int]]]) -> None:
-        """Count (item id, time in ms) of each placement, in one round trip."""
+    def count(self, clicks: Mapping[str, Iterable[tuple[str, int]]]) -> int:
+        """Count (item id, time in ms) of each placement, in one round trip. Returns the number of clicks that were left out,
+        because too many other placements have more."""
+        weighed = []
+        for placement, clicked in clicks.items():
+            weights = [(_weight(time_ms), item_id) for item_id, time_ms in clicked]
+            pairs = [part for weight, item_id in weights for part in (repr(weight), item_id)]
+            weighed.append((placement, repr(sum(weight for weight, _ in weights)), pairs))
         with shared_redis_errors():
-            pipeline = self._client.pipeline(transaction=False)
-            for placement, clicked in clicks.items():
-                pairs = [part for item_id, time_ms in clicked for part in (_weight(time_ms), item_id)]
-                self._count(keys=[_KEY % placement], args=[_MAX_ITEMS, _TTL_S, *pairs], client=pipeline)
-            pipeline.execute()
+            reply = self._count(keys=[_PLACEMENTS_KEY], args=[*self._limits, msgpack.packb(weighed)])
+        return int(cast("int", reply))
 
 
 class PlacementReader:
