@@ -9,8 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-import redis
-
 from baguni.domain.errors import BaguniError, UnavailableError
 from baguni.domain.events import ITEM_TOPIC, USER_TOPICS, Event
 from baguni.domain.release import Release, ReleaseStore
@@ -71,7 +69,7 @@ class Consumers:
                 self._stopping.wait(POINTER_CHECK_S)
                 continue
             log.info("following release=%s", release_id)
-            updates = ReleaseUpdates(store.get(release_id, verify=False), before, self._settings, self._parts.redis)
+            updates = ReleaseUpdates(store.get(release_id, verify=False), before, self._settings, self._parts)
             before = release_id
             until = UntilSwitch(store, release_id, self._stopping)
             try:
@@ -106,8 +104,9 @@ class ReleaseUpdates:
     `before` is the release that this process kept up to date until now, if any. Activation carried its changes over, except
     those of the last seconds."""
 
-    def __init__(self, release: Release, before: str | None, settings: StreamingSettings, client: redis.Redis) -> None:
-        self._release, self._before, self._settings, self._redis = release, before, settings, client
+    def __init__(self, release: Release, before: str | None, settings: StreamingSettings, parts: ConsumerParts) -> None:
+        self._release, self._before, self._settings, self._redis = release, before, settings, parts.redis
+        self._metrics = parts.metrics
         self._servers: ItemServers | None = None
         self._updates: ItemUpdates | None = None
 
@@ -116,7 +115,7 @@ class ReleaseUpdates:
         if self._updates is None:
             self._servers = self._servers or ItemServers.opened(self._release, self._settings, self._redis)
             self._servers.index.check()
-            updates = ItemUpdates(self._release, self._servers)
+            updates = ItemUpdates(self._release, self._servers, self._metrics.count_left_out)
             if self._before not in (None, self._release.release_id):
                 num_items = carry_over(LiveItemWriter(self._redis, str(self._before)), updates)
                 log.info("carried over items=%d from=%s", num_items, self._before)

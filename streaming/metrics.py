@@ -44,6 +44,17 @@ class Metrics:
         self.dead_letters = Counter(
             "baguni_dead_letters", "Records that will never parse, by reason.", ["reason"], registry=registry
         )
+        self.dead_letters_again = Counter(
+            "baguni_dead_letters_again",
+            "Malformed records that were read again, and had been set aside before.",
+            registry=registry,
+        )
+        self.left_out_attributes = Counter(
+            "baguni_left_out_attributes",
+            "Attributes that were left out of items, because the release does not declare them or declares another type.",
+            ["attribute", "problem"],
+            registry=registry,
+        )
         self.quarantined = Counter(
             "baguni_quarantined",
             "Records of which only the coordinates are kept: nobody can read them, or the dead-letter topic refuses them.",
@@ -83,6 +94,10 @@ class Metrics:
             buckets=BYTES,
             registry=registry,
         )
+
+    def count_left_out(self, attribute: str, problem: str) -> None:
+        """Count an attribute that was left out of an item; the names must be bounded."""
+        self.left_out_attributes.labels(attribute, problem).inc()
 
     def gave_up(self, topic: str, partition: int) -> None:
         """The partition is another consumer's: its lag is no longer ours to tell, and would stand for ever."""

@@ -3,12 +3,15 @@
 A published Semantic ID never changes: an item keeps its codes when its text changes, and only its vectors follow. A new item
 takes a free suffix of its content codes. While the text stays, the vectors stay, and only the fields of filters are
 written. An event that is older than the last one applied to its item changes nothing.
+
+An attribute that the release's catalogue does not declare, or declares with another type, is left out of its item: a shop adds
+and renames attributes between two releases, and prices and availability must follow meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,19 +19,24 @@ import redis
 
 from baguni.clients.inference import Arrays, SyncInferenceClient
 from baguni.clients.item_index import IndexedItem, ItemIndex
-from baguni.domain.catalog import Item
+from baguni.domain.catalog import AttributeValue, Item
 from baguni.domain.events import Event, ItemRemoval, ItemUpsert, MalformedEvent
 from baguni.domain.release import Release
+from baguni.exposition import BoundedNames
 from baguni.settings import Endpoints
 from baguni.stores.live_items import LiveItem, LiveItemWriter
 
 log = logging.getLogger(__name__)
 ENCODE_TIMEOUT_S = 5.0
 ITEM_BATCH = 32  # one call of the encoders
+MAX_NAMES = 50  # of attributes that are not declared and are told apart
 PASSES = 10  # each brings what arrived during the one before, which is less every time
 
 ItemEvent = ItemUpsert | ItemRemoval
 Rejections = list[tuple[int, MalformedEvent]]
+OnLeftOut = Callable[[str, str], None]
+"""Called with the name of an attribute that was left out of an item, and the problem: `undeclared` or `type`. The names are
+bounded."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,52 @@ class ItemServers:
         self.index.close()
 
 
+class DeclaredAttributes:
+    """Fits items to the attributes that a catalogue declares, and logs the first of each attribute that is left out."""
+
+    def __init__(self, types: Mapping[str, str], on_left_out: OnLeftOut) -> None:
+        self._types, self._on_left_out = types, on_left_out
+        self._name = BoundedNames(MAX_NAMES + len(types), types)
+        self._logged: set[tuple[str, str]] = set()
+
+    def fit(self, item: Item) -> Item:
+        """Return the item without what is not declared; the item itself if everything is."""
+        left_out = self._problems(item)
+        if not left_out:
+            return item
+        return replace(item, attributes={name: x for name, x in item.attributes.items() if name not in left_out})
+
+    def report(self, item: Item) -> None:
+        """Report what `fit` leaves out of an item."""
+        for name, problem in self._problems(item).items():
+            label = self._name(name)
+            self._on_left_out(label, problem)
+            if (label, problem) not in self._logged:
+                self._logged.add((label, problem))
+                log.warning("left out of item=%r: %s", item.item_id, self._message(name, item.attributes[name]))
+
+    def _problems(self, item: Item) -> dict[str, str]:
+        types = self._types
+        return {
+            name: "type" if name in types else "undeclared"
+            for name, value in item.attributes.items()
+            if types.get(name) != _type_of(value)
+        }
+
+    def _message(self, name: str, value: AttributeValue) -> str:
+        if name in self._types:
+            return f"attributes[{name!r}] is a {_type_of(value)}, expected a {self._types[name]}"
+        return f"attributes[{name!r}] is not declared, expected one of {', '.join(sorted(self._types))}"
+
+
 class ItemUpdates:
     """Applies batches of item events to one release. Any number of consumers may do so, each for its own items."""
 
-    def __init__(self, release: Release, servers: ItemServers) -> None:
+    def __init__(
+        self, release: Release, servers: ItemServers, on_left_out: OnLeftOut = lambda attribute, problem: None
+    ) -> None:
         self._release, self._servers = release, servers
+        self._attributes = DeclaredAttributes(release.catalog.attribute_types, on_left_out)
         self._live: dict[str, LiveItem] = {}
         self._published_suffixes: dict[tuple[int, ...], set[int]] = {}
         for *content, suffix in release.semantic_ids.codes_NL.tolist():
@@ -64,41 +113,37 @@ class ItemUpdates:
 
     def apply(self, events: Iterable[Event]) -> Rejections:
         """Apply a batch: of several events of one item, the newest. Safe to repeat. Raises UnavailableError."""
+        return self._apply(events, self._changes_something)
+
+    def carry(self, changes: Iterable[LiveItem]) -> Rejections:
+        """Apply what another release has made of items. Safe to repeat. Raises UnavailableError."""
+        return self._apply(map(_event, changes), self._carries_something)
+
+    def _apply(self, events: Iterable[Event], is_fresh: Callable[[ItemEvent], bool]) -> Rejections:
         self._live.update((live.item.item_id, live) for live in self._servers.live_items.changes())
-        checked, rejected = self._check(events)
         newest: dict[str, tuple[int, ItemEvent]] = {}
-        for position, event in checked:
-            if event.item_id not in newest or newest[event.item_id][1].time_ms <= event.time_ms:
+        rejected: Rejections = []
+        for position, event in enumerate(events):
+            if not isinstance(event, ItemUpsert | ItemRemoval):
+                rejected.append((position, MalformedEvent("wrong_topic", "a user event on the item topic")))
+            elif event.item_id not in newest or newest[event.item_id][1].time_ms <= event.time_ms:
                 newest[event.item_id] = (position, event)
-        fresh = [(position, event) for position, event in newest.values() if self._changes_something(event)]
+        fresh = list(self._fresh(newest.values(), is_fresh))
         for start in range(0, len(fresh), ITEM_BATCH):
             rejected += self._apply_batch(fresh[start : start + ITEM_BATCH])
         return rejected
 
-    def _check(self, events: Iterable[Event]) -> tuple[list[tuple[int, ItemEvent]], Rejections]:
-        checked, rejected = [], []
-        for position, event in enumerate(events):
-            if isinstance(event, ItemUpsert | ItemRemoval):
-                problem = self._problem(event)
-                if problem is None:
-                    checked.append((position, event))
-                else:
-                    rejected.append((position, MalformedEvent("attribute", problem)))
-            else:
-                rejected.append((position, MalformedEvent("wrong_topic", "a user event on the item topic")))
-        return checked, rejected
-
-    def _problem(self, event: ItemEvent) -> str | None:
-        """Return the problem of an event's attributes, by the release's catalogue; None without one."""
-        types = self._release.catalog.attribute_types
-        attributes = event.item.attributes if isinstance(event, ItemUpsert) else {}
-        for name, value in attributes.items():
-            kind = "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
-            if name not in types:
-                return f"attributes[{name!r}] is not declared, expected one of {', '.join(sorted(types))}"
-            if types[name] != kind:
-                return f"attributes[{name!r}] is a {kind}, expected a {types[name]}"
-        return None
+    def _fresh(
+        self, newest: Iterable[tuple[int, ItemEvent]], is_fresh: Callable[[ItemEvent], bool]
+    ) -> Iterator[tuple[int, ItemEvent]]:
+        """Yield the events that change something, with the attributes that are declared. What is left out of the others was
+        reported when they were new."""
+        for position, event in newest:
+            fitted = replace(event, item=self._attributes.fit(event.item)) if isinstance(event, ItemUpsert) else event
+            if is_fresh(fitted):
+                if isinstance(event, ItemUpsert):
+                    self._attributes.report(event.item)
+                yield position, fitted
 
     def _changes_something(self, event: ItemEvent) -> bool:
         known = self._known(event.item_id)
@@ -109,6 +154,17 @@ class ItemUpdates:
         if isinstance(event, ItemRemoval):
             return not known.removed
         return known.removed or known.item != event.item
+
+    def _carries_something(self, event: ItemEvent) -> bool:
+        """The same for what another release has. Where the event itself was applied here already, the other release may have
+        left out attributes that this one declares."""
+        known = self._known(event.item_id)
+        if known is not None and not known.removed and known.time_ms == event.time_ms and isinstance(event, ItemUpsert):
+            theirs = event.item.attributes
+            shared = {name: value for name, value in known.item.attributes.items() if name in theirs}
+            if replace(known.item, attributes=shared) == event.item:
+                return False
+        return self._changes_something(event)
 
     def _apply_batch(self, batch: Sequence[tuple[int, ItemEvent]]) -> Rejections:
         vectors = self._encode([e.item for _, e in batch if isinstance(e, ItemUpsert) and not self._has_text(e.item)])
@@ -176,18 +232,22 @@ class ItemUpdates:
 
 def carry_over(source: LiveItemWriter, updates: ItemUpdates) -> int:
     """Apply the changes of items that another release, `source`, has, those that arrive meanwhile included, so that a switch
-    reverts nothing. What the release does not accept, for example an attribute that its catalogue does not declare, is
-    logged. Returns the number of items. Safe to repeat. Raises UnavailableError."""
+    reverts nothing. What the release does not accept, for example an item for which it has no Semantic ID, is logged. Returns
+    the number of items. Safe to repeat. Raises UnavailableError."""
     num_items = 0
     for _ in range(PASSES):
         changes = source.changes()
         if not changes:
             break
-        rejected = updates.apply(_event(live) for live in changes)
+        rejected = updates.carry(changes)
         num_items += len(changes) - len(rejected)
         for position, error in rejected:
             log.warning("not carried over item=%r error=%s", changes[position].item.item_id, error)
     return num_items
+
+
+def _type_of(value: AttributeValue) -> str:
+    return "string" if isinstance(value, str) else "bool" if isinstance(value, bool) else "number"
 
 
 def _event(live: LiveItem) -> ItemEvent:

@@ -106,6 +106,36 @@ def test_a_new_item_is_found_and_recommended_and_gone_when_removed(stub, send, l
     assert len(stub.SimilarItems(similar).items) == 20
 
 
+def test_attributes_that_the_release_does_not_declare_stop_no_item(stub, send, local_stack) -> None:
+    """The shop has renamed an attribute and sends prices as text: more records in a row than a broken schema may have."""
+    item_id = f"resized-{uuid.uuid4().hex[:8]}"
+    start_s = int(time.time()) - 200
+    for number in range(150):
+        text = {"brand": item_id, "pack_size": f"{number} g", "price": f"{number}.99"}
+        item = events_pb2.ItemUpserted(
+            item_id=item_id,
+            title="fresh light milk",
+            category_path=["GROCERY", "MILK"],
+            attributes={name: events_pb2.AttributeValue(string_value=value) for name, value in text.items()},
+            event_time=Timestamp(seconds=start_s + number),
+        )
+        send(item, item_id)
+    log = local_stack.log_dir / "item-consumer.log"
+    similar = recommendation_pb2.SimilarItemsRequest(item_id=item_id, space=recommendation_pb2.SPACE_CONTENT)
+
+    def has_neighbours() -> bool:
+        try:
+            return len(stub.SimilarItems(similar).items) > 0
+        except grpc.RpcError:
+            return False
+
+    eventually(has_neighbours, "the item has neighbours", lambda: log.read_text()[-3000:])
+    send(events_pb2.ItemRemoved(item_id=item_id, event_time=Timestamp(seconds=int(time.time()) + 1)), item_id)
+    eventually(lambda: not has_neighbours(), "the item is gone", lambda: log.read_text()[-3000:])
+    assert log.read_text().count("attributes['pack_size'] is not declared") == 1
+    assert "attributes['price'] is a string, expected a number" in log.read_text()
+
+
 def test_a_malformed_message_is_set_aside_with_its_reason_and_the_next_is_applied(running, stub, send) -> None:
     user = f"user-{uuid.uuid4().hex[:8]}"
     send(events_pb2.OrderPlaced(user_id=user, order_id="no-lines", event_time=Timestamp(seconds=START_S)), user)

@@ -119,6 +119,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'baguni_dead_letters_total{reason="type"}': rising(2)},
         {'baguni_dead_letters_total{reason="type"}': rising(1)},
     ),
+    "AttributesLeftOut": (
+        {'baguni_left_out_attributes_total{attribute="pack_size", problem="undeclared"}': rising(1)},
+        {'baguni_left_out_attributes_total{attribute="pack_size", problem="undeclared"}': steady(2)},
+    ),
     "Quarantined": ({"baguni_quarantined_total": rising(1)}, {"baguni_quarantined_total": steady(2)}),
     "ExperimentArmNotServed": (
         {'baguni_experiment_arms_not_served_total{release="r2"}': rising(1)},
