@@ -29,6 +29,7 @@ log = logging.getLogger("streaming")
 POINTER_CHECK_S = 2.0
 BROKER_RETRY_S = 1.0
 USER_GROUP = "baguni-users"
+ITEM_GROUPS = "baguni-items"
 GC_THRESHOLD, SWITCH_INTERVAL_S = 100_000, 0.0005
 
 
@@ -60,7 +61,8 @@ class Consumers:
 
     def consume_item_events(self) -> None:
         """Items → Milvus and gateways, for the release that is active. Each release has a consumer group of its own: a new one
-        reads the topic from its start, since any record of it may be newer than the release's catalogue."""
+        reads the topic from its start, since any record of it may be newer than the release's catalogue. The groups are one
+        family: what one has set aside, the next does not set aside again."""
         store = ReleaseStore(self._settings.releases)
         before: str | None = None
         while not self._stopping.is_set():
@@ -83,9 +85,9 @@ class Consumers:
         self._parts.redis.close()
 
     def _item_consumer(self, updates: ReleaseUpdates) -> EventConsumer:
-        group, batch_records = f"baguni-items-{updates.release_id}", self._settings.item_batch_records
+        group, batch_records = f"{ITEM_GROUPS}-{updates.release_id}", self._settings.item_batch_records
         return EventConsumer(
-            self._settings, [ITEM_TOPIC], group, updates.apply, self._parts, batch_records, updates.forget
+            self._settings, [ITEM_TOPIC], group, updates.apply, self._parts, batch_records, updates.forget, ITEM_GROUPS
         )
 
     def _consume(self, make: Callable[[], EventConsumer], should_stop: Callable[[], bool]) -> None:

@@ -3,9 +3,9 @@
 Offsets are committed after the write, so a crash redelivers; what is applied must not mind. Redis keeps the offsets too,
 beside what was applied (`Positions`): a partition begins at the lower of both, and is read again from where Redis stands
 when Redis turns out to have lost something. A record that will never parse goes to the dead letters and the loop goes on,
-unless so many do that it must be their schema. While a server is away the position goes back to the first record that is
-not applied, the partitions are paused, and polling goes on, so that the group keeps its member: nothing is skipped,
-whatever partitions come and go meanwhile.
+unless so many do that it must be their schema; one that the group, or one of its family, has passed before is not set aside
+again. While a server is away the position goes back to the first record that is not applied, the partitions are paused, and
+polling goes on, so that the group keeps its member: nothing is skipped, whatever partitions come and go meanwhile.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ STUCK_S = 30.0  # without progress, before a consumer is not ready any more
 CHECK_S = 2.0  # how often it is looked whether Redis has lost something, and whether topics are what they were
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 5.0
 WINDOW, LEAST_DEAD = 1_000, 100  # records that the share of malformed ones is of; fewer malformed ones are an accident
+# Reasons that depend on the release or on a server: the group before this one may have applied such a record.
+OF_THIS_GROUP = frozenset({"no_free_id", "refused", "unforeseen"})
+NO_BROKEN_SCHEMA = frozenset({"no_free_id"})  # the release has no room for the item; its record is as it should be
 
 Apply = Callable[[Iterator[Event]], Sequence[tuple[int, MalformedEvent]]]
 """Applies all events, which are parsed as they are taken, and returns those it rejects for good, by position. Raises
@@ -65,7 +68,8 @@ class ConsumerParts:
 
 class EventConsumer:
     """One member of a consumer group. `forget` is called when Redis has lost something that was applied: what is remembered of
-    it is wrong then. Raises UnavailableError if no broker answers at the start."""
+    it is wrong then. `family`: of groups that read the same topics one after the other. Raises UnavailableError if no broker
+    answers at the start."""
 
     def __init__(
         self,
@@ -76,9 +80,11 @@ class EventConsumer:
         parts: ConsumerParts,
         batch_records: int,
         forget: Callable[[], None] = lambda: None,
+        family: str = "",
     ) -> None:
         self._apply, self._forget, self._metrics, self._dead_letters = apply, forget, parts.metrics, parts.dead_letters
-        self._positions = Positions(parts.redis, group_id + settings.group_suffix)
+        suffix = settings.group_suffix
+        self._positions = Positions(parts.redis, group_id + suffix, (family or group_id) + suffix)
         self._dead_rate, self._max_future_s = DeadRate(settings.max_dead_share), settings.max_future_s
         self._retry_s, self._next_check = FIRST_RETRY_S, 0.0
         self._unreadable: dict[TopicPartition, int] = {}  # the offset that failed once, or follows what was skipped
@@ -181,14 +187,17 @@ class EventConsumer:
             self._unreadable[partition] = offset
             self._consumer.seek(partition, offset)
             return
-        entry = Quarantined(
-            partition.topic, partition.partition, offset, "unreadable", str(error)[:MAX_ERROR_LENGTH], time.time()
-        )
-        self._dead_letters.quarantine.add([entry])
+        if offset >= self._positions.passed([self._placed(partition)])[partition]:
+            self._quarantine(error)
         self._positions.advance({self._placed(partition): (self._next.get(partition, offset), offset + 1)})
         self._next[partition] = self._unreadable[partition] = offset + 1
         self._consumer.seek(partition, offset + 1)
         self._commit({partition: offset + 1})
+
+    def _quarantine(self, error: UnreadableError) -> None:
+        told, where = str(error)[:MAX_ERROR_LENGTH], error.partition
+        entry = Quarantined(where.topic, where.partition, error.offset, "unreadable", told, time.time())
+        self._dead_letters.quarantine.add([entry])
         self._metrics.quarantined.inc()
         self._metrics.dead_letters.labels(entry.reason).inc()
         log.error("quarantined error=%s", error)
@@ -252,11 +261,28 @@ class EventConsumer:
                 raise
             log.warning("a batch failed records=%d: applying one at a time", len(raws), exc_info=error)
             dead = [letter for raw in raws for letter in self._apply_one(raw)]
-        self._dead_rate.check(len(raws), [error for _, error in dead])
+        num_dead, dead = len(dead), self._not_set_aside_before(dead)
+        num_again = num_dead - len(dead)
+        self._metrics.dead_letters_again.inc(num_again)
+        broken = [error for _, error in dead if error.reason not in NO_BROKEN_SCHEMA]
+        self._dead_rate.check(len(raws) - num_again, broken)
         self._metrics.quarantined.inc(self._dead_letters.send(dead))
         for _, malformed in dead:
             self._metrics.dead_letters.labels(malformed.reason).inc()
         return len(dead)
+
+    def _not_set_aside_before(self, letters: Sequence[Letter]) -> list[Letter]:
+        """Leave out records that this group, or one of its family, has passed: they were set aside then. Positions are written
+        after dead letters, so none is left out that was not."""
+        if not letters:
+            return []
+        partitions = {TopicPartition(record.topic, record.partition) for record, _ in letters}
+        passed = self._positions.passed([self._placed(partition) for partition in partitions])
+        return [
+            (record, error)
+            for record, error in letters
+            if error.reason in OF_THIS_GROUP or record.offset >= passed[TopicPartition(record.topic, record.partition)]
+        ]
 
     def _apply_some(self, raws: Sequence[Any]) -> list[Letter]:
         """Apply a batch; return what cannot be applied."""

@@ -22,6 +22,7 @@ _WITHOUT_USERS = (
     "baguni:{items:",
     "baguni:clicked:",
     "baguni:positions:",
+    "baguni:passed:",
     "baguni:lease:",
     "baguni:served",
     forgotten.KEY,

@@ -24,7 +24,15 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
 from baguni.domain.errors import UnavailableError
-from baguni.domain.events import DEAD_LETTER_TOPIC, USER_TOPICS, UserEvents, cloud_event_headers, parse, producible
+from baguni.domain.events import (
+    DEAD_LETTER_TOPIC,
+    ITEM_TOPIC,
+    USER_TOPICS,
+    UserEvents,
+    cloud_event_headers,
+    parse,
+    producible,
+)
 from baguni.domain.history import Change, build
 from baguni.settings import Endpoints
 from baguni.stores.history_store import HistoryWriter
@@ -66,10 +74,10 @@ class Own:
         self.running[name].wait()
 
     def create_topics(self) -> None:
-        """The user topics and the one for dead letters."""
+        """The topics that consumers read, and the one for dead letters."""
         client = KafkaAdminClient(bootstrap_servers=self.endpoints.kafka_bootstrap)
         try:
-            for name in (*USER_TOPICS, DEAD_LETTER_TOPIC):
+            for name in (*USER_TOPICS, ITEM_TOPIC, DEAD_LETTER_TOPIC):
                 with contextlib.suppress(TopicAlreadyExistsError):  # a consumer's metadata request creates topics, too
                     client.create_topics([NewTopic(name, PARTITIONS, 1)])
         finally:
