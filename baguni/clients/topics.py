@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from kafka import KafkaConsumer, TopicPartition
@@ -125,8 +125,11 @@ class TopicReader:
 def poll(consumer: KafkaConsumer, timeout_ms: int, max_records: int | None = None) -> dict[TopicPartition, list[Any]]:
     """Poll. Raises UnreadableError for what the client cannot decode: the next poll reads it again, unless the caller seeks
     beyond it. Raises UnavailableError for any other error of Kafka."""
-    if (failed := _deferred.pop(consumer, None)) is not None:
-        raise failed
+    if (deferred := _deferred.pop(consumer, None)) is not None:
+        failed, position = deferred
+        # A caller that has gone back reads again what came before it, and meets it then.
+        if position is not None and position == _position(consumer, failed.partition):
+            raise failed
     try:
         polled = dict(consumer.poll(timeout_ms=timeout_ms, max_records=max_records))
     except Exception as error:  # a decoder may raise anything for what others wrote
@@ -142,11 +145,20 @@ def poll(consumer: KafkaConsumer, timeout_ms: int, max_records: int | None = Non
     if put_off is not None:
         consumer._fetcher._next_in_line_exception_metadata = None
         if (unreadable := _dropped(consumer, put_off.exception)) is not None:
-            _deferred[consumer] = unreadable
+            _deferred[consumer] = unreadable, _position(consumer, unreadable.partition)
     return polled
 
 
-_deferred: WeakKeyDictionary[KafkaConsumer, UnreadableError] = WeakKeyDictionary()
+# What is raised by the next poll, if the consumer is still at this offset.
+_deferred: WeakKeyDictionary[KafkaConsumer, tuple[UnreadableError, int | None]] = WeakKeyDictionary()
+
+
+def _position(consumer: KafkaConsumer, partition: TopicPartition) -> int | None:
+    """Return the offset where the next poll begins, None if that is not known: the partition may have moved away."""
+    try:
+        return cast("int | None", consumer.position(partition, timeout_ms=POLL_MS))
+    except KafkaError:
+        return None
 
 
 def _dropped(consumer: KafkaConsumer, error: Exception) -> UnreadableError | None:

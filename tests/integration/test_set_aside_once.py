@@ -25,7 +25,7 @@ from streaming.dead_letters import DeadLetters, Quarantine
 from streaming.metrics import Metrics
 from streaming.settings import StreamingSettings
 from tests.faults.streams import Own, dead_letters, own_servers
-from tests.integration.streams import item
+from tests.integration.streams import Shop, item
 from tests.waiting import WAIT_S, eventually
 
 FAMILY = "baguni-items"
@@ -166,3 +166,19 @@ def test_items_without_a_free_id_are_no_broken_schema(own: Own, family: str) -> 
     records = send(own, 150, 0)
     consume(own, family, "baguni-items-r1", 150, reject="no_free_id")
     assert len(set_aside(own, records)) == 150
+
+
+def test_a_record_that_nobody_can_read_is_quarantined_once(own: Own, family: str) -> None:
+    class Undecodable(str):
+        def encode(self, *_: str) -> bytes:  # type: ignore[override]
+            return b"\xff\xfe"
+
+    send(own, 10, 0)
+    with closing(Shop(own.endpoints)) as shop:
+        where = shop.send_raw(ITEM_TOPIC, b"rye", b"", [(Undecodable("x"), b"")])
+    send(own, 40, 0)  # in every partition: who has read them is beyond it
+    for number in range(2):
+        consume(own, family, f"baguni-items-r{number}", 50)
+    with redis.Redis.from_url(own.endpoints.redis_url) as client:
+        entries = Quarantine(client).entries()
+    assert [f"{entry.topic}/{entry.partition}@{entry.offset}" for entry in entries] == [where]

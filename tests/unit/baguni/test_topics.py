@@ -35,9 +35,13 @@ class Consumer:
     """A consumer whose polls have these outcomes."""
 
     def __init__(self, kept: Failed | None, *outcomes: Any) -> None:
-        self._outcomes = list(outcomes)
+        self._outcomes, self.at = list(outcomes), 7
         self._fetcher = type("Fetcher", (), {})()
         self._fetcher._next_partition_records, self._fetcher._next_in_line_exception_metadata = kept, None
+
+    def position(self, partition: TopicPartition, timeout_ms: int) -> int:
+        assert partition == PARTITION
+        return self.at
 
     def poll(self, **_: object) -> Any:
         outcome = self._outcomes.pop(0)
@@ -69,6 +73,15 @@ def test_an_error_that_was_put_off_is_raised_by_the_next_poll_whatever_is_paused
     with pytest.raises(UnreadableError, match=r"baguni\.clicks/2@7"):
         poll(consumer, 1)  # type: ignore[arg-type]
     assert poll(consumer, 1) == {}  # type: ignore[arg-type]
+
+
+def test_an_error_that_was_put_off_is_dropped_where_the_caller_has_gone_back() -> None:
+    """Otherwise the caller would skip what lies between: it takes the error for what is at its position."""
+    sound = {PARTITION: ["5", "6"]}
+    consumer = Consumer(Failed(), (sound, PutOff(PARTITION, 7, CorruptRecordError("crc"))), (sound, None))
+    assert poll(consumer, 1) == sound  # type: ignore[arg-type]
+    consumer.at = 5
+    assert poll(consumer, 1) == sound  # type: ignore[arg-type]
 
 
 def test_what_a_broker_refuses_is_no_records_fault() -> None:
