@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from benchmarks.gateway.load import Load, Send, closed_loop, open_loop
 from benchmarks.gateway.plots import Curve, plot
-from benchmarks.gateway.scene import Scene, own_gateway, scene, short_run
+from benchmarks.gateway.scene import OwnGateway, Scene, own_gateway, scene, short_run
 from benchmarks.result import REPOSITORY, RESULTS, Row, write_result
 from server.settings import ServerSettings
 
@@ -147,11 +148,14 @@ async def rows(stage: Scene, curves: list[Curve]) -> AsyncIterator[Row]:
     yield await _own_cpu(callers, gateway, callers.version)
     async for row in _new_histories(callers):
         yield row
+    alone_ms = 0.0
     async for row in _under_load(stage, callers, curves, f"{len(stage.release.catalog.items):,} items"):
+        alone_ms = alone_ms or row.value  # the first is the CPU of a request
         yield row
     large = len(stage.release.catalog.items) >= LARGE
     memory_mb = gateway.memory_info().rss / MEGABYTE
     yield Row.at_most("memory of a gateway process", memory_mb, "MB", MEMORY_LARGE_MB if large else MEMORY_MB)
+    yield await _two_processes(stage, callers, alone_ms)
     async for row in _searching_anew(stage, callers):
         yield row
     async for row in _searching_itself(stage, callers):
@@ -170,20 +174,36 @@ async def _searching_anew(stage: Scene, callers: Callers) -> AsyncIterator[Row]:
         await asking.close()
 
 
+@asynccontextmanager
+async def _connections(stage: Scene, gateway: OwnGateway) -> AsyncIterator[Send]:
+    """Open connections to a gateway of several processes. Each belongs to one process, which knows the users who come again."""
+    callers = [Callers(stage, gateway.address) for _ in range(CONNECTIONS)]
+    for each in callers:
+        await each.know()
+
+    async def recommend(number: int) -> str:
+        return await callers[number % CONNECTIONS].recommend(number)
+
+    yield recommend
+    for each in callers:
+        await each.close()
+
+
+async def _two_processes(stage: Scene, callers: Callers, alone_ms: float) -> Row:
+    """What two processes answer where both have a core, over what one answers: by the CPU of a request, since the load and the
+    servers take the cores of this machine."""
+    with own_gateway(stage.stack, processes=2, bulk_processes=0) as gateway:
+        async with _connections(stage, gateway) as recommend:
+            rows = await _at_most_load(stage, recommend, callers.search, gateway.processes)
+    what = f"two processes, {CONCURRENCY} in flight: Recommend a second over one's, by the CPU of a request"
+    return Row.at_least(what, 2 * alone_ms / rows[0].value, "×", 1.8)
+
+
 async def _searching_itself(stage: Scene, callers: Callers) -> AsyncIterator[Row]:
     """Two processes that search their own vectors, beside the bare search."""
     with own_gateway(stage.stack, search="exact", processes=2, bulk_processes=0, remembered_lists=0) as gateway:
-        # A connection is one process's: several, so that both have some.
-        exact = [Callers(stage, gateway.address) for _ in range(CONNECTIONS)]
-        for each in exact:
-            await each.know()
-
-        async def recommend(number: int) -> str:
-            return await exact[number % CONNECTIONS].recommend(number)
-
-        loads = [await _pair(recommend, callers.search) for _ in range(ROUNDS)]
-        for each in exact:
-            await each.close()
+        async with _connections(stage, gateway) as recommend:
+            loads = [await _pair(recommend, callers.search) for _ in range(ROUNDS)]
     served, searched = (
         float(np.median([load.answered_per_s for load in column])) for column in zip(*loads, strict=True)
     )
