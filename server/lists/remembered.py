@@ -22,8 +22,8 @@ MOST_CHARACTERS = 2_000  # of the ids and values in a list's rules
 
 
 class ListKey(NamedTuple):
-    """What a list depends on besides the user and the items. `may_be_rescored`: by the generative head; `num_retrieved`: None
-    for the gateway's own number."""
+    """Key of a list among those of a user: what it depends on besides the user and the items. `may_be_rescored`: by the
+    generative head; `num_retrieved`: None for the gateway's own number."""
 
     rules: Rules
     may_be_rescored: bool
