@@ -63,8 +63,15 @@ class Own:
         """Start one, and wait until it answers; a broker has the topics then."""
         (program,) = (program for program in servers(self.settings) if program.name == name)
         log = (self.folder / f"{name}.log").open("a")
-        self.running[name] = psutil.Popen(program.command, stdout=log, stderr=log)
-        wait(program.is_ready)
+
+        def is_ready() -> bool:
+            if (
+                name not in self.running or self.running[name].poll() is not None
+            ):  # a port was taken: the stack starts it anew
+                self.running[name] = psutil.Popen(program.command, stdout=log, stderr=log)
+            return program.is_ready()
+
+        wait(is_ready)
         if name == "broker":
             self.create_topics()
 

@@ -83,9 +83,15 @@ def test_a_milvus_that_ended_before_its_first_write_starts_again(tmp_path: Path)
                 child.kill()
             first.wait()
             assert not wal.exists(), f"attempt {attempt}"
-        second = psutil.Popen(program.command, stdout=log, stderr=log)
+        started: list[psutil.Popen] = []
+
+        def is_ready() -> bool:
+            if not started or started[-1].poll() is not None:  # a port was taken again: the stack starts it anew, too
+                started.append(psutil.Popen(program.command, stdout=log, stderr=log))
+            return program.is_ready()
+
         try:
-            eventually(program.is_ready, "Milvus is ready", (tmp_path / "milvus.log").read_text)
+            eventually(is_ready, "Milvus is ready", (tmp_path / "milvus.log").read_text)
         finally:
-            second.terminate()
-            second.wait(COMMAND_S)
+            started[-1].terminate()
+            started[-1].wait(COMMAND_S)
