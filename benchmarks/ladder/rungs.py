@@ -59,5 +59,16 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_targets": 3,
         "min_test_orders": 1,
         "teacher": TeacherRecipe(num_targets=4),
+        # Histories have some 20 lines and shelves 50 items: fewer candidates are as wide a choice.
+        "distill": replace(
+            recipe_named("design").distill,
+            steps=720,
+            learning_rate=2e-3,
+            num_known=17,
+            num_student=48,
+            num_same_category=48,
+            num_random=32,
+            num_beams=16,
+        ),
     },
 }
