@@ -244,8 +244,8 @@ class RecommendRequest(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, _events_pb2.AttributeValue]:
-        """What experiments may target beside `placement`, such as "country" or "app_version". At most 32; "id", "user_id",
-        "anonymous_id", "is_anonymous" and "placement" are the gateway's own.
+        """What experiments may target beside `placement`, such as "country" or "app_version". At most 32, with names
+        and texts of at most 1,024 characters; "id", "user_id", "anonymous_id", "is_anonymous" and "placement" are the gateway's own.
         """
 
     def __init__(
@@ -414,7 +414,7 @@ class StringSet(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The values."""
+        """The values, of at most 1,024 characters each."""
 
     def __init__(
         self,
