@@ -80,7 +80,7 @@ class Content:
         return hmac.compare_digest(given, f"Bearer {self.token}".encode(errors="surrogateescape"))
 
     async def _own(self, campaign: str, user_id: str) -> tuple[str, Push] | None:
-        """What the last run has for the user, and the run; None for nobody, and for what cannot be read."""
+        """Return what the last run has for the user, and the run; None for nobody, and for what cannot be read."""
         try:
             found = self.state.last_push(campaign, user_id)
             return None if found is None or await self._is_deleted(user_id) else found

@@ -229,7 +229,7 @@ class Job:
     def _lists(
         self, run: Run, user_ids: Sequence[str], response: pb.GenerateTopItemsResponse, skipped: dict[str, str]
     ) -> list[Push]:
-        """What users get; adds to `skipped` who gets nothing. The order of the answer counts: an id in it may be cut."""
+        """Return what users get; add to `skipped` who gets nothing. The order of the answer counts: an id in it may be cut."""
         if len(response.users) != len(user_ids):
             raise BaguniError(f"the gateway answered for {len(response.users)} users, expected {len(user_ids)}")
         unwanted = self._unwanted(run, user_ids)

@@ -22,7 +22,7 @@ from trainer.metrics import top_k
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Scores = Callable[[Purchases], Float64]
-"""What the users of a slice had ordered → a score for every item, [B, N]."""
+"""Function of the orders of a slice of users: a score for every item, [B, N]."""
 
 SLICE = 500  # queries scored at once: 500 rows of 18,357 items are 73 MB
 

@@ -190,8 +190,8 @@ async def _connections(stage: Scene, gateway: OwnGateway) -> AsyncIterator[Send]
 
 
 async def _two_processes(stage: Scene, callers: Callers, alone_ms: float) -> Row:
-    """What two processes answer where both have a core, over what one answers: by the CPU of a request, since the load and the
-    servers take the cores of this machine."""
+    """Compare what two processes answer, if each has a core, with what one answers. By the CPU of a request, since the load and
+    the servers take the cores of this machine."""
     with own_gateway(stage.stack, processes=2, bulk_processes=0) as gateway:
         async with _connections(stage, gateway) as recommend:
             rows = await _at_most_load(stage, recommend, callers.search, gateway.processes)

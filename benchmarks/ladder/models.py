@@ -12,7 +12,6 @@ teacher the generative head, by beam search
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.measure import SETTINGS, K, Truth, order_values
-from benchmarks.quality.ours import SHARED_FILES, TrainedModel
+from benchmarks.quality.ours import TrainedModel, share
 from benchmarks.quality.shop import Shop
 from trainer.recipes import Recipe, recipe_named
 from trainer.run import Progress, Run
@@ -89,7 +88,7 @@ class RungModels:
 
     def _run(self, name: str, recipe: Recipe) -> Run:
         run = Run(self.folder / name, self.shop.path, recipe)
-        _share(self._items().path, run.path, SHARED_FILES)
+        share(self._items().path, run.path)
         return run
 
     def _items(self) -> Run:
@@ -124,12 +123,6 @@ class RungModels:
     def _distilled_from_itself(self) -> Run:
         own = replace(self.recipe.distill, generative_share=0.0, novel_generative_share=0.0, num_beams=0)
         run = self._run("self", replace(self.recipe, distill=own, teacher=None))
-        _share(self._dual().path, run.path, ("dual_head.pt",))
+        share(self._dual().path, run.path, ("dual_head.pt",))
         run.distil(self._progress)
         return run
-
-
-def _share(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not (target / name).is_file():
-            shutil.copy(source / name, target / name)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +97,7 @@ def train(variant: str, folder: Path, data: Path, recipe: Recipe, progress: Prog
     if variant == "A":
         _do(run, ITEM_STAGES, progress)
         run = Run(folder / f"{name}-alone", data, replace(recipe, generative_weight=0.0))
-        _share_items(folder / name, run.path)
+        share(folder / name, run.path)
     _do(run, STAGES[variant], progress)
     seconds = _seconds(run.path) | ({} if variant != "A" else _seconds(folder / name, ITEM_STAGES))
     return TrainedModel(run, variant, sum(seconds.get(stage, 0.0) for stage in STAGES[variant]))
@@ -107,7 +107,7 @@ def train_without_items(folder: Path, data: Path, recipe: Recipe, progress: Prog
     """C on a data set from which items were held out. Texts and Semantic IDs are those of the same seed's run, which must
     be there: orders have no part in them."""
     run = Run(folder / f"seed{recipe.seed}-held-out", data, recipe)
-    _share_items(folder / f"seed{recipe.seed}", run.path)
+    share(folder / f"seed{recipe.seed}", run.path)
     _do(run, STAGES["C"], progress)
     return TrainedModel(run, "C", sum(_seconds(run.path).values()))
 
@@ -157,8 +157,9 @@ def without_bought(top_Qk: Int64, truth: Truth) -> Int64:
     return np.take_along_axis(np.where(bought, -1, top_Qk), kept_first, axis=1)
 
 
-def _share_items(source: Path, target: Path) -> None:
-    for name in SHARED_FILES:
+def share(source: Path, target: Path, names: Sequence[str] = SHARED_FILES) -> None:
+    """Copy files of one run's folder to another's, unless they are there: by default, what belongs to items."""
+    for name in names:
         if not (target / name).is_file():
             shutil.copy(source / name, target / name)
 

@@ -14,9 +14,7 @@ from server.lists.ranking import Candidates
 from server.lists.rules import permitted
 from server.release.items import ItemTable
 
-SETTLED_S = (
-    5.0  # a search may miss what changed in Milvus less than that ago: it reads what was visible at some moment before
-)
+SETTLED_S = 5.0  # a search may miss what changed in Milvus since then: it reads what was visible a moment before
 MOST_ITEMS = 2_000  # of a list: 20 bytes each
 MOST_CHARACTERS = 2_000  # of the ids and values in a list's rules
 

@@ -202,9 +202,8 @@ async def open_serving(
         await asyncio.to_thread(_check_index, settings.milvus_uri, release_id)
         items = await asyncio.to_thread(ItemTable, release)
         live_items = LiveItemReader(client, release_id)
-        await asyncio.to_thread(
-            items.apply, await live_items.changes()
-        )  # nobody reads the table yet, and there may be many
+        changes = await live_items.changes()
+        await asyncio.to_thread(items.apply, changes)  # nobody reads the table yet, and there may be many
     except BaguniError:
         await inference.close()
         raise

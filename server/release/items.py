@@ -69,9 +69,8 @@ class ItemTable:
         self.index: dict[str, int] = dict(release.catalog.index)
         self.codes_NL: NDArray[np.int32] = release.semantic_ids.codes_NL
         self.num_trained = len(self.items)
-        self.number = next(
-            _NUMBERS
-        )  # of this table: another table of the same release may order live items differently
+        # Another table of the same release may order live items differently.
+        self.number = next(_NUMBERS)
         self._changes: deque[_Change] = deque(maxlen=KEPT_CHANGES)
         self.version = 0  # the number of batches of changes
         self._item_vectors, self._content_vectors = release.item_vectors, release.content_vectors

@@ -29,22 +29,8 @@ from server.telemetry.metrics import Metrics
 from streaming import metrics as streaming_metrics
 from streaming.attribution import Attribution
 from streaming.user_updates import UserUpdates
-from tests.faults.streams import own_servers
 
 DAY_MS = 86_400_000
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_servers(tmp_path_factory.mktemp("own"), ["redis"]) as own:
-        yield own.endpoints.redis_url
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as connected:
-        yield connected
-        connected.flushdb()
 
 
 @pytest.fixture
@@ -169,7 +155,7 @@ def test_positions_grow_although_the_clock_goes_back_and_entries_expire_whole(cl
 
 
 async def test_a_gateway_that_starts_again_keeps_requests_of_who_came_back(
-    client: redis.Redis, redis_url: str, tmp_path: Path
+    client: redis.Redis, lone_redis: str, tmp_path: Path
 ) -> None:
     """A process that starts reads the whole list, and the files of the one before it."""
     deleted_ms = now_ms() - 3 * DAY_MS
@@ -178,7 +164,7 @@ async def test_a_gateway_that_starts_again_keeps_requests_of_who_came_back(
     for user_id, written_ms in (("u", deleted_ms), ("u", now_ms()), ("other", deleted_ms)):
         request = pb.RecommendRequest(user_id=user_id)
         capture.add(Recorded(request, "q", "r", 1, 0, False, "FULL", ("rye",), 1.0, {}, written_ms=written_ms))
-    async with redis.asyncio.Redis.from_url(redis_url) as connected:
+    async with redis.asyncio.Redis.from_url(lone_redis) as connected:
         for _ in range(2):
             await Forgetting(ForgottenFollower(connected, "gateway"), UserCache(10), capture)._step()
             assert [(path.name[:13], count) for path, count in captured_of(tmp_path, "u")] == [("host.online-0", 1)]
@@ -186,9 +172,9 @@ async def test_a_gateway_that_starts_again_keeps_requests_of_who_came_back(
     capture.close()
 
 
-async def test_a_gateway_reads_the_same_entries(client: redis.Redis, redis_url: str) -> None:
+async def test_a_gateway_reads_the_same_entries(client: redis.Redis, lone_redis: str) -> None:
     ForgottenUsers(client).note({"소금": 5, "b": 6})
-    async with redis.asyncio.Redis.from_url(redis_url) as connected:
+    async with redis.asyncio.Redis.from_url(lone_redis) as connected:
         follower = ForgottenFollower(connected, "gateway")
         assert await follower.new() == ForgottenUsers(client).since(0)
         assert await follower.new() == []

@@ -22,7 +22,6 @@ from baguni.domain.signature import ModelSignature
 from baguni.releases.item_updates import ItemServers, ItemUpdates, carry_over
 from baguni.settings import Endpoints
 from baguni.stores.live_items import LiveItemWriter
-from tests.faults.streams import own_servers
 
 NUM_ITEMS, DIM = 20, 8
 TIME_MS = 1_700_000_000_000
@@ -33,19 +32,6 @@ SENT: list[Mapping[str, AttributeValue]] = [
     {"price": 2.0},  # dropped
     {"price": True, "size": 500.0, "pack_size": True},  # of another type
 ]
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_servers(tmp_path_factory.mktemp("own"), ["redis"]) as own:
-        yield own.endpoints.redis_url
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as connected:
-        yield connected
-        connected.flushdb()
 
 
 def release_of(path: Path, release_id: str, types: Mapping[str, str]) -> Release:

@@ -100,7 +100,7 @@ def consume(
 
 
 def set_aside(own: Own, records: Sent) -> Counter[str]:
-    """How often each of some records is in the dead letters."""
+    """Return how often each of some records is in the dead letters."""
     sent = {item_id for item_id, _ in records}
     ids = [letter.get("ce_id", b"").decode() for letter in dead_letters(own.endpoints)]
     return Counter(item_id for item_id in ids if item_id in sent)

@@ -1,4 +1,4 @@
-"""What commands are making is theirs as long as they live, and removed when they were killed long ago."""
+"""Folders that commands are making are theirs as long as they live, and removed when they were killed long ago."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a night decides, without servers: is the candidate worse?"""
+"""A night decides, without servers, whether the candidate is worse."""
 
 from __future__ import annotations
 

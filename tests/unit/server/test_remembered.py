@@ -138,7 +138,7 @@ def test_what_changed_a_moment_ago_is_not_settled(monkeypatch: pytest.MonkeyPatc
 
 
 def test_tables_of_one_release_are_told_apart() -> None:
-    """What is remembered of a user contains indexes of one table."""
+    """Indexes of items belong to one table."""
     one, other = item_table(np.random.default_rng(0)), item_table(np.random.default_rng(0))
     users, user = UserCache(10), some_user(np.random.default_rng(0))
     users.remember_user(one.number, "u", user)
