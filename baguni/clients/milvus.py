@@ -28,7 +28,11 @@ CHANNEL = {**RECONNECT, **KEEPALIVE, "grpc.keepalive_permit_without_calls": 0}
 """gRPC options of clients of Milvus. pymilvus' own ping an idle connection every ten seconds; servers and proxies with gRPC's
 usual limits close it for that (`too_many_pings`). So an idle connection that broke is found at the next call."""
 METRIC = "IP"
-CONSISTENCY = "Eventually"  # a Strong read waits for the newest write's timestamp: up to 200 ms on every search
+CONSISTENCY = "Bounded"
+"""A Strong read waits for the newest write: up to 200 ms on every search. An Eventually one may miss whatever a busy Milvus has
+not taken over yet. A Bounded one sees all that was written more than VISIBLE_S ago, and waits only if Milvus is later than that.
+"""
+VISIBLE_S = 5.0  # Milvus' common.gracefulTime
 
 
 def collection_names(release_id: str) -> tuple[str, str]:

@@ -134,6 +134,7 @@ async def _personal_list(request: Request, user: KnownUser, user_tier: Tier) -> 
     changes that could change it: later pages, and visits without a new event, need no search."""
     items, key = request.serving.items, _list_key(request)
     num_needed, settled = _num_needed(request), items.settled_version(SETTLED_S)
+    newest: RememberedList | None = None
     if (remembered := _remembered(request, user, key, num_needed)) is not None:
         request.calls.metrics.searches.labels("remembered").inc()
         newest = remembered._replace(items_version=max(settled, remembered.items_version))
@@ -143,8 +144,9 @@ async def _personal_list(request: Request, user: KnownUser, user_tier: Tier) -> 
         ranked = _ranked(request, user, candidates)
         ranked, order_tier = await _rescored(request, user, ranked, worst(user_tier, found_tier))
         ranked, tier = _arranged(request, ranked), worst(found_tier, order_tier)
-        newest = RememberedList(ranked, num_needed, least, settled)
-    if key and worst(user_tier, tier) is Tier.FULL and len(ranked) <= MOST_ITEMS:
+        if least is not None:
+            newest = RememberedList(ranked, num_needed, least, settled)
+    if key and newest and worst(user_tier, tier) is Tier.FULL and len(ranked) <= MOST_ITEMS:
         user.remember_list(key, newest, request.settings.remembered_lists)
     return ranked, tier
 
@@ -168,10 +170,11 @@ def _remembered(request: Request, user: KnownUser, key: ListKey | None, num_need
     return found if is_current(found, items, rules, embedding_V, user.known_S, user.purchased_I) else None
 
 
-async def _candidates(request: Request, user: KnownUser) -> tuple[Candidates, float, Tier]:
-    """Return scored candidates and the search's horizon: the caller's own if there are any, else what a search finds and what
-    the user knows."""
-    query, items, least, tier = request.query, request.serving.items, -np.inf, Tier.FULL
+async def _candidates(request: Request, user: KnownUser) -> tuple[Candidates, float | None, Tier]:
+    """Return scored candidates and the search's horizon, None if it has none: the caller's own candidates if there are any,
+    else what a search finds and what the user knows."""
+    query, items, tier = request.query, request.serving.items, Tier.FULL
+    least: float | None = None
     is_novel = query.rules.exclude_purchased
     known_S, repeat_S = (NO_ITEMS, NO_SCORES) if is_novel else (user.known_S, user.repeat_S)
     embedding_V = user.embedding_qV[_query_number(query.rules)]
@@ -180,8 +183,8 @@ async def _candidates(request: Request, user: KnownUser) -> tuple[Candidates, fl
     else:
         limit = _num_needed(request) + len(known_S)
         found_I, tier = await _found(request, user, embedding_V, limit)
-        permitted_I = found_I[permitted(items, found_I, query.rules, user.purchased_I)]
-        least = horizon(permitted_I, limit, items, embedding_V)
+        is_permitted_I = permitted(items, found_I, query.rules, user.purchased_I)
+        least = horizon(found_I, is_permitted_I, limit, items, embedding_V)
         proposed = {Source.HISTORY: known_S, Source.RETRIEVAL: found_I}
     index_I, source_I = ranking.merged(proposed)
     score_I = retrieval_scores(embedding_V, items.item_vectors(index_I), index_I, known_S, repeat_S)

@@ -7,14 +7,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from baguni.clients.milvus import VISIBLE_S
 from baguni.domain.scoring import Float32, Int64
 from server.lists.queries import Cap, Rules
 from server.lists.ranking import Candidates
 from server.lists.rules import permitted
 from server.release.items import ItemTable
 
-SETTLED_S = 5.0  # a search may miss what changed in Milvus since then: it reads what was visible a moment before
+Bool = NDArray[np.bool_]
+SETTLED_S = VISIBLE_S + 1.0  # a search may miss what changed in Milvus since then
 MOST_ITEMS = 2_000  # of a list: 20 bytes each
 MOST_CHARACTERS = 2_000  # of the ids and values in a list's rules
 
@@ -46,12 +49,15 @@ def is_small(rules: Rules) -> bool:
     return sum(map(len, values)) + 8 * len(values) <= MOST_CHARACTERS
 
 
-def horizon(permitted_I: Int64, limit: int, items: ItemTable, embedding_V: Float32) -> float:
-    """Return the inner product that an item must reach to be found by the same search for `limit` items. `permitted_I`: what
-    the search found and the rules permit; if that is less, every permitted item would be found."""
-    if len(permitted_I) < limit:
+def horizon(found_I: Int64, is_permitted_I: Bool, limit: int, items: ItemTable, embedding_V: Float32) -> float | None:
+    """Return the inner product that an item must reach to be found by the same search for `limit` items; -inf if every
+    permitted item would be found. None if the rules do not permit all that was found: the index does not have the newest
+    changes yet, and the items that it should not have found have the places of others."""
+    if not is_permitted_I.all():
+        return None
+    if len(found_I) < limit:
         return -np.inf
-    return float((items.item_vectors(permitted_I) @ embedding_V).min())
+    return float((items.item_vectors(found_I) @ embedding_V).min())
 
 
 def is_current(

@@ -91,7 +91,11 @@ def test_lists_are_the_same_with_and_without_memory(
         rng, items = np.random.default_rng(1), list(active_release.catalog.items)
         seen = set()
         for _ in range(ROUNDS):
-            eventually(lambda: lists(stubs[0]) == lists(stubs[1]), "both gateways answer the same lists")
+            eventually(
+                lambda: lists(stubs[0]) == lists(stubs[1]),
+                "both gateways answer the same lists",
+                lambda: [pair for pair in zip(*map(lists, stubs), strict=True) if pair[0] != pair[1]],
+            )
             seen.add(tuple(lists(stubs[0])))
             chosen = rng.choice(len(items), 3, replace=False).tolist()
             for n in chosen:
