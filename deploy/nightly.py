@@ -9,12 +9,14 @@ module composes them.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +28,8 @@ from baguni.domain.staging import OLD_S, changed_s, locked, unheld
 from baguni.releases.activation import activate
 from baguni.releases.pruning import prune
 from baguni.settings import Endpoints
+from baguni.stores.live_items import LiveItemWriter
+from baguni.stores.redis_client import connect
 from server.replay.cli import compared, print_comparison, problems, recorded_requests
 from server.telemetry.capture import log_files
 from trainer.triton_config import Target
@@ -58,6 +62,14 @@ RUN = re.compile(r"run-[0-9a-f]{12}")
 )
 @click.option("--min-overlap", type=click.FloatRange(0, 1), default=None, help="As of `baguni release replay`.")
 @click.option("--max-latency-ratio", type=float, default=None, help="As of `baguni release replay`.")
+@click.option("--retokenize", is_flag=True, help="Make new Semantic IDs. Otherwise those that are published stay.")
+@click.option(
+    "--warm-runs",
+    type=click.IntRange(0),
+    default=27,
+    show_default=True,
+    help="Nights in a row that start from the weights of the night before, in a fifth of the time; the next one trains anew.",
+)
 @click.option("--push", "pushes", is_flag=True, help="Then run `baguni release push`, to BAGUNI_RELEASES_URL.")
 @click.option(
     "--keep",
@@ -80,11 +92,17 @@ def nightly(
     log: Path | None,
     min_overlap: float | None,
     max_latency_ratio: float | None,
+    retokenize: bool,
+    warm_runs: int,
     pushes: bool,
     keep: int,
 ) -> None:
     """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's; then delete old
     releases but the last --keep, and the training runs of releases that are gone.
+
+    A night that starts from the active release is compared with it on the orders since. That release has not seen them, and the
+    new one has: this finds a training that went wrong, not one that is a little worse. A night that trains anew is compared by
+    the last calendar month, which it has not seen.
 
     Exit status 3: the candidate is worse, and the active release stays. Started again after an interruption, it goes on; with
     the same data and settings, it does nothing twice.
@@ -97,13 +115,17 @@ def nightly(
         raise InvalidInputError("--min-overlap and --max-latency-ratio need --log, the captured requests to replay")
     if pushes and not Endpoints().releases_url:
         raise InvalidInputError("--push needs BAGUNI_RELEASES_URL, such as s3://BUCKET/PREFIX")
-    run_path = runs / _name(data, recipe, text_encoder)
+    run_path = runs / _name(data, recipe, text_encoder, *(["retokenize"] if retokenize else []))
     context.with_resource(locked(_lock(run_path), lambda: click.echo(f"wait for another night with {run_path}")))
     words = ["--text-encoder", text_encoder] if text_encoder else []
+    active = store.active_id()
     if not (run_path / "metrics.json").is_file():
+        if active is not None and not retokenize and not (run_path / "recipe.json").is_file():
+            _take_over(run_path, store.get(active, verify=False))
+        if starts_warm(run_path, recipe, words, warm_runs):
+            words += ["--warm"]
         _command("train", str(data), "--run", str(run_path), "--recipe", recipe, *words)
     candidate = _exported(run_path, data, store, target)
-    active = store.active_id()
     if candidate.release_id == active:
         click.echo(f"{active} is active already: the data and the settings are those that it was trained on.")
     elif active is not None:
@@ -144,10 +166,45 @@ def _lock(run_path: Path) -> Path:
     return run_path.with_name(f".{run_path.name}.lock")
 
 
+def _take_over(run_path: Path, active: Release) -> None:
+    """Give a run the Semantic IDs and the weights of the active release, and the IDs of items that came since."""
+    from trainer.base import base_on_release
+
+    if active.trained_until_ms is None:
+        click.echo(f"{active.release_id} is of an older version: its Semantic IDs are made anew.")
+        return
+    with closing(connect(Endpoints().redis_url)) as client:
+        live_ids = {live.item.item_id: live.codes for live in LiveItemWriter(client, active.release_id).changes()}
+    base_on_release(run_path, active, live_ids)
+
+
+def starts_warm(run_path: Path, recipe: str, words: list[str], warm_runs: int) -> bool:
+    """Return whether a run starts from the weights of its base: as it was begun, or if the base was trained with the same
+    recipe and few enough nights have done so in a row."""
+    from trainer.base import Base
+    from trainer.recipes import recipe_named
+
+    if (run_path / "recipe.json").is_file():
+        return bool(json.loads((run_path / "recipe.json").read_text()).get("is_warm"))
+    base = Base.of(run_path)
+    if base is None or base.facts.warm_runs >= warm_runs:
+        return False
+    asked = recipe_named(recipe, **({"text_encoder": words[1]} if words else {}))
+    return asked.teacher is None and base.facts.recipe in (asked, asked.warm(base.facts.recipe.until_ms))
+
+
 def quality_problem(active: Release, candidate: Release, model: str, metric: str, tolerance: float) -> str:
-    """Return why the candidate is worse by the metric, "" if it is not, or if the active release was not measured. A metric
-    that is no finite number is worse than any other, and nothing can be compared with it."""
+    """Return why the candidate is worse by the metric, "" if it is not, or if the active release was not measured. A candidate
+    that started from the active release has measured it on the orders since. A metric that is no finite number is worse than
+    any other, and nothing can be compared with it."""
+    from trainer.evaluate import BEFORE
+
     was, now = (_measured(release, model, metric) for release in (active, candidate))
+    if candidate.metrics.get("base") == active.release_id:
+        if candidate.metrics["orders"] == 0:
+            click.echo(f"There is no order since {active.release_id}: quality is not compared.")
+            return ""
+        was = _measured(candidate, BEFORE, metric)
     if now is None:
         raise InvalidInputError(f"{candidate.release_id} has no {metric} of {model!r}, expected one of its evaluation")
     if was is None:
@@ -170,10 +227,10 @@ def _measured(release: Release, model: str, metric: str) -> float | None:
     return float(found[metric]) if isinstance(found[metric], int | float) else math.nan
 
 
-def _name(data: Path, recipe: str, text_encoder: str | None) -> str:
+def _name(data: Path, recipe: str, text_encoder: str | None, *more: str) -> str:
     """Return the run's name, which follows from the data's files and the settings."""
     parts = [f"{path.name} {sha256_of(path)}" for path in sorted(data.iterdir()) if path.is_file()]
-    return "run-" + hashlib.sha256("\n".join([*parts, recipe, text_encoder or ""]).encode()).hexdigest()[:12]
+    return "run-" + hashlib.sha256("\n".join([*parts, recipe, text_encoder or "", *more]).encode()).hexdigest()[:12]
 
 
 def _exported(run_path: Path, data: Path, store: ReleaseStore, target: Target) -> Release:
@@ -185,7 +242,7 @@ def _exported(run_path: Path, data: Path, store: ReleaseStore, target: Target) -
     if made.is_file() and made.read_text().strip() in store.ids():
         return store.get(made.read_text().strip())
     with progress_bars() as progress:
-        release = add_release(Run.opened(run_path, data), store, progress, target)
+        release = add_release(Run.opened(run_path, data).released, store, progress, target)
     made.write_text(release.release_id + "\n")
     click.echo(f"{release.release_id} is published.")
     return release

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -30,15 +29,12 @@ class PlacedOrder:
 
 
 class OrderLog:
-    """All orders of a folder. `test_month_ms` is where its last calendar month begins: models train on what is earlier."""
+    """All orders of a folder."""
 
-    def __init__(self, lines: pd.DataFrame, timezone: str) -> None:
+    def __init__(self, lines: pd.DataFrame) -> None:
         """`lines`: user_id, item_id, order_id and time_ms of each line of an order."""
         self._lines = lines.sort_values("user_id", kind="stable", ignore_index=True)
         self._users = self._lines["user_id"].to_numpy(object)
-        last = datetime.fromtimestamp(int(lines["time_ms"].max()) / 1000, UTC).astimezone(ZoneInfo(timezone))
-        first_day = datetime(last.year, last.month, 1, tzinfo=ZoneInfo(timezone))
-        self.test_month_ms = int(first_day.timestamp() * 1000)
 
     def orders(self, user_id: str) -> list[PlacedOrder]:
         """A user's orders, oldest first; none for somebody who is not in the folder."""
@@ -68,7 +64,7 @@ def read_orders(folder: Path) -> OrderLog:
         ) from error
     if lines.empty:
         raise InvalidInputError(f"{folder} has no orders, expected events whose action is order")
-    return OrderLog(lines.drop(columns=["action", "time"]).assign(time_ms=time_ms), timezone)
+    return OrderLog(lines.drop(columns=["action", "time"]).assign(time_ms=time_ms))
 
 
 def _events(folder: Path) -> pd.DataFrame:

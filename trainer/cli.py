@@ -43,38 +43,69 @@ SEED = click.option("--seed", default=0, show_default=True, help="With --recipe.
 @click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--text-encoder", default=None, help="A sentence-transformers name or path. [a small English one]")
+@click.option(
+    "--refit/--no-refit",
+    default=True,
+    show_default=True,
+    help="After the evaluation, learn the last month, too: what is exported knows the whole log.",
+)
+@click.option("--after", default=None, help="A release whose Semantic IDs stay, or its id. [new Semantic IDs]")
+@click.option(
+    "--warm",
+    is_flag=True,
+    help="With --after: start from its weights, and learn the whole log in a fifth of the steps.",
+)
+@click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store, for --after.")
 @RAY
-def train(data: Path, run_path: Path, recipe: str, seed: int, text_encoder: str | None, address: str | None) -> None:
-    """Fit Semantic IDs, train both heads and distil, on the data set in DATA. An interrupted run goes on. Every step is told to
-    TensorBoard (RUN/tensorboard), and to MLflow where MLFLOW_TRACKING_URI is set.
+def train(
+    data: Path,
+    run_path: Path,
+    recipe: str,
+    seed: int,
+    text_encoder: str | None,
+    refit: bool,
+    after: str | None,
+    warm: bool,
+    releases: Path | None,
+    address: str | None,
+) -> None:
+    """Fit Semantic IDs, train both heads and distil, on the data set in DATA; measure the result on the last calendar month;
+    then learn that month, too. An interrupted run goes on. Every step is logged to TensorBoard (RUN/tensorboard), and to MLflow
+    where MLFLOW_TRACKING_URI is set.
 
     \b
     baguni train .baguni/complete-journey --run .baguni/training
+    baguni train my-shop/ --run .baguni/tonight --after r20261124_1f3a9c02 --warm       from a release, in a fifth of the time
     torchrun --nproc-per-node 2 -m baguni.cli train .baguni/complete-journey       on two processes, or two GPUs
     baguni train .baguni/complete-journey --ray auto       texts are read on a Ray cluster, the rest here
     """
+    from baguni.domain.release import ReleaseStore
+    from trainer.base import base_on_release
     from trainer.evaluate import evaluate as evaluate_run
+    from trainer.evaluate import evaluate_warm
     from trainer.recipes import recipe_named
     from trainer.report import plot_losses
     from trainer.run import Run
 
-    chosen = {"text_encoder": text_encoder} if text_encoder else {}
-    run = Run(run_path, data, recipe_named(recipe, seed=seed, **chosen))
+    asked = recipe_named(recipe, seed=seed, **({"text_encoder": text_encoder} if text_encoder else {}))
+    if after is not None:
+        base_on_release(run_path, ReleaseStore(releases or Endpoints().releases).get(after))
+    run = Run.warm(run_path, data, asked) if warm else Run(run_path, data, asked)
     started = time.monotonic()
-    with progress_bars(run.fabric.is_global_zero) as progress:
-        with run.fabric.rank_zero_first():
-            run.embed_items(progress, address)
-            run.fit_semantic_ids(progress)
-        stages = {"dual head": run.train_dual_head(progress), "teacher": run.train_teacher(progress)}
-        stages["distillation"] = run.distil(progress)
-        if not run.fabric.is_global_zero:
-            return
+    is_first = run.fabric.is_global_zero
+    with progress_bars(is_first) as progress:
+        stages = run.train_all(progress, address)
         seconds = time.monotonic() - started
-        plot_losses(stages, run_path / "losses.png")
-        metrics = evaluate_run(run, progress=progress) | {"training_s": round(seconds, 1)}
+        measure = evaluate_warm if warm else evaluate_run
+        metrics = measure(run, progress=progress) | {"training_s": round(seconds, 1)} if is_first else {}
+        released = run.refit(progress) if refit and not warm and asked.teacher is None else run
+    if not is_first:
+        return
+    plot_losses(stages, run_path / "losses.png")
     run.tracking.results(metrics)
     run.tracking.close()
-    (run_path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    for folder in {released.path, run_path}:
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     PlainConsole().print(*metrics_tables(metrics))
     click.echo(
         f"Trained in {seconds:.0f} s; losses: {run_path / 'losses.png'}; next: baguni export {data} --run {run_path}"
@@ -130,7 +161,7 @@ def export(
 
     store = ReleaseStore(releases or Endpoints().releases)
     with progress_bars() as progress:
-        release = add_release(Run.opened(run_path, data, recipe, seed), store, progress, target, quantised)
+        release = add_release(Run.opened(run_path, data, recipe, seed).released, store, progress, target, quantised)
     click.echo(f"Release {release.release_id}: {release.path}")
 
 

@@ -6,8 +6,8 @@ catalogue, once among all items and once among those that the user never bought.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from baguni.domain.scoring import served_scores
 from baguni.domain.signature import EVERYTHING, NOVEL, NUM_CANDIDATES
 from trainer.data.queries import OrderQueries, log_purchases
 from trainer.decoding import BeamSearch
+from trainer.files import share
 from trainer.metrics import coverage, gini, mean_interval, per_order, popularity_lift, top_k
 from trainer.model import DualHeadModel
 from trainer.peers import RECENT, RECENT_AND_EASE, Peer, ranked
@@ -27,6 +28,7 @@ from trainer.run import Progress, Run, silent
 from trainer.samples import Batch, OrderSamples
 
 K = 10
+DISTILLED, BEFORE = "retrieval, distilled", "release before"
 METRICS = ("HR", "Recall", "Recall_min", "NDCG")
 SETTINGS = ("all", "novel")
 MAX_EASE = 12_000  # users or items, whichever are fewer: of so many, a matrix is inverted
@@ -60,30 +62,69 @@ def month_to_predict(run: Run, mode: Literal["first", "rolling"], limit: int | N
 
 
 def evaluate(
-    run: Run, mode: Literal["first", "rolling"] = "first", limit: int | None = None, progress: Progress = silent
+    run: Run,
+    mode: Literal["first", "rolling"] = "first",
+    limit: int | None = None,
+    progress: Progress = silent,
+    rankers: Mapping[str, Ranker] | None = None,
 ) -> dict[str, Any]:
     """Return every model of a run on its test month beside simple peers, {model: {"all" | "novel": {metric: value}}}, with the
-    test's own facts."""
+    test's own facts. `rankers`: other models than the run's own."""
     test = month_to_predict(run, mode, limit)
+    facts = {"mode": mode, "orders": len(test.queries), "k": K}
+    if len(test.queries) == 0:
+        return {**facts, "models": {}}
     frequency_N = run.frequency_N.astype(np.float64)
     popularity = popularity_ranker(run.recent_popularity())
+    makers = {"global popularity": partial(_lists, test, popularity)}
+    makers |= {name: partial(_peer_lists, run, test, peer) for name, peer in simple_peers(run).items()}
+    makers |= {name: partial(_lists, test, ranker) for name, ranker in (rankers or own_rankers(run)).items()}
+    results = {}
+    for number, name in enumerate(makers):
+        results[name] = _measure(test, makers[name](), frequency_N)
+        progress("evaluation", number + 1, len(makers), name)
+    return {**facts, "models": results}
+
+
+def own_rankers(run: Run) -> dict[str, Ranker]:
+    """Return the models of a finished run."""
     rankers = {
         "retrieval before distillation": retrieval_ranker(run.model(distilled=False), run),
-        "retrieval, distilled": retrieval_ranker(run.model(), run),
+        DISTILLED: retrieval_ranker(run.model(), run),
         "generative": generative_ranker(run.model(), run),
     }
     if run.recipe.teacher is not None:
         rankers["teacher"] = generative_ranker(run.teacher(), run)
     if run.recipe.rescored_share > 0:
         rankers["retrieval, rescored"] = retrieval_ranker(run.model(), run, run.recipe.rescored_share)
-    makers = {"global popularity": partial(_lists, test, popularity)}
-    makers |= {name: partial(_peer_lists, run, test, peer) for name, peer in simple_peers(run).items()}
-    makers |= {name: partial(_lists, test, ranker) for name, ranker in rankers.items()}
-    results = {}
-    for number, name in enumerate(makers):
-        results[name] = _measure(test, makers[name](), frequency_N)
-        progress("evaluation", number + 1, len(makers), name)
-    return {"mode": mode, "orders": len(test.queries), "k": K, "models": results}
+    return rankers
+
+
+def evaluate_warm(
+    run: Run, mode: Literal["first", "rolling"] = "first", limit: int | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Return a warm run and its base on the orders since the base's training ended, as of that moment.
+
+    The base has not seen these orders, and the run has: this says what the base was worth on new days, and whether the run is
+    broken, not how good it is.
+    """
+    assert run.base is not None
+    before = Run(
+        run.path / "before",
+        run.dataset_path,
+        replace(run.recipe, until_ms=run.base.facts.trained_until_ms, is_warm=False),
+    )
+    share(run.path, before.path, ("embeddings.npy", "rqvae.pt", "semantic_ids.npz"))
+    old, new = before.fresh_model(), before.fresh_model()
+    old.load_state_dict(run.base.model_state(old.state_dict(), run.item_ids))
+    new.load_state_dict(run.model().state_dict())
+    old, new = old.eval(), new.eval()
+    rankers = {
+        BEFORE: retrieval_ranker(old, before),
+        DISTILLED: retrieval_ranker(new, before),
+        "generative": generative_ranker(new, before),
+    }
+    return evaluate(before, mode, limit, progress, rankers) | {"base": run.base.facts.name}
 
 
 def simple_peers(run: Run) -> dict[str, Peer]:

@@ -22,9 +22,9 @@ from torch import nn
 from baguni import processors
 from baguni.clients.inference import summarise, triton_inputs
 from baguni.domain.errors import InvalidInputError
-from baguni.domain.release import Release, ReleaseStore, sha256_of, write_manifest
+from baguni.domain.release import RESERVED_IDS, Release, ReleaseStore, sha256_of, write_manifest
 from baguni.domain.scoring import candidate_codes
-from baguni.domain.semantic_ids import SemanticIdTable
+from baguni.domain.semantic_ids import SemanticIdTable, write_ids
 from baguni.domain.signature import (
     GOLDEN_OUTPUTS,
     NUM_CANDIDATES,
@@ -94,6 +94,7 @@ def build_release(
     progress("export", 0, len(specs) + 1, "catalogue, vectors and golden queries")
     run.dataset.catalog.save(folder / "catalog.parquet")
     table.save(folder / "semantic_ids.npz")
+    write_ids(folder / RESERVED_IDS, run.reserved_ids)
     signature.save(folder / "signature.json")
     _save_vectors(run, model, rqvae, folder)
     torch.save({"model": model.state_dict(), "rqvae": rqvae.state_dict()}, folder / "weights.pt")
@@ -128,6 +129,8 @@ def build_release(
         "release_id": release_id,
         "dataset": run.dataset.name,
         "metrics": run.metrics(),
+        "trained_until_ms": run.test_start_ms,
+        "warm_runs": run.warm_runs,
         "semantic_ids_sha256": table.sha256,
         "text_encoder": run.recipe.text_encoder,
         "target": target,

@@ -69,6 +69,9 @@ class Recipe:
     teacher: what the retrieval head is distilled from; None: the run's own model before distillation
     rescored_share: share of the generative head's log-likelihood in the order of the first 200 items that are served where
         everything counts; 0 saves asking it
+    until_ms: training reads no event from this moment on, ms UTC; None: from the start of the log's last calendar month
+    is_warm: whether training starts from the weights of the run's base, see `trainer.base`
+    warm_share: of the steps, for a training that starts from a base
     """
 
     name: str
@@ -121,6 +124,27 @@ class Recipe:
     rescored_share: float = 0.0
     checkpoint_every: int = 50
     min_test_orders: int = 5
+    until_ms: int | None = None
+    is_warm: bool = False
+    warm_share: float = 0.2
+
+    def warm(self, until_ms: int | None) -> Recipe:
+        """Return the recipe for starting from a base. Raises InvalidInputError for one with a teacher of its own."""
+        if self.teacher is not None:
+            raise InvalidInputError(f"the recipe {self.name!r} has a teacher of its own: it cannot start from a base")
+        share, distill = self.warm_share, self.distill
+        return replace(
+            self,
+            until_ms=until_ms,
+            is_warm=True,
+            steps=max(round(share * self.steps), 1),
+            warmup_steps=round(share * self.warmup_steps),
+            distill=replace(
+                distill,
+                steps=max(round(share * distill.steps), 1),
+                warmup_steps=round(share * distill.warmup_steps),
+            ),
+        )
 
     def of_teacher(self) -> Recipe | None:
         """Return the recipe of the teacher's own model."""

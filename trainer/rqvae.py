@@ -32,7 +32,7 @@ class RqVaeRecipe:
     """Sizes and schedule. Codes are reset until `reset_share` of the epochs have passed.
 
     encoder: "mlp", or "pca": a linear layer that starts as the principal components of the texts
-    distinct: whether items with different texts are given different codes as far as there are any, see `distinct_codes`
+    distinct: whether items with different texts are given different codes as far as there are any, see `content_codes`
     """
 
     encoder: Literal["mlp", "pca"] = "mlp"
@@ -141,24 +141,43 @@ class RqVae(nn.Module):
 
 
 @torch.no_grad()
-def distinct_codes(model: RqVae, text_NT: Tensor) -> Tensor:
-    """Return the codes [N, L] of a catalogue. Where different texts have the same codes, their codes of the last level differ:
-    each group of texts that share the levels before is assigned to codes of the last level, each to one of its own, so that the
-    sum of squared distances is least. A group of more than K texts keeps the nearest codes.
+def content_codes(model: RqVae, text_NT: Tensor, known_NL: Tensor | None = None) -> Tensor:
+    """Return the codes [N, L] of a catalogue. `known_NL`: codes that are published already, which stay; -1 for new items.
+
+    If the recipe wants distinct codes and different texts have the same ones, their codes of the last level differ: each group
+    of texts that share the levels before is assigned to codes of the last level that no known item of the group has, each to
+    one of its own, so that the sum of squared distances is least. A text that a known item of the group has keeps that item's
+    code. If a group has more texts than there are codes, the new ones keep their nearest.
     """
     codes_NL, _ = model(text_NT)
+    is_known_N = torch.zeros(len(text_NT), dtype=torch.bool)
+    if known_NL is not None:
+        is_known_N = known_NL[:, 0] >= 0
+        codes_NL = torch.where(is_known_N[:, None], known_NL, codes_NL)
+    return _distinct(model, text_NT, codes_NL, is_known_N.numpy()) if model.recipe.distinct else codes_NL
+
+
+def _distinct(model: RqVae, text_NT: Tensor, codes_NL: Tensor, is_known_N: NDArray[np.bool_]) -> Tensor:
     latent_NZ = model.encoder(model.standardise(text_NT))
     for level, codebook_KZ in enumerate(model.codebooks_LKZ[:-1]):
         latent_NZ = latent_NZ - codebook_KZ[codes_NL[:, level]]
     last_KZ = model.codebooks_LKZ[-1]
     _, text_N = np.unique(text_NT.numpy(), axis=0, return_inverse=True)
     _, group_N = np.unique(codes_NL[:, :-1].numpy(), axis=0, return_inverse=True)
+    last_N = codes_NL[:, -1].numpy()  # the same memory
     for members in np.split(np.argsort(group_N, kind="stable"), np.cumsum(np.bincount(group_N))[:-1]):
-        _, first, text_G = np.unique(text_N[members], return_index=True, return_inverse=True)
-        if 1 < len(first) <= len(last_KZ):
-            distance = torch.cdist(latent_NZ[members[first]], last_KZ).square().numpy()
-            _, code = linear_sum_assignment(distance)
-            codes_NL[torch.from_numpy(members), -1] = torch.from_numpy(code[text_G])
+        known, new = members[is_known_N[members]], members[~is_known_N[members]]
+        known_texts, first_known = np.unique(text_N[known], return_index=True)
+        new_texts, first_new, text_new = np.unique(text_N[new], return_index=True, return_inverse=True)
+        code_of_text = last_N[new[first_new]]
+        is_seen = np.isin(new_texts, known_texts)
+        code_of_text[is_seen] = last_N[known[first_known]][np.searchsorted(known_texts, new_texts[is_seen])]
+        free = np.setdiff1d(np.arange(len(last_KZ)), last_N[known])
+        unseen = new[first_new[~is_seen]]
+        if 0 < len(unseen) <= len(free):
+            distance = torch.cdist(latent_NZ[unseen], last_KZ[free]).square().numpy()
+            code_of_text[~is_seen] = free[linear_sum_assignment(distance)[1]]
+        last_N[new] = code_of_text[text_new]
     return codes_NL
 
 

@@ -9,6 +9,8 @@ where the last one stopped.
       teacher.pt                                   the teacher, if the recipe has one of its own
       distilled.pt                                 the model after distillation
       metrics.json  losses.json  losses.png        what came of it
+      base/                                        what it started from, see `trainer.base`
+      refit/                                       a run that starts from this one and learns the last month, too
       tensorboard/  mlflow_run_id                  every step, for TensorBoard; which run MLflow has it as
 """
 
@@ -17,8 +19,9 @@ where the last one stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,21 +33,23 @@ from torch import Tensor
 
 from baguni.domain.catalog import CATEGORY_SEPARATOR
 from baguni.domain.errors import InvalidInputError, NotFoundError
-from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
+from baguni.domain.semantic_ids import SemanticIds, SemanticIdTable, unique_suffixes
 from baguni.domain.sequences import DAY_MS
+from trainer.base import FOLDER as BASE_FOLDER
+from trainer.base import Base, Facts, State, write_base
 from trainer.data.dataset import Dataset
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
 from trainer.devices import launch
-from trainer.files import written_whole
+from trainer.files import share, written_whole
 from trainer.model import DualHeadModel
 from trainer.recipes import Recipe, recipe_named, recipe_of
-from trainer.rqvae import RqVae, distinct_codes, fit_rqvae
+from trainer.rqvae import RqVae, RqVaeRecipe, content_codes, fit_rqvae
 from trainer.samples import OrderSamples
 from trainer.statistics import ItemStatistics, TextRegression
 from trainer.text import TextEncoder
 from trainer.tracking import Tracking
-from trainer.train import Losses, TrainingSet, build_model, train
+from trainer.train import Losses, TrainingSet, build_model, start_from_popularity, train
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -67,12 +72,18 @@ def silent(stage: str, done: int, total: int, message: str) -> None:
 
 
 class Run:
-    """One run of one recipe on one data set, in one directory. Orders from `test_start_ms` on are never trained on."""
+    """One run of one recipe on one data set, in one directory. Events from `test_start_ms` on are never trained on. A run whose
+    folder has a base, see `trainer.base`, keeps its Semantic IDs."""
 
     def __init__(self, path: Path, dataset_path: Path, recipe: Recipe) -> None:
         self.path, self.dataset_path, self.recipe = path, dataset_path, recipe
         path.mkdir(parents=True, exist_ok=True)
         self._claim()
+        self.base = Base.of(path)
+        if self.base is not None:
+            _check_same_items(self.base, recipe)
+        elif recipe.is_warm:
+            raise InvalidInputError(f"{path} has no {BASE_FOLDER}/: there are no weights to start from", "recipe")
 
     @classmethod
     def opened(cls, path: Path, dataset_path: Path, recipe_name: str | None = None, seed: int = 0) -> Run:
@@ -84,6 +95,15 @@ class Run:
             raise NotFoundError(f"{path} holds no run: `baguni train {dataset_path} --run {path}` makes one")
         return cls(path, dataset_path, recipe_of(json.loads(saved.read_text())))
 
+    @classmethod
+    def warm(cls, path: Path, dataset_path: Path, recipe: Recipe, dataset: Dataset | None = None) -> Run:
+        """Return a run of the whole log that starts from the weights of its base. `recipe`: that of a training anew; `dataset`:
+        the log, if it has been read."""
+        dataset = dataset or load_dataset(dataset_path)
+        run = cls(path, dataset_path, recipe.warm(int(dataset.time_E.max()) + 1))
+        run.dataset = dataset
+        return run
+
     @cached_property
     def fabric(self) -> Fabric:
         """Where this run trains, set up at first use."""
@@ -94,14 +114,20 @@ class Run:
         """The whole log."""
         return load_dataset(self.dataset_path)
 
+    @property
+    def item_ids(self) -> list[str]:
+        """Item ids by index."""
+        return [item.item_id for item in self.dataset.catalog.items]
+
     @cached_property
     def test_start_ms(self) -> int:
-        """Start of the last calendar month of the log, by the store's clock."""
-        return last_month_start_ms(self.dataset)
+        """The moment at which training ends, ms UTC: that of the recipe, or the start of the log's last calendar month."""
+        until_ms = self.recipe.until_ms
+        return last_month_start_ms(self.dataset) if until_ms is None else until_ms
 
     @cached_property
     def training_log(self) -> Dataset:
-        """The log before the test month."""
+        """The log before `test_start_ms`."""
         return self.dataset.before(self.test_start_ms)
 
     def embeddings(self) -> NDArray[np.float32]:
@@ -110,10 +136,7 @@ class Run:
 
     def rqvae(self) -> RqVae:
         """The fitted RQ-VAE."""
-        state = torch.load(self._made("rqvae.pt"), weights_only=True)
-        model = RqVae(state["mean_T"].shape[0], state["category_head.bias"].shape[0], self.recipe.rqvae)
-        model.load_state_dict(state)
-        return model.eval()
+        return _rqvae_of(torch.load(self._made("rqvae.pt"), weights_only=True), self.recipe.rqvae)
 
     def semantic_ids(self) -> SemanticIdTable:
         """The frozen table."""
@@ -127,10 +150,29 @@ class Run:
         return model.eval()
 
     def fresh_model(self, recipe: Recipe | None = None) -> DualHeadModel:
-        """An untrained model of the recipe's sizes, or of another recipe's."""
-        content_dim = self._content_NT.shape[1]
-        ordered_N = torch.from_numpy(self.frequency_N > 0)
-        return build_model(recipe or self.recipe, self.semantic_ids(), content_dim, self.statistics, ordered_N)
+        """An untrained model of the recipe's sizes, or of another recipe's. Its biases know how popular items are."""
+        content_dim, frequency_N = self._content_NT.shape[1], torch.from_numpy(self.frequency_N)
+        model = build_model(recipe or self.recipe, self.semantic_ids(), content_dim, self.statistics, frequency_N > 0)
+        start_from_popularity(model, frequency_N)
+        return model
+
+    @property
+    def reserved_ids(self) -> SemanticIds:
+        """Published Semantic IDs of what is not in the catalogue."""
+        known = self.dataset.catalog.index
+        return {item_id: codes for item_id, codes in self.published_ids.items() if item_id not in known}
+
+    @property
+    def warm_runs(self) -> int:
+        """How many runs in a row, this one included, started from the weights of the one before."""
+        return self.base.facts.warm_runs + 1 if self.base is not None and self.recipe.is_warm else 0
+
+    def starting_model(self) -> DualHeadModel:
+        """Return the model that training starts with: an untrained one, or that of the base."""
+        model = self.fresh_model()
+        if self.base is not None and self.recipe.is_warm:
+            model.load_state_dict(self.base.model_state(model.state_dict(), self.item_ids))
+        return model
 
     def teacher(self) -> DualHeadModel:
         """Return the trained model whose generative head is distilled from."""
@@ -208,7 +250,8 @@ class Run:
         click_rate = 0.0 if (log.order_E < 0).any() else recipe.click_rate
         samples = self.samples(log, click_rate)
         if len(samples) == 0:
-            raise InvalidInputError(f"{self.dataset_path} has no order before its last month: nothing to train on")
+            end = "its last month" if recipe.until_ms is None else datetime.fromtimestamp(recipe.until_ms / 1000, UTC)
+            raise InvalidInputError(f"{self.dataset_path} has no order before {end}: nothing to train on")
         codes_NL, values_TNP = torch.from_numpy(table.codes_NL).long(), torch.from_numpy(self.statistics.values_TNP)
         return TrainingSet(samples, self._content_NT, codes_NL, torch.from_numpy(self.frequency_N), values_TNP)
 
@@ -222,35 +265,27 @@ class Run:
             np.save(self.path / "embeddings.npy", embeddings)
 
     def fit_semantic_ids(self, progress: Progress = silent) -> None:
-        """Stage 2: RQ-VAE, then the table with unique suffixes."""
+        """Stage 2: RQ-VAE, or that of the base; then the table."""
         if (self.path / "semantic_ids.npz").is_file():
             return
-        embeddings, recipe = self.embeddings(), self.recipe.rqvae
-        shelf = [item.category_path[:2] for item in self.dataset.catalog.items]
-        category_N = np.unique([CATEGORY_SEPARATOR.join(path) for path in shelf], return_inverse=True)[1].astype(
-            np.int64
-        )
-        rqvae = fit_rqvae(
-            embeddings,
-            category_N,
-            recipe,
-            self.recipe.seed,
-            lambda epoch, loss: progress("semantic IDs", epoch + 1, recipe.epochs, f"loss {loss:.3f}"),
-        )
-        with torch.no_grad():
-            text_NT = torch.from_numpy(embeddings)
-            codes = (distinct_codes(rqvae, text_NT) if recipe.distinct else rqvae(text_NT)[0]).numpy().astype(np.int32)
-        suffix = unique_suffixes(codes)
-        # Twice what is needed: new items take a free suffix without moving a published one.
-        num_suffixes = max(MIN_SUFFIX_CODES, 2 * (int(suffix.max()) + 1))
-        sizes = (*(recipe.codebook_size,) * recipe.num_levels, num_suffixes)
+        embeddings, recipe, items = self.embeddings(), self.recipe.rqvae, self.dataset.catalog.items
+        if self.base is None:
+            shelves = [CATEGORY_SEPARATOR.join(item.category_path[:2]) for item in items]
+            rqvae = fit_rqvae(
+                embeddings,
+                np.unique(shelves, return_inverse=True)[1].astype(np.int64),
+                recipe,
+                self.recipe.seed,
+                lambda epoch, loss: progress("semantic IDs", epoch + 1, recipe.epochs, f"loss {loss:.3f}"),
+            )
+        else:
+            rqvae = _rqvae_of(self.base.rqvae_state, recipe)
         torch.save(rqvae.state_dict(), self.path / "rqvae.pt")
-        SemanticIdTable(np.c_[codes, suffix].astype(np.int32), sizes).save(self.path / "semantic_ids.npz")
+        semantic_ids_of(self.item_ids, embeddings, rqvae, self.base).save(self.path / "semantic_ids.npz")
 
     def train_dual_head(self, progress: Progress = silent) -> list[Losses]:
         """Stage 3: both heads. Resumes from its checkpoint."""
-
-        model = self.fresh_model()
+        model = self.starting_model()
         with self._on_step("dual-head training", self.recipe.steps, progress) as on_step:
             return train(model, self.training_set, self.recipe, self.path / "dual_head.pt", on_step, self.fabric)
 
@@ -265,11 +300,52 @@ class Run:
 
     def distil(self, progress: Progress = silent) -> list[Losses]:
         """Distil (stage 5): the retrieval head learns from the generative head. Resumes from its checkpoint."""
-
         model = self.model(distilled=False)
         teacher, target = self.teacher(), self.path / "distilled.pt"
         with self._on_step("distillation", self.recipe.distill.steps, progress) as on_step:
             return train(model, self.training_set, self.recipe, target, on_step, self.fabric, teacher)
+
+    def train_all(self, progress: Progress = silent, cluster: str | None = None) -> dict[str, list[Losses]]:
+        """Do what is still to be done of every stage; return the losses of each training."""
+        with self.fabric.rank_zero_first():
+            self.embed_items(progress, cluster)
+            self.fit_semantic_ids(progress)
+        losses = {"dual head": self.train_dual_head(progress), "teacher": self.train_teacher(progress)}
+        return losses | {"distillation": self.distil(progress)}
+
+    def refit(self, progress: Progress = silent) -> Run:
+        """Train the run that `refitted` returns."""
+        with self.fabric.rank_zero_first():
+            run = self.refitted()
+        run.fabric = self.fabric
+        run.train_all(progress)
+        return run
+
+    def refitted(self) -> Run:
+        """Return the run that starts from this finished one and learns the whole log. It has no month to be measured on."""
+        path, sizes = self.path / "refit", self.semantic_ids().codebook_sizes
+        weights = {"model": self.model().state_dict(), "rqvae": self.rqvae().state_dict()}
+        facts = Facts(
+            self.path.name, self.recipe, self.test_start_ms, sizes, warm_runs=-1
+        )  # the refit is no further one
+        write_base(path, facts, self.item_ids, self.published_ids, weights)
+        share(self.path, path, ("embeddings.npy",))
+        return Run.warm(path, self.dataset_path, self.recipe, self.dataset)
+
+    @property
+    def published_ids(self) -> SemanticIds:
+        """Semantic IDs of the run's items, and those that its base has published."""
+        own = zip(self.item_ids, map(tuple, self.semantic_ids().codes_NL.tolist()), strict=True)
+        return {**(self.base.published_ids if self.base else {}), **dict(own)}
+
+    @property
+    def released(self) -> Run:
+        """Return the run that is released: the refit, if there is one. Raises NotFoundError if the refit is not finished."""
+        if not (self.path / "refit").is_dir():
+            return self
+        refit = self.refitted()
+        refit._made("distilled.pt")
+        return refit
 
     @cached_property
     def tracking(self) -> Tracking:
@@ -311,3 +387,43 @@ class Run:
         if not path.is_file():
             raise NotFoundError(f"{path} does not exist yet: run `baguni train` first")
         return path
+
+
+def semantic_ids_of(
+    item_ids: Sequence[str], text_NT: NDArray[np.float32], rqvae: RqVae, base: Base | None
+) -> SemanticIdTable:
+    """Return the table of a catalogue: the Semantic IDs that the base has published, and new ones for other items."""
+    with torch.no_grad():
+        if base is None:
+            codes_NL = content_codes(rqvae, torch.from_numpy(text_NT)).numpy().astype(np.int32)
+            suffix_N = unique_suffixes(codes_NL)
+        else:
+            known_NL = base.codes(item_ids)
+            known_codes_NL = torch.from_numpy(known_NL[:, :-1]).long()
+            codes_NL = content_codes(rqvae, torch.from_numpy(text_NT), known_codes_NL).numpy().astype(np.int32)
+            suffix_N, is_new_N = known_NL[:, -1].copy(), known_NL[:, -1] < 0
+            suffix_N[is_new_N] = unique_suffixes(codes_NL[is_new_N], list(base.published_ids.values()))
+    # Twice what is needed: new items take a free suffix without moving a published one.
+    num_suffixes = max(MIN_SUFFIX_CODES, 2 * (int(suffix_N.max()) + 1))
+    if base is not None and suffix_N.max() < base.facts.codebook_sizes[-1]:
+        num_suffixes = base.facts.codebook_sizes[-1]
+    recipe = rqvae.recipe
+    sizes = (*(recipe.codebook_size,) * recipe.num_levels, num_suffixes)
+    return SemanticIdTable(np.c_[codes_NL, suffix_N].astype(np.int32), sizes)
+
+
+def _rqvae_of(state: State, recipe: RqVaeRecipe) -> RqVae:
+    model = RqVae(state["mean_T"].shape[0], state["category_head.bias"].shape[0], recipe)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _check_same_items(base: Base, recipe: Recipe) -> None:
+    """Raise InvalidInputError if the Semantic IDs of the base were made with other settings."""
+    for name in ("text_encoder", "rqvae"):
+        was, now = getattr(base.facts.recipe, name), getattr(recipe, name)
+        if was != now:
+            raise InvalidInputError(
+                f"{name} is {now}, and {base.facts.name} has Semantic IDs by {was}: they would move; --retokenize allows it",
+                name,
+            )

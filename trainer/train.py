@@ -173,8 +173,6 @@ def train(
     if checkpoint is not None and checkpoint.is_file():
         history = _resume(checkpoint, model, average, optimizer)
     else:
-        if teacher is None:
-            start_from_popularity(model, data.frequency_N)
         torch.manual_seed(recipe.seed + first_step)
     step_module, optimizer = fabric.setup(TrainingStep(model, data, recipe, teacher), optimizer)
     step_module.train()

@@ -29,9 +29,8 @@ CHANNEL = {**RECONNECT, **KEEPALIVE, "grpc.keepalive_permit_without_calls": 0}
 usual limits close it for that (`too_many_pings`). So an idle connection that broke is found at the next call."""
 METRIC = "IP"
 CONSISTENCY = "Bounded"
-"""A Strong read waits for the newest write: up to 200 ms on every search. An Eventually one may miss whatever a busy Milvus has
-not taken over yet. A Bounded one sees all that was written more than VISIBLE_S ago, and waits only if Milvus is later than that.
-"""
+"""A Strong read waits for the newest write: up to 200 ms on every search. An Eventually one may miss whatever a busy Milvus
+has not taken over yet. A Bounded one sees all that was written more than VISIBLE_S ago, and waits only if Milvus is later."""
 VISIBLE_S = 5.0  # Milvus' common.gracefulTime
 
 

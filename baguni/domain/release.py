@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from baguni.domain.catalog import Catalog
 from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError, ReleaseMismatchError
-from baguni.domain.semantic_ids import SemanticIdTable
+from baguni.domain.semantic_ids import SemanticIds, SemanticIdTable, read_ids
 from baguni.domain.signature import ModelSignature
 from baguni.domain.staging import remove_abandoned, staging
 
@@ -38,6 +38,7 @@ PART_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")  # of each level
 RELEASE_ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 MANIFEST = "manifest.json"
 POINTER = "ACTIVE.json"
+RESERVED_IDS = "reserved_ids.json"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,18 @@ class Release:
         return SemanticIdTable.load(self.path / "semantic_ids.npz")
 
     @cached_property
+    def reserved_ids(self) -> SemanticIds:
+        """Semantic IDs of items that earlier releases had, or consumers took over, and that are not in its catalogue."""
+        path = self.path / RESERVED_IDS
+        return read_ids(path) if path.is_file() else {}
+
+    @property
+    def published_ids(self) -> SemanticIds:
+        """Semantic IDs of its items, and those that are reserved."""
+        rows = zip(self.catalog.items, self.semantic_ids.codes_NL.tolist(), strict=True)
+        return {**self.reserved_ids, **{item.item_id: tuple(codes) for item, codes in rows}}
+
+    @cached_property
     def item_vectors(self) -> NDArray[np.float32]:
         """[N, vector_dim] in the collaborative space; the last component is the item's bias, the user's there is 1."""
         return np.asarray(np.load(self.path / "item_vectors.npy", mmap_mode="r"))
@@ -93,6 +106,12 @@ class Release:
     def triton_dir(self) -> Path:
         """Its part of a Triton model repository."""
         return self.path / "triton"
+
+    @property
+    def trained_until_ms(self) -> int | None:
+        """The moment at which its training ended, ms UTC; None if a version made it that did not say so."""
+        until_ms = self.manifest.get("trained_until_ms")
+        return None if until_ms is None else int(until_ms)
 
     @property
     def metrics(self) -> Mapping[str, Any]:

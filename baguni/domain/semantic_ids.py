@@ -9,7 +9,8 @@ Rajput et al. 2023, arXiv:2305.05065); the last is a suffix that makes the ID un
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from baguni.domain.errors import InvalidInputError
 
 ROOT = 1  # node 0 means "no such child"
+SemanticIds = Mapping[str, tuple[int, ...]]
+"""Codes by item id."""
 
 
 @dataclass(frozen=True)
@@ -152,3 +155,13 @@ def unique_suffixes(codes_NL: NDArray[np.int32], taken: Sequence[tuple[int, ...]
             suffix += 1
         suffixes[row], next_free[codes] = suffix, suffix + 1
     return suffixes
+
+
+def write_ids(path: Path, ids: SemanticIds) -> None:
+    """Write Semantic IDs by item id, as JSON."""
+    path.write_text(json.dumps({item_id: list(codes) for item_id, codes in ids.items()}))
+
+
+def read_ids(path: Path) -> SemanticIds:
+    """Read what `write_ids` wrote."""
+    return {item_id: tuple(codes) for item_id, codes in json.loads(path.read_text()).items()}

@@ -107,8 +107,9 @@ class ItemUpdates:
         self._release, self._servers = release, servers
         self._attributes = DeclaredAttributes(release.catalog.attribute_types, on_left_out)
         self._live: dict[str, LiveItem] = {}
+        self._carried_ids: dict[str, tuple[int, ...]] = {}
         self._published_suffixes: dict[tuple[int, ...], set[int]] = {}
-        for *content, suffix in release.semantic_ids.codes_NL.tolist():
+        for *content, suffix in [*release.semantic_ids.codes_NL.tolist(), *release.reserved_ids.values()]:
             self._published_suffixes.setdefault(tuple(content), set()).add(suffix)
 
     def apply(self, events: Iterable[Event]) -> Rejections:
@@ -116,7 +117,10 @@ class ItemUpdates:
         return self._apply(events, self._changes_something)
 
     def carry(self, changes: Iterable[LiveItem]) -> Rejections:
-        """Apply what another release has made of items. Safe to repeat. Raises UnavailableError."""
+        """Apply what another release has made of items. New ones keep their Semantic IDs, unless the codes of their texts
+        differ. Safe to repeat. Raises UnavailableError."""
+        changes = list(changes)
+        self._carried_ids.update((live.item.item_id, live.codes) for live in changes)
         return self._apply(map(_event, changes), self._carries_something)
 
     def _apply(self, events: Iterable[Event], is_fresh: Callable[[ItemEvent], bool]) -> Rejections:
@@ -177,7 +181,7 @@ class ItemUpdates:
                 continue
             new = vectors.get(event.item_id, known)
             assert new is not None
-            codes = known.codes if known is not None else self._claim(event.item_id, new.codes)
+            codes = known.codes if known is not None else self._new_id(event.item_id, new.codes)
             if codes is None:
                 message = f"every suffix of the content codes {new.codes} is taken: train a new release"
                 rejected.append((position, MalformedEvent("no_free_id", message)))
@@ -224,10 +228,14 @@ class ItemUpdates:
         rows = zip(items, encoded["codes"].tolist(), encoded["item_vector"], encoded["content_vector"], strict=True)
         return {item.item_id: LiveItem(item, tuple(codes), v, c, time_ms=0) for item, codes, v, c in rows}
 
-    def _claim(self, item_id: str, content_codes: tuple[int, ...]) -> tuple[int, ...] | None:
+    def _new_id(self, item_id: str, content_codes: tuple[int, ...]) -> tuple[int, ...] | None:
+        if item_id in self._release.reserved_ids:
+            return self._release.reserved_ids[item_id]
         num_suffixes = self._release.signature.codebook_sizes[-1]
         published = self._published_suffixes.get(content_codes, set())
-        return self._servers.live_items.claim(item_id, content_codes, num_suffixes, published)
+        *carried, suffix = self._carried_ids.get(item_id, (-1,))
+        wanted = suffix if tuple(carried) == content_codes and suffix < num_suffixes else -1
+        return self._servers.live_items.claim(item_id, content_codes, num_suffixes, published, wanted)
 
 
 def carry_over(source: LiveItemWriter, updates: ItemUpdates) -> int:

@@ -72,11 +72,11 @@ class LiveItemWriter:
         return found
 
     def claim(
-        self, item_id: str, content_codes: Sequence[int], num_suffixes: int, taken: Collection[int]
+        self, item_id: str, content_codes: Sequence[int], num_suffixes: int, taken: Collection[int], wanted: int = -1
     ) -> tuple[int, ...] | None:
-        """A Semantic ID for a new item: the content codes and the lowest suffix that is neither in `taken` nor another
-        item's, or None if all are. The same item is given the same ID again."""
-        arguments: list[str | int] = [item_id, ",".join(map(str, content_codes)), num_suffixes, *taken]
+        """Return a Semantic ID for a new item: the content codes and a suffix that is neither in `taken` nor another item's, or
+        None if all are. It is `wanted` if that is free, else the lowest. The same item is given the same ID again."""
+        arguments: list[str | int] = [item_id, ",".join(map(str, content_codes)), num_suffixes, wanted, *taken]
         with shared_redis_errors():
             suffix = int(cast("int", self._claim(keys=[self._keys.claims], args=arguments)))
         return None if suffix < 0 else (*content_codes, suffix)

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.measure import SETTINGS, K, Truth, order_values
-from benchmarks.quality.ours import TrainedModel, share
+from benchmarks.quality.ours import ITEM_FILES, TrainedModel
 from benchmarks.quality.shop import Shop
+from trainer.files import share
 from trainer.recipes import Recipe, recipe_named
 from trainer.run import Progress, Run
 
@@ -88,7 +89,7 @@ class RungModels:
 
     def _run(self, name: str, recipe: Recipe) -> Run:
         run = Run(self.folder / name, self.shop.path, recipe)
-        share(self._items().path, run.path)
+        share(self._items().path, run.path, ITEM_FILES)
         return run
 
     def _items(self) -> Run:

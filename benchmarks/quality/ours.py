@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.queries import OrderQueries
 from trainer.data.reading import ACTIONS
 from trainer.evaluate import Ranker, generative_ranker, retrieval_ranker
+from trainer.files import share
 from trainer.recipes import Recipe
 from trainer.run import Progress, Run
 from trainer.samples import Batch, OrderSamples
@@ -49,7 +50,7 @@ DESCRIPTIONS = {
     "served": "The list of C, the first 200 of everything ordered anew with a share of the generative head's log-likelihood.",
     "teacher": "The generative head of B, by beam search.",
 }
-SHARED_FILES = ("embeddings.npy", "rqvae.pt", "semantic_ids.npz")
+ITEM_FILES = ("embeddings.npy", "rqvae.pt", "semantic_ids.npz")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def train(variant: str, folder: Path, data: Path, recipe: Recipe, progress: Prog
     if variant == "A":
         _do(run, ITEM_STAGES, progress)
         run = Run(folder / f"{name}-alone", data, replace(recipe, generative_weight=0.0))
-        share(folder / name, run.path)
+        share(folder / name, run.path, ITEM_FILES)
     _do(run, STAGES[variant], progress)
     seconds = _seconds(run.path) | ({} if variant != "A" else _seconds(folder / name, ITEM_STAGES))
     return TrainedModel(run, variant, sum(seconds.get(stage, 0.0) for stage in STAGES[variant]))
@@ -107,7 +108,7 @@ def train_without_items(folder: Path, data: Path, recipe: Recipe, progress: Prog
     """C on a data set from which items were held out. Texts and Semantic IDs are those of the same seed's run, which must
     be there: orders have no part in them."""
     run = Run(folder / f"seed{recipe.seed}-held-out", data, recipe)
-    share(folder / f"seed{recipe.seed}", run.path)
+    share(folder / f"seed{recipe.seed}", run.path, ITEM_FILES)
     _do(run, STAGES["C"], progress)
     return TrainedModel(run, "C", sum(_seconds(run.path).values()))
 
@@ -155,13 +156,6 @@ def without_bought(top_Qk: Int64, truth: Truth) -> Int64:
     bought[row, place] = truth.bought(row, top_Qk[row, place])
     kept_first = np.argsort(bought, axis=1, kind="stable")
     return np.take_along_axis(np.where(bought, -1, top_Qk), kept_first, axis=1)
-
-
-def share(source: Path, target: Path, names: Sequence[str] = SHARED_FILES) -> None:
-    """Copy files of one run's folder to another's, unless they are there: by default, what belongs to items."""
-    for name in names:
-        if not (target / name).is_file():
-            shutil.copy(source / name, target / name)
 
 
 def _do(run: Run, stages: tuple[str, ...], progress: Progress) -> None:

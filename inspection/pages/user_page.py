@@ -278,11 +278,9 @@ class UserView:
             if order is None:
                 heading("No order after that moment in the data folder")
                 return
-            seen = (
-                ""
-                if order.time_ms >= log.test_month_ms
-                else ", which is before its last month: models train on such orders"
-            )
+            until_ms = self.release.trained_until_ms
+            is_seen = until_ms is not None and order.time_ms < until_ms
+            seen = ", which the release was trained on" if is_seen else ""
             when = moment(order.time_ms, self.timezone)
             heading(f"Next true order: {when}{seen}", "Green: in the list as served.")
             item_chips(self.release, order.item_ids, "truth", served)

@@ -100,12 +100,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def histories(running: Endpoints, folder: Path) -> dict[str, list[HistoryEvent]]:
+def histories(running: Endpoints, active_release: Release, folder: Path) -> dict[str, list[HistoryEvent]]:
     """Some users of the tiny shop, as of the test month, stored."""
-    log = read_orders(folder)
+    log, until_ms = read_orders(folder), active_release.trained_until_ms
+    assert until_ms is not None
     known = {}
     for user in range(USERS):
-        orders = [order for order in log.orders(f"user-{user}") if order.time_ms < log.test_month_ms]
+        orders = [order for order in log.orders(f"user-{user}") if order.time_ms < until_ms]
         known[f"inspected-{user}"] = [
             HistoryEvent(item_id, Action.ORDERED, order.time_ms, f"inspected-{order.order_id}")
             for order in orders
@@ -310,10 +311,10 @@ def test_an_event_shows_while_the_page_is_open_and_says_after_how_long(browser, 
 
 
 def test_the_next_true_order_follows_the_chosen_moment_and_marks_what_was_hit(
-    browser, histories, folder, running
+    browser, histories, folder, running, active_release
 ) -> None:
     log = read_orders(folder)
-    chosen = next(order for order in log.orders("user-4") if order.time_ms > log.test_month_ms)
+    chosen = next(order for order in log.orders("user-4") if order.time_ms > active_release.trained_until_ms)
     with redis.Redis.from_url(running.redis_url) as client:
         HistoryWriter(client).apply({"user-4": histories["inspected-4"]})
         try:
@@ -324,7 +325,7 @@ def test_the_next_true_order_follows_the_chosen_moment_and_marks_what_was_hit(
             earlier = log.orders("user-4")[-7]
             page.get_by_role("option", name="before the order of").nth(6).click()
             browser.until(lambda: truth(browser) == set(earlier.item_ids))
-            assert "models train on such orders" in page.inner_text("body")
+            assert "which the release was trained on" in page.inner_text("body")
             for name in ("retrieval", "generative", "served"):
                 listed = browser.listed(name)
                 hits = page.get_by_test_id(f"list-{name}").get_by_test_id("hit")

@@ -101,7 +101,9 @@ def other_nights(night: Night, active_release: Release) -> None:
         store.point_to(active_release.release_id)
 
 
-def test_a_night_that_was_killed_goes_on_and_activates_once(night: Night, tmp_path: Path) -> None:
+def test_a_night_that_was_killed_goes_on_and_activates_once(
+    night: Night, active_release: Release, tmp_path: Path
+) -> None:
     store = ReleaseStore(night.endpoints.releases)
     (run,) = night.runs.glob("run-*")
     trained_at = (run / "distilled.pt").stat().st_mtime_ns
@@ -121,7 +123,12 @@ def test_a_night_that_was_killed_goes_on_and_activates_once(night: Night, tmp_pa
     assert "is active already" in again.stdout
     assert RemoteReleases(url).active_id() == candidate
     assert json.loads((store.root / "ACTIVE.json").read_text()) == history
-    assert METRIC in store.get(candidate).metrics["models"][MODEL]["all"]
+    release = store.get(candidate)
+    assert METRIC in release.metrics["models"][MODEL]["all"]
+    assert release.metrics["base"] == active_release.release_id
+    assert (release.manifest["warm_runs"], active_release.manifest["warm_runs"]) == (1, 0)
+    assert release.trained_until_ms > active_release.trained_until_ms
+    assert release.published_ids.items() >= active_release.published_ids.items()
 
 
 def test_worse_lists_are_not_activated(night: Night, active_release: Release, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from baguni.domain.catalog import Item
 from baguni.domain.errors import ReleaseMismatchError
 from baguni.domain.events import ItemRemoval, ItemUpsert
 from baguni.domain.history import Action, HistoryEvent
-from baguni.domain.release import Release, ReleaseStore, load_release
+from baguni.domain.release import RESERVED_IDS, Release, ReleaseStore, load_release
+from baguni.domain.semantic_ids import write_ids
 from baguni.domain.signature import model_specs
 from baguni.releases.activation import activate, check_golden_queries, copy_models, publish
 from baguni.releases.item_updates import ItemServers, ItemUpdates
@@ -233,6 +234,41 @@ def test_a_release_has_the_changes_of_items_before_it_is_active(
     removals = [ItemRemoval(item_id, int(time.time() * 1000) + 1) for item_id in new]
     with item_updates(running, active_release) as updates:
         assert updates.apply([*put_back, *removals]) == []
+
+
+def test_the_semantic_id_of_an_item_stays_from_release_to_release(
+    running: Endpoints, active_release: Release, tmp_path: Path
+) -> None:
+    """Of one that is reserved for it, of one that came while the next release was trained, and of one that came before that."""
+    releases = ReleaseStore(running.releases)
+    model = active_release.catalog.items[3]
+    twins = {name: replace(model, item_id=f"twin-{name}") for name in ("one", "two", "back")}
+    now_ms = int(time.time() * 1000)
+
+    def codes_in(release: Release) -> dict[str, tuple[int, ...]]:
+        with redis.Redis.from_url(running.redis_url) as client:
+            found = LiveItemWriter(client, release.release_id).changes()
+        return {live.item.item_id: live.codes for live in found if live.item.item_id.startswith("twin-")}
+
+    old = releases.add(renamed(active_release, tmp_path / "old", "r20990503_0000aaaa").path)
+    publish(old, running)
+    with item_updates(running, old) as updates:
+        assert updates.apply(ItemUpsert(twins[name], now_ms) for name in ("one", "two")) == []
+    given = codes_in(old)
+    assert len(set(given.values())) == 2
+    *content, last = given["twin-two"]
+    reserved = {"twin-back": (*content, last + 3)}
+    new = renamed(
+        active_release, tmp_path / "new", "r20990504_0000bbbb", lambda path: write_ids(path / RESERVED_IDS, reserved)
+    )
+    new = releases.add(new.path)
+    publish(new, running)
+    with item_updates(running, new) as updates, redis.Redis.from_url(running.redis_url) as client:
+        assert updates.apply([ItemUpsert(twins["back"], now_ms)]) == []
+        only_two = [live for live in LiveItemWriter(client, old.release_id).changes() if live.item == twins["two"]]
+        assert updates.carry(only_two) == []
+        assert updates.apply([ItemUpsert(twins["one"], now_ms)]) == []
+    assert codes_in(new) == given | reserved
 
 
 def random_item_events(items: Sequence[Item], number: int) -> list[ItemUpsert | ItemRemoval]:

@@ -94,7 +94,7 @@ def _release(settings: StackSettings) -> tuple[str, bool]:
     _heading("Preparing Complete Journey")
     _baguni("data", "prepare", "complete-journey", str(data))
     _heading("Fitting Semantic IDs, training both heads, distilling, evaluating")
-    _baguni("train", str(data), "--run", str(run))
+    _baguni("train", str(data), "--run", str(run), "--no-refit")  # the last month is what households do next
     _heading("Exporting a release")
     _baguni("export", str(data), "--run", str(run), "--releases", str(store.root))
     return store.ids()[-1], True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ from hypothesis import strategies as st
 
 from baguni.domain.release import Release, ReleaseStore
 from baguni.domain.staging import OLD_S, locked
-from deploy.nightly import quality_problem, remove_runs, replay_problem
+from deploy.nightly import quality_problem, remove_runs, replay_problem, starts_warm
 from server.replay.cli import problems
 from server.replay.comparison import Comparison, Side
+from trainer.base import Facts, write_base
+from trainer.evaluate import BEFORE
+from trainer.recipes import Recipe, recipe_named
 
 MODEL, METRIC = "retrieval, distilled", "NDCG@10"
 NO_NUMBERS = [math.nan, math.inf, -math.inf, None, "0.3", [0.3]]
@@ -49,6 +54,39 @@ def test_a_candidate_may_be_worse_by_the_tolerance(was: float, now: float) -> No
 
 def test_an_active_release_that_was_not_measured_is_not_compared() -> None:
     assert problem(release("active"), release("candidate", 0.1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("base_id", "orders", "worse"), [("active", 5, True), ("active", 0, False), ("another", 5, False), (None, 5, False)]
+)
+def test_a_warm_candidate_is_compared_on_the_orders_since_the_active_release(
+    base_id: str | None, orders: int, worse: bool
+) -> None:
+    """Which it has measured itself, unless it started from another release."""
+    models = {name: {"all": {METRIC: value}} for name, value in ((MODEL, 0.2), (BEFORE, 0.3))} if orders else {}
+    metrics = {"base": base_id, "orders": orders, "models": models or {MODEL: {"all": {METRIC: 0.2}}}}
+    candidate = Release(Path(), {"release_id": "candidate", "metrics": metrics})
+    assert bool(problem(release("active", 0.1), candidate)) == worse
+
+
+def test_a_night_starts_from_the_weights_of_the_same_recipe_for_some_nights_in_a_row(tmp_path: Path) -> None:
+    tiny = recipe_named("tiny", text_encoder="mine")
+
+    def based_on(recipe: Recipe, warm_runs: int) -> Path:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        write_base(folder, Facts("r1", recipe, 0, (4, 4), warm_runs), [], {}, {})
+        return folder
+
+    words = ["--text-encoder", "mine"]
+    assert starts_warm(based_on(tiny, 0), "tiny", words, 3)
+    assert starts_warm(based_on(tiny.warm(123), 2), "tiny", words, 3)
+    assert not starts_warm(based_on(tiny.warm(123), 3), "tiny", words, 3)
+    assert not starts_warm(based_on(tiny, 0), "tiny", [], 3)
+    assert not starts_warm(based_on(replace(tiny, steps=7), 0), "tiny", words, 3)
+    assert not starts_warm(tmp_path / "no-base", "tiny", words, 3)
+    begun = based_on(tiny, 0)
+    (begun / "recipe.json").write_text(json.dumps({"is_warm": False}))
+    assert not starts_warm(begun, "tiny", words, 3)  # it goes on as it was begun
 
 
 @pytest.mark.parametrize("limits", [(0.5, None), (None, 2.0)])

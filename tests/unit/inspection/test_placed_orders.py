@@ -51,10 +51,6 @@ def test_somebody_who_is_not_in_the_folder_has_no_orders(folder: Path) -> None:
     assert read_orders(folder).orders("u2") == []
 
 
-def test_the_last_month_begins_by_the_stores_clock(folder: Path) -> None:
-    assert read_orders(folder).test_month_ms == local_ms(2024, 4, 1)
-
-
 def test_csv_and_parquet_of_the_same_shop_have_the_same_orders(tmp_path: Path) -> None:
     csv = write_tiny_shop(tmp_path / "csv")
     parquet = write_tiny_shop(tmp_path / "parquet")

@@ -11,7 +11,7 @@ import torch
 
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.semantic_ids import SemanticIdTable, unique_suffixes
-from trainer.rqvae import RqVaeRecipe, distinct_codes, fit_rqvae
+from trainer.rqvae import RqVaeRecipe, content_codes, fit_rqvae
 
 RECIPE = RqVaeRecipe(latent_dim=8, hidden=(32,), num_levels=2, codebook_size=8, epochs=30, batch_size=64)
 
@@ -60,9 +60,9 @@ def test_different_texts_get_different_codes_where_there_are_enough(
 ) -> None:
     vectors, category = clustered()
     vectors[1::4] = vectors[::4]  # every other text is that of two items
-    recipe = replace(RECIPE, encoder=encoder, epochs=epochs, codebook_size=size)
+    recipe = replace(RECIPE, encoder=encoder, epochs=epochs, codebook_size=size, distinct=True)
     model, text_NT = fit_rqvae(vectors, category, recipe, seed=0), torch.from_numpy(vectors)
-    nearest, distinct = model(text_NT)[0], distinct_codes(model, text_NT)
+    nearest, distinct = model(text_NT)[0], content_codes(model, text_NT)
     num_texts = len(np.unique(vectors, axis=0))
     assert len(nearest.unique(dim=0)) < num_texts == len(distinct.unique(dim=0))
     assert torch.equal(distinct[1::4], distinct[::4])
