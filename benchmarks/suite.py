@@ -3,9 +3,10 @@
 python -m benchmarks.suite [--unit N] [--full N] [--slow N]      adds runs to benchmarks/results/tests.json
 
 Every run of the suite is in an order of its own. A slow one shares the cores with two busy processes for each core, which
-leaves it about a third of their time. Machines differ, so each row has the time of a fixed computation beside it. Rows are
-added and none is removed: a series of runs takes hours, and may be made in parts. Use an otherwise idle machine, after `make
-setup analysis tools`.
+leaves it about a third of their time; `--busy` changes their number where other work makes the machine busy. Machines differ,
+so each row has the time of a fixed computation beside it, made after the run and beside the same processes. Rows are added and
+none is removed: a series of runs takes hours, and may be made in parts. Use an otherwise idle machine for the others, after
+`make setup analysis tools`.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def _row(name: str, took: float, outcomes: dict[str, int], bar: float, unit: str
 @click.option("--unit", default=1, show_default=True, help="Runs of the fast lane.")
 @click.option("--full", default=3, show_default=True, help="Runs on an idle machine.")
 @click.option("--slow", default=2, show_default=True, help="Runs beside two busy processes a core.")
-def main(unit: int, full: int, slow: int) -> None:
+@click.option("--busy", "num_busy", type=int, default=None, help="Busy processes beside the slow runs. [two a core]")
+def main(unit: int, full: int, slow: int, num_busy: int | None) -> None:
     """Run the suite again and again, and write what came of it."""
     rows = earlier_rows()
 
@@ -118,7 +120,7 @@ def main(unit: int, full: int, slow: int) -> None:
         add(unit_row())
     for _ in range(full):
         add(suite_row("make test", FULL_BAR_MIN))
-    with busy(BUSY_PER_CORE * (os.cpu_count() or 1)):
+    with busy(BUSY_PER_CORE * (os.cpu_count() or 1) if num_busy is None else num_busy):
         for _ in range(slow):
             add(suite_row("make test at a third of the speed", math.inf))
 
