@@ -197,7 +197,7 @@ def quality_problem(active: Release, candidate: Release, model: str, metric: str
     """Return why the candidate is worse by the metric, "" if it is not, or if the active release was not measured. A candidate
     that started from the active release has measured it on the orders since. A metric that is no finite number is worse than
     any other, and nothing can be compared with it."""
-    from trainer.evaluate import BEFORE
+    from trainer.evaluate import BEFORE, generative_problem
 
     was, now = (_measured(release, model, metric) for release in (active, candidate))
     if candidate.metrics.get("base") == active.release_id:
@@ -213,10 +213,12 @@ def quality_problem(active: Release, candidate: Release, model: str, metric: str
         if value is not None and not math.isfinite(value):
             return f"{metric} of {model!r} of {release.release_id} is {value}, expected a finite number"
     if was is None:
-        return ""
+        return generative_problem(candidate.metrics)
     click.echo(f"{metric} of {model!r}: {now:.4f}, the active release's {was:.4f}.")
     least = (1 - tolerance) * was
-    return "" if now >= least else f"{metric} is {now:.4f}, expected at least {least:.4f}"
+    if now < least:
+        return f"{metric} is {now:.4f}, expected at least {least:.4f}"
+    return generative_problem(candidate.metrics)
 
 
 def _measured(release: Release, model: str, metric: str) -> float | None:

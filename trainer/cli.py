@@ -82,7 +82,7 @@ def train(
     from baguni.domain.release import ReleaseStore
     from trainer.base import base_on_release
     from trainer.evaluate import evaluate as evaluate_run
-    from trainer.evaluate import evaluate_warm
+    from trainer.evaluate import evaluate_warm, generative_problem
     from trainer.recipes import recipe_named
     from trainer.report import plot_losses
     from trainer.run import Run
@@ -107,6 +107,8 @@ def train(
     for folder in {released.path, run_path}:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     PlainConsole().print(*metrics_tables(metrics))
+    if problem := generative_problem(metrics):
+        click.secho(problem, fg="yellow", err=True)
     click.echo(
         f"Trained in {seconds:.0f} s; losses: {run_path / 'losses.png'}; next: baguni export {data} --run {run_path}"
     )
@@ -156,12 +158,15 @@ def export(
 ) -> None:
     """Make a release of a finished run and add it to the release store. Activate it with `baguni release activate`."""
     from baguni.domain.release import ReleaseStore
+    from trainer.evaluate import generative_problem
     from trainer.export import add_release
     from trainer.run import Run
 
     store = ReleaseStore(releases or Endpoints().releases)
     with progress_bars() as progress:
         release = add_release(Run.opened(run_path, data, recipe, seed).released, store, progress, target, quantised)
+    if problem := generative_problem(release.metrics):
+        click.secho(problem, fg="yellow", err=True)
     click.echo(f"Release {release.release_id}: {release.path}")
 
 

@@ -28,7 +28,9 @@ from trainer.run import Progress, Run, silent
 from trainer.samples import Batch, OrderSamples
 
 K = 10
-DISTILLED, BEFORE = "retrieval, distilled", "release before"
+DISTILLED, GENERATIVE, TEACHER, BEFORE = "retrieval, distilled", "generative", "teacher", "release before"
+"""Names of models in what `evaluate` returns. TEACHER: the generative head that is distilled from, by beam search; GENERATIVE:
+that of the released model; BEFORE: the base of a warm run."""
 METRICS = ("HR", "Recall", "Recall_min", "NDCG")
 SETTINGS = ("all", "novel")
 MAX_EASE = 12_000  # users or items, whichever are fewer: of so many, a matrix is inverted
@@ -91,13 +93,29 @@ def own_rankers(run: Run) -> dict[str, Ranker]:
     rankers = {
         "retrieval before distillation": retrieval_ranker(run.model(distilled=False), run),
         DISTILLED: retrieval_ranker(run.model(), run),
-        "generative": generative_ranker(run.model(), run),
+        TEACHER: generative_ranker(run.teacher(), run),
+        GENERATIVE: generative_ranker(run.model(), run),
     }
-    if run.recipe.teacher is not None:
-        rankers["teacher"] = generative_ranker(run.teacher(), run)
     if run.recipe.rescored_share > 0:
         rankers["retrieval, rescored"] = retrieval_ranker(run.model(), run, run.recipe.rescored_share)
     return rankers
+
+
+def generative_problem(metrics: Mapping[str, Any]) -> str:
+    """Return why the generative head of a released model is worse than its teacher: its NDCG is below the teacher's, with its
+    whole 95 % interval. "" if it is not, or if the teacher was not measured."""
+    models = metrics.get("models", {})
+    if not {GENERATIVE, TEACHER} <= models.keys():
+        return ""
+    for setting in SETTINGS:
+        own, teacher = models[GENERATIVE][setting], models[TEACHER][setting]
+        name = f"NDCG@{metrics['k']}"
+        if f"{name} interval" in own and own[f"{name} interval"][1] < teacher[name]:
+            return (
+                f"{name} of the generative head after distillation is {own[name]:.4f} on {setting} items, that of its teacher "
+                f"{teacher[name]:.4f}: campaigns would get worse lists"
+            )
+    return ""
 
 
 def evaluate_warm(
@@ -122,7 +140,7 @@ def evaluate_warm(
     rankers = {
         BEFORE: retrieval_ranker(old, before),
         DISTILLED: retrieval_ranker(new, before),
-        "generative": generative_ranker(new, before),
+        GENERATIVE: generative_ranker(new, before),
     }
     return evaluate(before, mode, limit, progress, rankers) | {"base": run.base.facts.name}
 

@@ -19,7 +19,7 @@ from deploy.nightly import quality_problem, remove_runs, replay_problem, starts_
 from server.replay.cli import problems
 from server.replay.comparison import Comparison, Side
 from trainer.base import Facts, write_base
-from trainer.evaluate import BEFORE
+from trainer.evaluate import BEFORE, GENERATIVE, TEACHER
 from trainer.recipes import Recipe, recipe_named
 
 MODEL, METRIC = "retrieval, distilled", "NDCG@10"
@@ -67,6 +67,23 @@ def test_a_warm_candidate_is_compared_on_the_orders_since_the_active_release(
     metrics = {"base": base_id, "orders": orders, "models": models or {MODEL: {"all": {METRIC: 0.2}}}}
     candidate = Release(Path(), {"release_id": "candidate", "metrics": metrics})
     assert bool(problem(release("active", 0.1), candidate)) == worse
+
+
+@pytest.mark.parametrize("setting", ["all", "novel"])
+@pytest.mark.parametrize(("value", "upper", "worse"), [(0.2, 0.24, True), (0.2, 0.26, False), (0.3, 0.35, False)])
+def test_a_generative_head_that_is_clearly_below_its_teacher_is_refused(
+    setting: str, value: float, upper: float, worse: bool
+) -> None:
+    def measured(ndcg: float, high: float) -> dict[str, Any]:
+        fine = {METRIC: 0.5, f"{METRIC} interval": [0.4, 0.6]}
+        return {"all": fine, "novel": fine, setting: {METRIC: ndcg, f"{METRIC} interval": [0.1, high]}}
+
+    models = {MODEL: measured(0.5, 0.6), TEACHER: measured(0.25, 0.3), GENERATIVE: measured(value, upper)}
+    candidate = Release(Path(), {"release_id": "candidate", "metrics": {"k": 10, "models": models}})
+    found = problem(release("active", 0.3), candidate)
+    assert bool(found) == worse
+    if worse:
+        assert f"is {value:.4f} on {setting} items, that of its teacher 0.2500" in found
 
 
 def test_a_night_starts_from_the_weights_of_the_same_recipe_for_some_nights_in_a_row(tmp_path: Path) -> None:
