@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
@@ -45,7 +46,12 @@ RUN = re.compile(r"run-[0-9a-f]{12}")
 @click.option("--recipe", default="demo", show_default=True, help="A recipe of trainer/recipes.py.")
 @click.option("--text-encoder", default=None, help="As of `baguni train`.")
 @click.option("--target", type=click.Choice(get_args(Target)), default="python", show_default=True)
-@click.option("--model", default="retrieval, distilled", show_default=True, help="A model of the evaluation.")
+@click.option(
+    "--model",
+    default="retrieval, distilled",
+    show_default=True,
+    help="A model that is released, as the evaluation names it.",
+)
 @click.option("--metric", default="NDCG@10", show_default=True, help="A metric of that model, over all items.")
 @click.option(
     "--tolerance",
@@ -100,9 +106,9 @@ def nightly(
     """Train on DATA and activate the release, unless its quality or a replay is worse than the active one's; then delete old
     releases but the last --keep, and the training runs of releases that are gone.
 
-    A night that starts from the active release is compared with it on the orders since. That release has not seen them, and the
-    new one has: this finds a training that went wrong, not one that is a little worse. A night that trains anew is compared by
-    the last calendar month, which it has not seen.
+    A night that starts from the active release is compared with it on the orders that came since that release was trained. It
+    has not seen them, and the new release has: this finds a training that went wrong, not one that is a little worse. A night
+    that trains anew is measured on the last calendar month, which it has not seen, and compared with the last release that was.
 
     Exit status 3: the candidate is worse, and the active release stays. Started again after an interruption, it goes on; with
     the same data and settings, it does nothing twice.
@@ -121,15 +127,18 @@ def nightly(
     active = store.active_id()
     if not (run_path / "metrics.json").is_file():
         if active is not None and not retokenize and not (run_path / "recipe.json").is_file():
-            _take_over(run_path, store.get(active, verify=False))
+            _take_over(run_path, store, store.get(active, verify=False))
         if starts_warm(run_path, recipe, words, warm_runs):
             words += ["--warm"]
         _command("train", str(data), "--run", str(run_path), "--recipe", recipe, *words)
     candidate = _exported(run_path, data, store, target)
+    active = store.active_id()  # somebody may have changed it meanwhile
     if candidate.release_id == active:
         click.echo(f"{active} is active already: the data and the settings are those that it was trained on.")
     elif active is not None:
-        problem = quality_problem(store.get(active, verify=False), candidate, model, metric, tolerance)
+        served = store.get(active, verify=False)
+        problem = "" if retokenize else ids_problem(served, candidate)
+        problem = problem or quality_problem(served, candidate, model, metric, tolerance)
         problem = problem or replay_problem(store, log, candidate, min_overlap, max_latency_ratio)
         if problem:
             click.secho(f"{candidate.release_id} is not activated: {problem}. {active} stays.", fg="red", err=True)
@@ -166,16 +175,35 @@ def _lock(run_path: Path) -> Path:
     return run_path.with_name(f".{run_path.name}.lock")
 
 
-def _take_over(run_path: Path, active: Release) -> None:
-    """Give a run the Semantic IDs and the weights of the active release, and the IDs of items that came since."""
+def _take_over(run_path: Path, store: ReleaseStore, active: Release) -> None:
+    """Give a run the weights and the Semantic IDs of the active release, and the IDs that items were given since, or by other
+    releases of the store with the same codebooks."""
     from trainer.base import base_on_release
 
-    if active.trained_until_ms is None:
-        click.echo(f"{active.release_id} is of an older version: its Semantic IDs are made anew.")
-        return
+    more_ids: dict[str, tuple[int, ...]] = {}
+    quantiser = active.manifest.get("quantiser")
     with closing(connect(Endpoints().redis_url)) as client:
-        live_ids = {live.item.item_id: live.codes for live in LiveItemWriter(client, active.release_id).changes()}
-    base_on_release(run_path, active, live_ids)
+        for release_id in (active.release_id, *reversed(store.ids())):
+            release = store.get(release_id, verify=False)
+            if release_id == active.release_id or (quantiser and release.manifest.get("quantiser") == quantiser):
+                live = LiveItemWriter(client, release_id).changes()
+                for item_id, codes in [
+                    *((each.item.item_id, each.codes) for each in live),
+                    *release.published_ids.items(),
+                ]:
+                    more_ids.setdefault(item_id, codes)
+    base_on_release(run_path, active, more_ids)
+
+
+def ids_problem(active: Release, candidate: Release) -> str:
+    """Return whose Semantic IDs would move, "" if nobody's."""
+    own = candidate.published_ids
+    moved = [item_id for item_id, codes in active.published_ids.items() if own.get(item_id) != codes]
+    if not moved:
+        return ""
+    return (
+        f"the Semantic IDs of {len(moved):,} items would move, that of {moved[0]!r} among them; --retokenize allows it"
+    )
 
 
 def starts_warm(run_path: Path, recipe: str, words: list[str], warm_runs: int) -> bool:
@@ -187,24 +215,32 @@ def starts_warm(run_path: Path, recipe: str, words: list[str], warm_runs: int) -
     if (run_path / "recipe.json").is_file():
         return bool(json.loads((run_path / "recipe.json").read_text()).get("is_warm"))
     base = Base.of(run_path)
-    if base is None or base.facts.warm_runs >= warm_runs:
+    if base is None or base.facts.trained_until_ms is None or base.facts.warm_runs >= warm_runs:
         return False
     asked = recipe_named(recipe, **({"text_encoder": words[1]} if words else {}))
     return asked.teacher is None and base.facts.recipe in (asked, asked.warm(base.facts.recipe.until_ms))
 
 
 def quality_problem(active: Release, candidate: Release, model: str, metric: str, tolerance: float) -> str:
-    """Return why the candidate is worse by the metric, "" if it is not, or if the active release was not measured. A candidate
-    that started from the active release has measured it on the orders since. A metric that is no finite number is worse than
-    any other, and nothing can be compared with it."""
+    """Return why the candidate is worse by the metric, "" if it is not, or if the active release was not measured. A metric
+    that is no finite number is worse than any other, and nothing can be compared with it.
+
+    A candidate that started from the active release has measured it, too, on the orders since. One that was trained anew is
+    compared with the last of the active releases that was.
+    """
     from trainer.evaluate import BEFORE, generative_problem
 
-    was, now = (_measured(release, model, metric) for release in (active, candidate))
-    if candidate.metrics.get("base") == active.release_id:
-        if candidate.metrics["orders"] == 0:
-            click.echo(f"There is no order since {active.release_id}: quality is not compared.")
-            return ""
-        was = _measured(candidate, BEFORE, metric)
+    base_id = candidate.metrics.get("base")
+    if base_id not in (None, active.release_id):
+        return f"it started from {base_id}, and {active.release_id} became active meanwhile"
+    if base_id is not None and candidate.metrics["orders"] == 0:
+        click.echo(f"No user with enough orders has ordered since {active.release_id}: quality is not compared.")
+        return ""
+    now, was = _measured(candidate.metrics, model, metric), _measured(active.metrics, model, metric)
+    if base_id is not None:
+        was = _measured(candidate.metrics, BEFORE + model, metric)
+    elif "base" in active.metrics:
+        was = _measured(active.metrics.get("unseen", {}), model, metric)
     if now is None:
         raise InvalidInputError(f"{candidate.release_id} has no {metric} of {model!r}, expected one of its evaluation")
     if was is None:
@@ -221,9 +257,9 @@ def quality_problem(active: Release, candidate: Release, model: str, metric: str
     return generative_problem(candidate.metrics)
 
 
-def _measured(release: Release, model: str, metric: str) -> float | None:
+def _measured(metrics: Mapping[str, Any], model: str, metric: str) -> float | None:
     """Return the metric, NaN for what is no number, None if it was not measured."""
-    found: dict[str, Any] = dict(release.metrics.get("models", {}).get(model, {}).get("all", {}))
+    found: dict[str, Any] = dict(metrics.get("models", {}).get(model, {}).get("all", {}))
     if metric not in found:
         return None
     return float(found[metric]) if isinstance(found[metric], int | float) else math.nan

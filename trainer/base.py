@@ -12,12 +12,15 @@ RUN/base/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,16 +43,18 @@ class Facts:
     """Where a base comes from.
 
     name: of the release or run
-    trained_until_ms: the moment at which its training ended, ms UTC
+    trained_until_ms: the moment at which its training ended, ms UTC; None if an older version made it, which did not say so
     codebook_sizes: number of codes of each level
     warm_runs: how many runs in a row started from the weights of the one before
+    unseen: the last evaluation, in this row of runs, on a month that the model had not seen
     """
 
     name: str
     recipe: Recipe
-    trained_until_ms: int
+    trained_until_ms: int | None
     codebook_sizes: tuple[int, ...]
     warm_runs: int = 0
+    unseen: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,40 +127,67 @@ def write_base(
     published_ids: SemanticIds,
     weights: Path | Mapping[str, State],
 ) -> Base:
-    """Write the base of a run, whole or not at all; one that is there stays. `weights`: themselves, or a file of them."""
-    target, building = run_path / FOLDER, run_path / f".{FOLDER}-building"
-    if target.is_dir():
-        return Base(target)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    (building / "base.json").write_text(json.dumps(asdict(facts), indent=2) + "\n")
-    (building / "item_ids.json").write_text(json.dumps(list(item_ids)))
-    write_ids(building / "published_ids.json", published_ids)
-    if isinstance(weights, Path):
-        shutil.copyfile(weights, building / "weights.pt")
-    else:
-        torch.save(dict(weights), building / "weights.pt")
-    return Base(building.rename(target))
+    """Write the base of a run, whole or not at all. `weights`: themselves, or a file of them. A base of the same name that is
+    there stays. Raises InvalidInputError if the run has begun with another base, or without one."""
+    target = run_path / FOLDER
+    before = Base.of(run_path)
+    if before is not None and before.facts.name == facts.name:
+        return before
+    if (run_path / "recipe.json").is_file():
+        begun = f"with {before.facts.name}" if before is not None else "without a base"
+        raise InvalidInputError(f"{run_path} was begun {begun}, not with {facts.name}: use another --run directory")
+    with tempfile.TemporaryDirectory(prefix=f".{FOLDER}-", dir=_made(run_path)) as folder:
+        building = _made(Path(folder) / FOLDER)
+        (building / "base.json").write_text(json.dumps(asdict(facts), indent=2) + "\n")
+        (building / "item_ids.json").write_text(json.dumps(list(item_ids)))
+        write_ids(building / "published_ids.json", published_ids)
+        if isinstance(weights, Path):
+            shutil.copyfile(weights, building / "weights.pt")
+        else:
+            torch.save(dict(weights), building / "weights.pt")
+        if before is not None:
+            shutil.rmtree(target)
+        try:
+            building.rename(target)
+        except OSError:  # another process of the same training was first
+            if not target.is_dir():
+                raise
+    return Base(target)
 
 
 def base_on_release(run_path: Path, release: Release, more_ids: SemanticIds | None = None) -> Base:
-    """Write the base of a run from a release. `more_ids`: Semantic IDs that items were given since. Raises InvalidInputError
-    for a release that does not say until when it was trained."""
-    if release.trained_until_ms is None:
-        raise InvalidInputError(
-            f"{release.release_id} does not say until when it was trained: an older version made it; train a release without "
-            "a base first"
-        )
+    """Write the base of a run from a release. `more_ids`: Semantic IDs of items that are not in it; one that is taken, by the
+    release or earlier in `more_ids`, is left out. Raises as `write_base`."""
     facts = Facts(
         release.release_id,
         recipe_of(json.loads((release.path / "recipe.json").read_text())),
         release.trained_until_ms,
         release.semantic_ids.codebook_sizes,
         int(release.manifest.get("warm_runs", 0)),
+        release.metrics.get("unseen", {}) if "base" in release.metrics else release.metrics,
     )
     item_ids = [item.item_id for item in release.catalog.items]
-    published = {**(more_ids or {}), **release.published_ids}
+    published = dict(release.published_ids)
+    taken = set(published.values())
+    for item_id, codes in (more_ids or {}).items():
+        if item_id not in published and codes not in taken:
+            published[item_id] = codes
+            taken.add(codes)
     return write_base(run_path, facts, item_ids, published, release.path / "weights.pt")
+
+
+def quantiser_of(state: State) -> str:
+    """Return a name of the weights that give a text its codes. Where it is the same, two releases have the same codebooks."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if not name.startswith(("decoder.", "category_head.")):
+            digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _taken_over(fresh: Tensor, old: Tensor, row_N: NDArray[np.int64]) -> Tensor:

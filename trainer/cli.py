@@ -22,11 +22,13 @@ from rich.progress import (
 
 from baguni.cli.metrics_tables import metrics_tables
 from baguni.cli.plain_console import PlainConsole
+from baguni.domain.errors import BaguniError
 from baguni.processors import available_processors
 from baguni.settings import Endpoints
 from trainer.files import written_whole
 from trainer.triton_config import Target
 
+REFIT_TOLERANCE = 0.05  # a refit may be worse by this share, on orders that it has seen
 EVERY_S = 30.0  # between two lines of progress in a log
 DATA = click.argument("data", type=click.Path(path_type=Path))
 RUN = click.option(
@@ -49,7 +51,7 @@ SEED = click.option("--seed", default=0, show_default=True, help="With --recipe.
     show_default=True,
     help="After the evaluation, learn the last month, too: what is exported knows the whole log.",
 )
-@click.option("--after", default=None, help="A release whose Semantic IDs stay, or its id. [new Semantic IDs]")
+@click.option("--after", default=None, help="The id of a release whose Semantic IDs stay. [new Semantic IDs]")
 @click.option(
     "--warm",
     is_flag=True,
@@ -81,8 +83,8 @@ def train(
     """
     from baguni.domain.release import ReleaseStore
     from trainer.base import base_on_release
+    from trainer.evaluate import DISTILLED, evaluate_warm, generative_problem, warm_problem
     from trainer.evaluate import evaluate as evaluate_run
-    from trainer.evaluate import evaluate_warm, generative_problem
     from trainer.recipes import recipe_named
     from trainer.report import plot_losses
     from trainer.run import Run
@@ -99,13 +101,19 @@ def train(
         measure = evaluate_warm if warm else evaluate_run
         metrics = measure(run, progress=progress) | {"training_s": round(seconds, 1)} if is_first else {}
         released = run.refit(progress) if refit and not warm and asked.teacher is None else run
+        if is_first and released is not run:
+            refitted = evaluate_warm(released, progress=progress)
+            problem = refitted["models"] and warm_problem(refitted, DISTILLED, f"NDCG@{refitted['k']}", REFIT_TOLERANCE)
+            if problem:
+                raise BaguniError(f"the refit went wrong: {problem}; --no-refit leaves it out")
     if not is_first:
         return
     plot_losses(stages, run_path / "losses.png")
     run.tracking.results(metrics)
     run.tracking.close()
-    for folder in {released.path, run_path}:
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    for each in dict.fromkeys((released, run)):  # the run's own last: with it, the training is finished
+        with written_whole(each.path / "metrics.json") as file:
+            file.write((json.dumps(metrics, indent=2) + "\n").encode())
     PlainConsole().print(*metrics_tables(metrics))
     if problem := generative_problem(metrics):
         click.secho(problem, fg="yellow", err=True)
@@ -126,10 +134,12 @@ def evaluate(
 ) -> None:
     """Predict the orders of the last month with every model of a finished run."""
     from trainer.evaluate import evaluate as evaluate_run
+    from trainer.evaluate import evaluate_warm
     from trainer.run import Run
 
+    run = Run.opened(run_path, data, recipe, seed)
     with progress_bars() as progress:
-        metrics = evaluate_run(Run.opened(run_path, data, recipe, seed), mode, limit, progress)
+        metrics = (evaluate_warm if run.recipe.is_warm else evaluate_run)(run, mode, limit, progress)
     PlainConsole().print(*metrics_tables(metrics))
 
 

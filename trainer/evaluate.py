@@ -28,9 +28,9 @@ from trainer.run import Progress, Run, silent
 from trainer.samples import Batch, OrderSamples
 
 K = 10
-DISTILLED, GENERATIVE, TEACHER, BEFORE = "retrieval, distilled", "generative", "teacher", "release before"
+DISTILLED, GENERATIVE, TEACHER, BEFORE = "retrieval, distilled", "generative", "teacher", "before: "
 """Names of models in what `evaluate` returns. TEACHER: the generative head that is distilled from, by beam search; GENERATIVE:
-that of the released model; BEFORE: the base of a warm run."""
+that of the distilled model; BEFORE begins the names of a warm run's base."""
 METRICS = ("HR", "Recall", "Recall_min", "NDCG")
 SETTINGS = ("all", "novel")
 MAX_EASE = 12_000  # users or items, whichever are fewer: of so many, a matrix is inverted
@@ -90,15 +90,51 @@ def evaluate(
 
 def own_rankers(run: Run) -> dict[str, Ranker]:
     """Return the models of a finished run."""
-    rankers = {
+    return {
         "retrieval before distillation": retrieval_ranker(run.model(distilled=False), run),
-        DISTILLED: retrieval_ranker(run.model(), run),
         TEACHER: generative_ranker(run.teacher(), run),
-        GENERATIVE: generative_ranker(run.model(), run),
+        **released_rankers(run.model(), run),
     }
+
+
+def released_rankers(model: DualHeadModel, run: Run, prefix: str = "") -> dict[str, Ranker]:
+    """Return what a release does with a model, by name. `run`: whose statistics and Semantic IDs it has."""
+    rankers = {DISTILLED: retrieval_ranker(model, run), GENERATIVE: generative_ranker(model, run)}
     if run.recipe.rescored_share > 0:
-        rankers["retrieval, rescored"] = retrieval_ranker(run.model(), run, run.recipe.rescored_share)
-    return rankers
+        rankers["retrieval, rescored"] = retrieval_ranker(model, run, run.recipe.rescored_share)
+    return {prefix + name: ranker for name, ranker in rankers.items()}
+
+
+def evaluate_warm(
+    run: Run, mode: Literal["first", "rolling"] = "first", limit: int | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Return a warm run and its base on the orders since the base's training ended, both as of that moment.
+
+    The base has not seen these orders, and the run has: this says what the base was worth on new days, and whether the run is
+    broken, not how good it is. `unseen` is the last evaluation of this row of runs on a month that the model had not seen.
+    """
+    base = run.base
+    assert base is not None
+    until_ms = base.facts.trained_until_ms
+    assert until_ms is not None
+    before = Run(run.path / "before", run.dataset_path, replace(run.recipe, until_ms=until_ms, is_warm=False))
+    before.dataset = run.dataset
+    share(run.path, before.path, ("embeddings.npy", "rqvae.pt", "semantic_ids.npz", "dual_head.pt", "distilled.pt"))
+    model = before.fresh_model()
+    model.load_state_dict(base.model_state(model.state_dict(), run.item_ids))
+    rankers = {**own_rankers(before), **released_rankers(model.eval(), before, BEFORE)}
+    unseen = {name: base.facts.unseen[name] for name in ("k", "mode", "orders", "models") if name in base.facts.unseen}
+    return evaluate(before, mode, limit, progress, rankers) | {"base": base.facts.name, "unseen": unseen}
+
+
+def warm_problem(metrics: Mapping[str, Any], model: str, metric: str, tolerance: float) -> str:
+    """Return why a warm run is worse than its base on orders that the run has seen and the base has not; "" if it is not.
+    `metrics`: of `evaluate_warm`."""
+    now, was = (metrics["models"][name]["all"][metric] for name in (model, BEFORE + model))
+    least = (1 - tolerance) * was
+    if now >= least:
+        return ""
+    return f"{metric} of {model!r} is {now:.4f} on the orders since {metrics['base']}, expected at least {least:.4f}"
 
 
 def generative_problem(metrics: Mapping[str, Any]) -> str:
@@ -116,33 +152,6 @@ def generative_problem(metrics: Mapping[str, Any]) -> str:
                 f"{teacher[name]:.4f}: campaigns would get worse lists"
             )
     return ""
-
-
-def evaluate_warm(
-    run: Run, mode: Literal["first", "rolling"] = "first", limit: int | None = None, progress: Progress = silent
-) -> dict[str, Any]:
-    """Return a warm run and its base on the orders since the base's training ended, as of that moment.
-
-    The base has not seen these orders, and the run has: this says what the base was worth on new days, and whether the run is
-    broken, not how good it is.
-    """
-    assert run.base is not None
-    before = Run(
-        run.path / "before",
-        run.dataset_path,
-        replace(run.recipe, until_ms=run.base.facts.trained_until_ms, is_warm=False),
-    )
-    share(run.path, before.path, ("embeddings.npy", "rqvae.pt", "semantic_ids.npz"))
-    old, new = before.fresh_model(), before.fresh_model()
-    old.load_state_dict(run.base.model_state(old.state_dict(), run.item_ids))
-    new.load_state_dict(run.model().state_dict())
-    old, new = old.eval(), new.eval()
-    rankers = {
-        BEFORE: retrieval_ranker(old, before),
-        DISTILLED: retrieval_ranker(new, before),
-        GENERATIVE: generative_ranker(new, before),
-    }
-    return evaluate(before, mode, limit, progress, rankers) | {"base": run.base.facts.name}
 
 
 def simple_peers(run: Run) -> dict[str, Peer]:

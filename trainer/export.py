@@ -34,6 +34,7 @@ from baguni.domain.signature import (
     triton_model_name,
 )
 from baguni.domain.staging import staging
+from trainer.base import quantiser_of
 from trainer.decoding import BeamSearch
 from trainer.graphs import (
     FrozenItems,
@@ -131,6 +132,7 @@ def build_release(
         "metrics": run.metrics(),
         "trained_until_ms": run.test_start_ms,
         "warm_runs": run.warm_runs,
+        "quantiser": quantiser_of(rqvae.state_dict()),
         "semantic_ids_sha256": table.sha256,
         "text_encoder": run.recipe.text_encoder,
         "target": target,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from baguni.domain.release import link_or_copy
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
@@ -25,7 +27,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def share(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Give a run's folder the files of another that it would only compute again."""
+    """Give a run's folder the files of another that it would only compute again. FileNotFoundError if one is missing there."""
     for name in names:
-        if (source / name).is_file() and not (target / name).is_file():
-            os.link(source / name, target / name)
+        if not (target / name).is_file():
+            link_or_copy(str(source / name), str(target / name))

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 POPULARITY_DAYS = 28
 MIN_SUFFIX_CODES = 16
+ENCODING = ("encoder", "latent_dim", "hidden", "num_levels", "codebook_size", "distinct")
+"""What decides the codes of a text, besides the weights."""
 NOT_TRAINED = {"num_beams", "rescored_share"}  # of a recipe: what a release decides, not a training
 
 Progress = Callable[[str, int, int, str], None]
@@ -77,13 +79,17 @@ class Run:
 
     def __init__(self, path: Path, dataset_path: Path, recipe: Recipe) -> None:
         self.path, self.dataset_path, self.recipe = path, dataset_path, recipe
-        path.mkdir(parents=True, exist_ok=True)
-        self._claim()
         self.base = Base.of(path)
         if self.base is not None:
             _check_same_items(self.base, recipe)
-        elif recipe.is_warm:
+        if recipe.is_warm and self.base is None:
             raise InvalidInputError(f"{path} has no {BASE_FOLDER}/: there are no weights to start from", "recipe")
+        if recipe.is_warm and self.base is not None and self.base.facts.trained_until_ms is None:
+            raise InvalidInputError(
+                f"{self.base.facts.name} does not say until when it was trained: train anew", "recipe"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        self._claim()
 
     @classmethod
     def opened(cls, path: Path, dataset_path: Path, recipe_name: str | None = None, seed: int = 0) -> Run:
@@ -262,7 +268,8 @@ class Run:
             embeddings = self.text_encoder().embed(
                 texts, lambda done, n: progress("text embeddings", done, n, "texts"), cluster
             )
-            np.save(self.path / "embeddings.npy", embeddings)
+            with written_whole(self.path / "embeddings.npy") as file:
+                np.save(file, embeddings)
 
     def fit_semantic_ids(self, progress: Progress = silent) -> None:
         """Stage 2: RQ-VAE, or that of the base; then the table."""
@@ -280,8 +287,10 @@ class Run:
             )
         else:
             rqvae = _rqvae_of(self.base.rqvae_state, recipe)
-        torch.save(rqvae.state_dict(), self.path / "rqvae.pt")
-        semantic_ids_of(self.item_ids, embeddings, rqvae, self.base).save(self.path / "semantic_ids.npz")
+        with written_whole(self.path / "rqvae.pt") as file:
+            torch.save(rqvae.state_dict(), file)
+        with written_whole(self.path / "semantic_ids.npz") as file:
+            semantic_ids_of(self.item_ids, embeddings, rqvae, self.base).save(file)
 
     def train_dual_head(self, progress: Progress = silent) -> list[Losses]:
         """Stage 3: both heads. Resumes from its checkpoint."""
@@ -322,12 +331,13 @@ class Run:
         return run
 
     def refitted(self) -> Run:
-        """Return the run that starts from this finished one and learns the whole log. It has no month to be measured on."""
+        """Return the run that starts from this finished one and reads the whole log. It has no month to be measured on."""
+        if (self.path / "refit" / "recipe.json").is_file():
+            return Run.opened(self.path / "refit", self.dataset_path)
         path, sizes = self.path / "refit", self.semantic_ids().codebook_sizes
         weights = {"model": self.model().state_dict(), "rqvae": self.rqvae().state_dict()}
-        facts = Facts(
-            self.path.name, self.recipe, self.test_start_ms, sizes, warm_runs=-1
-        )  # the refit is no further one
+        not_counted = -1  # a refit is no warm run
+        facts = Facts(self.path.name, self.recipe, self.test_start_ms, sizes, not_counted)
         write_base(path, facts, self.item_ids, self.published_ids, weights)
         share(self.path, path, ("embeddings.npy",))
         return Run.warm(path, self.dataset_path, self.recipe, self.dataset)
@@ -344,7 +354,7 @@ class Run:
         if not (self.path / "refit").is_dir():
             return self
         refit = self.refitted()
-        refit._made("distilled.pt")
+        refit._made("metrics.json")
         return refit
 
     @cached_property
@@ -404,9 +414,11 @@ def semantic_ids_of(
             suffix_N, is_new_N = known_NL[:, -1].copy(), known_NL[:, -1] < 0
             suffix_N[is_new_N] = unique_suffixes(codes_NL[is_new_N], list(base.published_ids.values()))
     # Twice what is needed: new items take a free suffix without moving a published one.
-    num_suffixes = max(MIN_SUFFIX_CODES, 2 * (int(suffix_N.max()) + 1))
-    if base is not None and suffix_N.max() < base.facts.codebook_sizes[-1]:
-        num_suffixes = base.facts.codebook_sizes[-1]
+    last, least = int(suffix_N.max()), MIN_SUFFIX_CODES
+    if base is not None:
+        last = max(last, *(codes[-1] for codes in base.published_ids.values()))
+        least = base.facts.codebook_sizes[-1]
+    num_suffixes = max(least, 2 * (last + 1))
     recipe = rqvae.recipe
     sizes = (*(recipe.codebook_size,) * recipe.num_levels, num_suffixes)
     return SemanticIdTable(np.c_[codes_NL, suffix_N].astype(np.int32), sizes)
@@ -419,11 +431,16 @@ def _rqvae_of(state: State, recipe: RqVaeRecipe) -> RqVae:
 
 
 def _check_same_items(base: Base, recipe: Recipe) -> None:
-    """Raise InvalidInputError if the Semantic IDs of the base were made with other settings."""
-    for name in ("text_encoder", "rqvae"):
-        was, now = getattr(base.facts.recipe, name), getattr(recipe, name)
-        if was != now:
+    """Raise InvalidInputError if the Semantic IDs of the base were made with other settings. How its quantiser was trained does
+    not matter: it is not trained again."""
+    was, now = (
+        {"text_encoder": each.text_encoder} | {name: getattr(each.rqvae, name) for name in ENCODING}
+        for each in (base.facts.recipe, recipe)
+    )
+    for name in was:
+        if was[name] != now[name]:
             raise InvalidInputError(
-                f"{name} is {now}, and {base.facts.name} has Semantic IDs by {was}: they would move; --retokenize allows it",
+                f"{name} is {now[name]}, and {base.facts.name} has Semantic IDs by {was[name]}: they would move. Train without "
+                "--after; `baguni release nightly` needs --retokenize",
                 name,
             )

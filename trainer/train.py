@@ -198,6 +198,7 @@ def train(
         due = len(history) % recipe.checkpoint_every == 0 or len(history) == phase.steps
         if checkpoint is not None and due and fabric.is_global_zero:
             _save(checkpoint, model, average, optimizer, history)
+    fabric.barrier()  # the checkpoint is there for all processes
     model.load_state_dict(average.module.state_dict())
     model.eval()
     return history

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class SemanticIdTable:
         header = repr(self.codebook_sizes).encode()
         return hashlib.sha256(header + np.ascontiguousarray(self.codes_NL, dtype="<i4").tobytes()).hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | BinaryIO) -> None:
         """Write one .npz file."""
         np.savez_compressed(path, codes=self.codes_NL, codebook_sizes=np.asarray(self.codebook_sizes))
 

@@ -117,8 +117,8 @@ class ItemUpdates:
         return self._apply(events, self._changes_something)
 
     def carry(self, changes: Iterable[LiveItem]) -> Rejections:
-        """Apply what another release has made of items. New ones keep their Semantic IDs, unless the codes of their texts
-        differ. Safe to repeat. Raises UnavailableError."""
+        """Apply what another release has made of items. A new one keeps its Semantic ID if this release gives its text the same
+        codes and nobody else has the ID. Safe to repeat. Raises UnavailableError."""
         changes = list(changes)
         self._carried_ids.update((live.item.item_id, live.codes) for live in changes)
         return self._apply(map(_event, changes), self._carries_something)

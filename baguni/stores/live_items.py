@@ -75,7 +75,8 @@ class LiveItemWriter:
         self, item_id: str, content_codes: Sequence[int], num_suffixes: int, taken: Collection[int], wanted: int = -1
     ) -> tuple[int, ...] | None:
         """Return a Semantic ID for a new item: the content codes and a suffix that is neither in `taken` nor another item's, or
-        None if all are. It is `wanted` if that is free, else the lowest. The same item is given the same ID again."""
+        None if all are. It is `wanted` if that is free, else the lowest. An item that asks again in the same way is given the
+        same ID."""
         arguments: list[str | int] = [item_id, ",".join(map(str, content_codes)), num_suffixes, wanted, *taken]
         with shared_redis_errors():
             suffix = int(cast("int", self._claim(keys=[self._keys.claims], args=arguments)))

@@ -69,13 +69,7 @@ class TrainedModel:
 
     def lists(self, queries: OrderQueries) -> Lists:
         """Rank for every query."""
-        ranker = self.ranker()
-        samples = self.run.samples(queries.dataset)
-        novel = _ranked(samples, queries.order_Q, ranker, True)
-        return {
-            "all": _ranked(samples, queries.order_Q, ranker, False),
-            "novel": without_bought(novel, Truth(queries)),
-        }
+        return ranked_lists(self.ranker(), self.run, queries)
 
     def held_out_lists(self, queries: OrderQueries, held_out: Int64) -> Int64:
         """Rank held-out items only, by the query for what was never bought."""
@@ -89,6 +83,16 @@ class TrainedModel:
             return generative_ranker(self.run.teacher(), self.run)
         share = self.run.recipe.rescored_share if self.variant == "served" else 0.0
         return retrieval_ranker(self.run.model(distilled=self.variant in ("C", "served")), self.run, share)
+
+
+def ranked_lists(ranker: Ranker, run: Run, queries: OrderQueries) -> Lists:
+    """Rank for every query, with a model of this run."""
+    samples = run.samples(queries.dataset)
+    novel = _ranked(samples, queries.order_Q, ranker, True)
+    return {
+        "all": _ranked(samples, queries.order_Q, ranker, False),
+        "novel": without_bought(novel, Truth(queries)),
+    }
 
 
 def train(variant: str, folder: Path, data: Path, recipe: Recipe, progress: Progress) -> TrainedModel:

@@ -131,18 +131,34 @@ def test_a_night_that_was_killed_goes_on_and_activates_once(
     assert release.published_ids.items() >= active_release.published_ids.items()
 
 
-def test_worse_lists_are_not_activated(night: Night, active_release: Release, tmp_path: Path) -> None:
-    """Beside an active release that was measured to be better."""
+def test_worse_lists_are_not_activated(night: Night, active_release: Release) -> None:
+    """Where the active release was measured to be better."""
     store = ReleaseStore(night.endpoints.releases)
-    better = renamed(active_release, tmp_path / "better", "r20990501_0000beef")
-    manifest = json.loads((better.path / "manifest.json").read_text())
-    manifest["metrics"] = {"models": {MODEL: {"all": {METRIC: 0.99}}}}
-    (better.path / "manifest.json").write_text(json.dumps(manifest))
-    store.add(better.path)
-    store.point_to("r20990501_0000beef")
-    done = night.run("--tolerance", 0.1)
+    (run,) = night.runs.glob("run-*")
+    path = store.root / (run / "release_id.python").read_text().strip() / "manifest.json"
+    kept = path.read_text()
+    manifest = json.loads(kept)
+    manifest["metrics"]["models"][f"before: {MODEL}"]["all"][METRIC] = 0.99
+    path.write_text(json.dumps(manifest))
+    try:
+        done = night.run("--tolerance", 0.1)
+    finally:
+        path.write_text(kept)
     assert done.returncode == 3, done.stdout + done.stderr
-    assert "expected at least 0.8910. r20990501_0000beef stays." in " ".join(done.stderr.split())
+    assert f"expected at least 0.8910. {active_release.release_id} stays." in " ".join(done.stderr.split())
+    assert store.active_id() == active_release.release_id
+
+
+def test_a_release_that_became_active_meanwhile_is_not_replaced(
+    night: Night, active_release: Release, tmp_path: Path
+) -> None:
+    store = ReleaseStore(night.endpoints.releases)
+    store.add(renamed(active_release, tmp_path / "other", "r20990501_0000beef").path)
+    store.point_to("r20990501_0000beef")
+    done = night.run()
+    assert done.returncode == 3, done.stdout + done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"it started from {active_release.release_id}, and r20990501_0000beef became active meanwhile" in said
     assert store.active_id() == "r20990501_0000beef"
 
 

@@ -113,6 +113,10 @@ def evaluate(data: Path, run_path: Path, recipe: str | None, seed: int, users: i
     from trainer.segments.evaluate import evaluate_segments
 
     run = _run(data, run_path, recipe, seed)
+    if run.recipe.is_warm:
+        raise InvalidInputError(
+            f"{run_path} has read the whole log: it has no month to predict; train one without --warm"
+        )
     with progress_bars() as progress:
         found = evaluate_segments(run, run.model(), users, seed, progress)
     click.echo(json.dumps(found, indent=2))
@@ -128,7 +132,7 @@ def _run(data: Path, run_path: Path, recipe: str | None, seed: int) -> Any:
 def _forecaster(data: Path, run_path: Path, recipe: str | None, seed: int) -> Iterator[Forecaster]:
     from trainer.segments.forecasts import Forecaster
 
-    run = _run(data, run_path, recipe, seed)
+    run = _run(data, run_path, recipe, seed).released
     with progress_bars() as progress:
         yield Forecaster(run, run.model(), seed, progress)
 

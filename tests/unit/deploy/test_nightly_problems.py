@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baguni.domain.catalog import Catalog
 from baguni.domain.release import Release, ReleaseStore
+from baguni.domain.semantic_ids import SemanticIdTable
 from baguni.domain.staging import OLD_S, locked
-from deploy.nightly import quality_problem, remove_runs, replay_problem, starts_warm
+from deploy.nightly import ids_problem, quality_problem, remove_runs, replay_problem, starts_warm
 from server.replay.cli import problems
 from server.replay.comparison import Comparison, Side
 from trainer.base import Facts, write_base
@@ -23,6 +26,7 @@ from trainer.evaluate import BEFORE, GENERATIVE, TEACHER
 from trainer.recipes import Recipe, recipe_named
 
 MODEL, METRIC = "retrieval, distilled", "NDCG@10"
+NO_CODES = np.zeros((0, 2), np.int32)
 NO_NUMBERS = [math.nan, math.inf, -math.inf, None, "0.3", [0.3]]
 
 
@@ -57,16 +61,40 @@ def test_an_active_release_that_was_not_measured_is_not_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_id", "orders", "worse"), [("active", 5, True), ("active", 0, False), ("another", 5, False), (None, 5, False)]
+    ("base_id", "orders", "worse"), [("active", 5, True), ("active", 0, False), ("another", 5, True), (None, 5, False)]
 )
 def test_a_warm_candidate_is_compared_on_the_orders_since_the_active_release(
     base_id: str | None, orders: int, worse: bool
 ) -> None:
-    """Which it has measured itself, unless it started from another release."""
-    models = {name: {"all": {METRIC: value}} for name, value in ((MODEL, 0.2), (BEFORE, 0.3))} if orders else {}
+    """Which it has measured itself. If it started from another release, somebody has changed the active one meanwhile."""
+    models = {name: {"all": {METRIC: value}} for name, value in ((MODEL, 0.2), (BEFORE + MODEL, 0.3))} if orders else {}
     metrics = {"base": base_id, "orders": orders, "models": models or {MODEL: {"all": {METRIC: 0.2}}}}
     candidate = Release(Path(), {"release_id": "candidate", "metrics": metrics})
     assert bool(problem(release("active", 0.1), candidate)) == worse
+
+
+@pytest.mark.parametrize(("unseen", "worse"), [(0.21, True), (0.2, False), (None, False)])
+def test_a_candidate_that_was_trained_anew_is_compared_with_the_last_that_was(
+    unseen: float | None, worse: bool
+) -> None:
+    """The numbers of warm nights between them are of orders that they had seen."""
+    models = {MODEL: {"all": {METRIC: 0.9}}}
+    before = {"models": {MODEL: {"all": {METRIC: unseen}}}} if unseen else {}
+    metrics = {"base": "an-earlier-one", "orders": 5, "models": models, "unseen": before}
+    active = Release(Path(), {"release_id": "active", "metrics": metrics})
+    assert bool(problem(active, release("candidate", 0.199))) == worse
+
+
+def test_ids_that_would_move_are_named() -> None:
+    def with_ids(**ids: tuple[int, ...]) -> Release:
+        found = Release(Path(), {"release_id": "r"})
+        found.__dict__.update(catalog=Catalog([], {}), semantic_ids=SemanticIdTable(NO_CODES, (4, 4)), reserved_ids=ids)
+        return found
+
+    active = with_ids(a=(1, 0), b=(1, 1))
+    assert ids_problem(active, with_ids(a=(1, 0), b=(1, 1), new=(1, 2))) == ""
+    assert "of 1 items would move, that of 'b' among them" in ids_problem(active, with_ids(a=(1, 0), b=(2, 1)))
+    assert "of 2 items would move" in ids_problem(active, with_ids(c=(1, 0)))
 
 
 @pytest.mark.parametrize("setting", ["all", "novel"])
@@ -89,15 +117,16 @@ def test_a_generative_head_that_is_clearly_below_its_teacher_is_refused(
 def test_a_night_starts_from_the_weights_of_the_same_recipe_for_some_nights_in_a_row(tmp_path: Path) -> None:
     tiny = recipe_named("tiny", text_encoder="mine")
 
-    def based_on(recipe: Recipe, warm_runs: int) -> Path:
+    def based_on(recipe: Recipe, warm_runs: int, until_ms: int | None = 0) -> Path:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        write_base(folder, Facts("r1", recipe, 0, (4, 4), warm_runs), [], {}, {})
+        write_base(folder, Facts("r1", recipe, until_ms, (4, 4), warm_runs), [], {}, {})
         return folder
 
     words = ["--text-encoder", "mine"]
     assert starts_warm(based_on(tiny, 0), "tiny", words, 3)
     assert starts_warm(based_on(tiny.warm(123), 2), "tiny", words, 3)
     assert not starts_warm(based_on(tiny.warm(123), 3), "tiny", words, 3)
+    assert not starts_warm(based_on(tiny, 0, until_ms=None), "tiny", words, 3)
     assert not starts_warm(based_on(tiny, 0), "tiny", [], 3)
     assert not starts_warm(based_on(replace(tiny, steps=7), 0), "tiny", words, 3)
     assert not starts_warm(tmp_path / "no-base", "tiny", words, 3)

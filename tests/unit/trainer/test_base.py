@@ -3,8 +3,8 @@ its weights."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from baguni.domain.errors import InvalidInputError, NotFoundError
 from baguni.domain.release import RESERVED_IDS, Release
 from baguni.domain.semantic_ids import SemanticIds, write_ids
 from tests.tiny_shop import write_tiny_shop
-from trainer.base import Base, Facts, base_on_release, write_base
-from trainer.evaluate import BEFORE, DISTILLED, evaluate_warm
+from trainer.base import Base, Facts, base_on_release, quantiser_of, write_base
+from trainer.evaluate import BEFORE, DISTILLED, GENERATIVE, evaluate, evaluate_warm, released_rankers
 from trainer.recipes import Recipe, recipe_named
 from trainer.rqvae import RqVae, RqVaeRecipe, fit_rqvae
 from trainer.run import Run, semantic_ids_of
 
 SIZE = 8
+PCA = RqVaeRecipe(encoder="pca")
 
 
 def texts_of(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -138,9 +139,15 @@ def test_a_warm_run_is_measured_beside_its_base_on_the_orders_since(warm: Run, t
     metrics = evaluate_warm(warm)
     assert metrics["base"] == tiny_release.release_id
     assert metrics["orders"] > 0
-    assert {BEFORE, DISTILLED, "generative"} <= metrics["models"].keys()
-    values = [metrics["models"][name]["all"]["NDCG@10"] for name in (BEFORE, DISTILLED)]
-    assert all(0 < value < 1 for value in values)
+    for name in (DISTILLED, GENERATIVE, "retrieval, rescored"):
+        assert metrics["models"][name] != metrics["models"][BEFORE + name]
+    assert metrics["unseen"] == {}
+    before = Run.opened(warm.path / "before", warm.dataset_path)
+    state = before.fresh_model()
+    state.load_state_dict(Base(warm.path / "base").model_state(state.state_dict(), warm.item_ids))
+    by_hand = evaluate(before, rankers=released_rankers(state.eval(), before))["models"][DISTILLED]
+    assert metrics["models"][BEFORE + DISTILLED] == by_hand
+    assert metrics["orders"] == metrics["models"][DISTILLED]["all"]["orders"]
 
 
 def test_a_warm_run_without_an_order_since_its_base_has_nothing_to_measure(warm: Run, tmp_path: Path) -> None:
@@ -178,9 +185,10 @@ def test_a_refit_knows_the_whole_log_and_keeps_every_id(trained: Run, tmp_path: 
     alone.train_all()
     assert alone.released is alone
     alone.refitted()
-    with pytest.raises(NotFoundError, match=r"distilled\.pt does not exist yet"):
+    with pytest.raises(NotFoundError, match=r"metrics\.json does not exist yet"):
         _ = alone.released
     refit = alone.refit()
+    (refit.path / "metrics.json").write_text("{}")
     assert alone.released.path == refit.path
     assert refit.test_start_ms > refit.dataset.time_E.max()
     assert len(refit.training_log.time_E) == len(alone.dataset.time_E) > len(alone.training_log.time_E)
@@ -188,12 +196,12 @@ def test_a_refit_knows_the_whole_log_and_keeps_every_id(trained: Run, tmp_path: 
     assert refit.warm_runs == 0
 
 
-@pytest.mark.parametrize("change", [{"text_encoder": "other"}, {"rqvae": RqVaeRecipe(codebook_size=9)}])
+@pytest.mark.parametrize("change", [{"text_encoder": "other"}, {"rqvae": RqVaeRecipe(codebook_size=9)}, {"rqvae": PCA}])
 def test_ids_by_other_settings_would_move(
     tiny_release: Release, trained: Run, tmp_path: Path, change: dict[str, object]
 ) -> None:
     base_on_release(tmp_path / "run", tiny_release)
-    with pytest.raises(InvalidInputError, match=r"they would move; --retokenize allows it"):
+    with pytest.raises(InvalidInputError, match=r"they would move\. Train without --after; .* needs --retokenize"):
         Run(tmp_path / "run", trained.dataset_path, replace(trained.recipe, **change))  # type: ignore[arg-type]
 
 
@@ -212,13 +220,45 @@ def test_a_warm_run_needs_a_base_and_a_base_a_release_that_says_until_when(
     with pytest.raises(InvalidInputError, match="there are no weights to start from"):
         Run.warm(tmp_path / "run", trained.dataset_path, trained.recipe)
     manifest = {name: value for name, value in tiny_release.manifest.items() if name != "trained_until_ms"}
-    with pytest.raises(InvalidInputError, match="does not say until when it was trained"):
-        base_on_release(tmp_path / "run", replace(tiny_release, manifest=manifest))
-    assert Base.of(tmp_path / "run") is None
+    older = base_on_release(tmp_path / "older", replace(tiny_release, manifest=manifest))
+    assert older.published_ids == tiny_release.published_ids
+    with pytest.raises(InvalidInputError, match="does not say until when it was trained: train anew"):
+        Run.warm(tmp_path / "older", trained.dataset_path, trained.recipe)
+    assert not (tmp_path / "older" / "recipe.json").exists()
+    assert Run(tmp_path / "older", trained.dataset_path, trained.recipe).base == older
 
 
-def test_the_first_base_of_a_run_stays(tiny_release: Release, tmp_path: Path) -> None:
-    first = base_on_release(tmp_path / "run", tiny_release)
-    manifest = {**tiny_release.manifest, "release_id": "r2"}
-    assert base_on_release(tmp_path / "run", replace(tiny_release, manifest=manifest)).facts == first.facts
-    assert json.loads((first.path / "base.json").read_text())["name"] == tiny_release.release_id
+def test_a_run_that_has_begun_takes_no_other_base(tiny_release: Release, trained: Run, tmp_path: Path) -> None:
+    other = replace(tiny_release, manifest={**tiny_release.manifest, "release_id": "r2"})
+    base_on_release(tmp_path / "run", tiny_release)
+    assert base_on_release(tmp_path / "run", other).facts.name == "r2"  # nothing was made of the first
+    Run(tmp_path / "run", trained.dataset_path, trained.recipe)
+    assert base_on_release(tmp_path / "run", other).facts.name == "r2"
+    with pytest.raises(InvalidInputError, match=f"begun with r2, not with {tiny_release.release_id}"):
+        base_on_release(tmp_path / "run", tiny_release)
+    Run(tmp_path / "alone", trained.dataset_path, trained.recipe)
+    with pytest.raises(InvalidInputError, match="begun without a base"):
+        base_on_release(tmp_path / "alone", tiny_release)
+
+
+def test_several_processes_may_write_the_base_of_one_training(tiny_release: Release, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        bases = list(pool.map(lambda _: base_on_release(tmp_path / "run", tiny_release), range(8)))
+    assert {base.facts.name for base in bases} == {tiny_release.release_id}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["base"]
+
+
+def test_ids_that_others_were_given_are_taken_over_unless_somebody_has_them(
+    tiny_release: Release, tmp_path: Path
+) -> None:
+    own_id, own_codes = next(iter(tiny_release.published_ids.items()))
+    more = {"first": (0, 0, 15), "second": (0, 0, 15), "third": own_codes, own_id: (0, 0, 14)}
+    found = base_on_release(tmp_path / "run", tiny_release, more).published_ids
+    assert found == {**tiny_release.published_ids, "first": (0, 0, 15)}
+
+
+def test_releases_with_the_same_codebooks_are_known_by_them(trained: Run, warm: Run, tiny_release: Release) -> None:
+    assert quantiser_of(trained.rqvae().state_dict()) == quantiser_of(warm.rqvae().state_dict())
+    assert tiny_release.manifest["quantiser"] == quantiser_of(trained.rqvae().state_dict())
+    other = RqVae(16, 1, trained.recipe.rqvae)
+    assert quantiser_of(other.state_dict()) != tiny_release.manifest["quantiser"]
