@@ -55,7 +55,7 @@ SEED = click.option("--seed", default=0, show_default=True, help="With --recipe.
 @click.option(
     "--warm",
     is_flag=True,
-    help="With --after: start from its weights, and learn the whole log in a fifth of the steps.",
+    help="With --after: start from its weights, and take a fifth of the steps, on orders of the whole log.",
 )
 @click.option("--releases", type=click.Path(path_type=Path), default=None, help="The release store, for --after.")
 @RAY

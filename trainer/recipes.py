@@ -15,13 +15,15 @@ from trainer.text import BUNDLED
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """How the retrieval head learns the generative head's judgement. `num_*`: candidates per user from each source;
+    """How the retrieval head learns the generative head's judgement. `batch_size`: users of a step, None: as many as in the
+    training before; `num_*`: candidates per user from each source;
     `num_beams`: those that the teacher would generate itself.
     `generative_share`: of the teacher's score of everything, `novel_generative_share` of what is new; the rest is its own
     retrieval score. `truth_weight`: of both heads' own losses meanwhile. `gated`: only from users for whom the
     teacher is right."""
 
     steps: int = 120
+    batch_size: int | None = None
     learning_rate: float = 3e-4
     warmup_steps: int = 20
     generative_share: float = 0.5

@@ -328,6 +328,7 @@ class Run:
             run = self.refitted()
         run.fabric = self.fabric
         run.train_all(progress)
+        run.tracking.close()
         return run
 
     def refitted(self) -> Run:
@@ -364,10 +365,11 @@ class Run:
 
     @contextmanager
     def _on_step(self, stage: str, steps: int, progress: Progress) -> Iterator[Callable[[int, Losses], None]]:
+        title = f"{stage}, warm" if self.recipe.is_warm else stage
         with self.tracking.told(stage.replace(" ", "_")) as tell:
 
             def on_step(step: int, losses: Losses) -> None:
-                progress(stage, step + 1, steps, in_words(losses))
+                progress(title, step + 1, steps, in_words(losses))
                 if self.fabric.is_global_zero:
                     tell(step, losses)
 

@@ -178,7 +178,7 @@ def train(
     step_module.train()
     shard = (fabric.global_rank, fabric.world_size)
     steps = (first_step + len(history), first_step + phase.steps)
-    for done, batch in batches(data.samples, recipe.batch_size, *steps, shard):
+    for done, batch in batches(data.samples, phase.batch_size or recipe.batch_size, *steps, shard):
         step = done - first_step
         set_learning_rate(optimizer, phase.learning_rate, step, phase.warmup_steps, phase.steps)
         losses = step_module(fabric.to_device(batch), done)

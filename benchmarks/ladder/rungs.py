@@ -59,16 +59,19 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_targets": 3,
         "min_test_orders": 1,
         "teacher": TeacherRecipe(num_targets=4),
-        # Histories have some 20 lines and shelves 50 items: fewer candidates are as wide a choice.
+        # Histories have some 20 lines and shelves 50 items: fewer candidates have all that is likely, and more steps fit into
+        # the same time.
         "distill": replace(
             recipe_named("design").distill,
-            steps=720,
+            steps=1_500,
+            batch_size=96,
             learning_rate=2e-3,
-            num_known=17,
-            num_student=48,
-            num_same_category=48,
-            num_random=32,
-            num_beams=16,
+            num_true=6,
+            num_known=8,
+            num_student=32,
+            num_same_category=8,
+            num_random=8,
+            num_beams=24,
         ),
     },
 }
