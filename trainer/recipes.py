@@ -73,7 +73,8 @@ class Recipe:
         everything counts; 0 saves asking it
     until_ms: training reads no event from this moment on, ms UTC; None: from the start of the log's last calendar month
     is_warm: whether training starts from the weights of the run's base, see `trainer.base`
-    warm_share: of the steps, for a training that starts from a base
+    warm_share, warm_rate: of the steps and of the learning rates, for a training that starts from a base; at the full rate, it
+        loses more than the newest month brings (ADR 31)
     """
 
     name: str
@@ -129,21 +130,24 @@ class Recipe:
     until_ms: int | None = None
     is_warm: bool = False
     warm_share: float = 0.2
+    warm_rate: float = 0.3
 
     def warm(self, until_ms: int | None) -> Recipe:
         """Return the recipe for starting from a base. Raises InvalidInputError for one with a teacher of its own."""
         if self.teacher is not None:
             raise InvalidInputError(f"the recipe {self.name!r} has a teacher of its own: it cannot start from a base")
-        share, distill = self.warm_share, self.distill
+        share, rate, distill = self.warm_share, self.warm_rate, self.distill
         return replace(
             self,
             until_ms=until_ms,
             is_warm=True,
             steps=max(round(share * self.steps), 1),
+            learning_rate=rate * self.learning_rate,
             warmup_steps=round(share * self.warmup_steps),
             distill=replace(
                 distill,
                 steps=max(round(share * distill.steps), 1),
+                learning_rate=rate * distill.learning_rate,
                 warmup_steps=round(share * distill.warmup_steps),
             ),
         )
