@@ -78,7 +78,7 @@ def train(
     \b
     baguni train .baguni/complete-journey --run .baguni/training
     baguni train my-shop/ --run .baguni/tonight --after r20261124_1f3a9c02 --warm       from a release, in a fifth of the time
-    torchrun --nproc-per-node 2 -m baguni.cli train .baguni/complete-journey       on two processes, or two GPUs
+    torchrun --nproc-per-node 2 -m -- baguni.cli train my-shop/ --run .baguni/two       on two processes, or two GPUs
     baguni train .baguni/complete-journey --ray auto       texts are read on a Ray cluster, the rest here
     """
     from baguni.domain.release import ReleaseStore
