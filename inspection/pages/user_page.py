@@ -205,7 +205,10 @@ class UserView:
         self._show_notice()
         self._show_timeline(now_ms)
         log = self.connections.orders
-        truth = None if log is None else await wanted(blocking(lambda: [log.next_order(self.user_id, now_ms)]))
+        truth = None
+        if log is not None:
+            found = await wanted(attempt(blocking(lambda: [log.next_order(self.user_id, now_ms)])))
+            truth = None if isinstance(found, Problem) else found
         lists = await self._lists(now_ms)
         if generation != self.generation:
             return
