@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from benchmarks.quality.measure import Paired, Truth, compare, order_values
 from benchmarks.quality.ours import ranked_lists
 from benchmarks.result import RESULTS, Row, write_result
-from trainer.base import Facts, write_base
 from trainer.cli import progress_bars
 from trainer.data.complete_journey import prepare
 from trainer.data.queries import OrderQueries
@@ -38,7 +37,7 @@ from trainer.evaluate import retrieval_ranker
 from trainer.files import share, written_whole
 from trainer.model import DualHeadModel
 from trainer.recipes import Recipe, recipe_named
-from trainer.run import Progress, Run
+from trainer.run import ITEM_FILES, Progress, Run
 
 DATA, WORK = Path(".baguni/complete-journey"), Path(".baguni/nights")
 METRIC = "NDCG@10"
@@ -114,7 +113,7 @@ class Nights:
         models["nightly"] = (night, night.model())
         if number % WEEK == 0:
             anew = Run(self.work / f"anew-{number:02}", self.data, replace(self.recipe, until_ms=until_ms))
-            share(self.first.path, anew.path, ("embeddings.npy", "rqvae.pt", "semantic_ids.npz"))
+            share(self.first.path, anew.path, ITEM_FILES)
             self._timed("anew", anew)
             models["anew"] = (anew, anew.model())
         return models
@@ -132,10 +131,7 @@ class Nights:
 
     def _based_on(self, before: Run, name: str, until_ms: int) -> Run:
         path = self.work / name
-        weights = {"model": before.model().state_dict(), "rqvae": before.rqvae().state_dict()}
-        facts = Facts(before.path.name, before.recipe, before.test_start_ms, before.semantic_ids().codebook_sizes)
-        write_base(path, facts, before.item_ids, before.published_ids, weights)
-        share(self.first.path, path, ("embeddings.npy",))
+        before.become_base_of(path)
         run = Run(path, self.data, self.recipe.warm(until_ms))
         run.dataset = self.first.dataset
         run.fit_semantic_ids(self._progress)

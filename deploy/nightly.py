@@ -124,15 +124,14 @@ def nightly(
     run_path = runs / _name(data, recipe, text_encoder, *(["retokenize"] if retokenize else []))
     context.with_resource(locked(_lock(run_path), lambda: click.echo(f"wait for another night with {run_path}")))
     words = ["--text-encoder", text_encoder] if text_encoder else []
-    active = store.active_id()
     if not (run_path / "metrics.json").is_file():
-        if active is not None and not retokenize and not (run_path / "recipe.json").is_file():
-            _take_over(run_path, store, store.get(active, verify=False))
+        if not (run_path / "recipe.json").is_file() and not retokenize and (before := store.active_id()) is not None:
+            _take_over(run_path, store, store.get(before, verify=False))
         if starts_warm(run_path, recipe, words, warm_runs):
             words += ["--warm"]
         _command("train", str(data), "--run", str(run_path), "--recipe", recipe, *words)
     candidate = _exported(run_path, data, store, target)
-    active = store.active_id()  # somebody may have changed it meanwhile
+    active = store.active_id()  # after the training: somebody may have changed it meanwhile
     if candidate.release_id == active:
         click.echo(f"{active} is active already: the data and the settings are those that it was trained on.")
     elif active is not None:

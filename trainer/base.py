@@ -1,5 +1,5 @@
-"""What a run takes over from a finished one, usually the release before it: Semantic IDs that are published, and weights to
-start from.
+"""The base of a run: what it takes over from a finished one, usually the release before it. Semantic IDs that are published,
+and weights to start from.
 
 RUN/base/
   base.json            where it comes from, its recipe, the moment at which its training ended, the sizes of its codebooks
@@ -45,7 +45,7 @@ class Facts:
     name: of the release or run
     trained_until_ms: the moment at which its training ended, ms UTC; None if an older version made it, which did not say so
     codebook_sizes: number of codes of each level
-    warm_runs: how many runs in a row started from the weights of the one before
+    warm_runs: number of runs in a row that started from the weights of the one before
     unseen: the last evaluation, in this row of runs, on a month that the model had not seen
     """
 
@@ -59,7 +59,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Base:
-    """What `write_base` wrote, in a run's folder."""
+    """A base in a run's folder, as `write_base` wrote it."""
 
     path: Path
 

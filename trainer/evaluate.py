@@ -24,7 +24,7 @@ from trainer.metrics import coverage, gini, mean_interval, per_order, popularity
 from trainer.model import DualHeadModel
 from trainer.peers import RECENT, RECENT_AND_EASE, Peer, ranked
 from trainer.retrieval import whole_catalogue, with_repeat_score
-from trainer.run import Progress, Run, silent
+from trainer.run import ITEM_FILES, Progress, Run, silent
 from trainer.samples import Batch, OrderSamples
 
 K = 10
@@ -119,7 +119,7 @@ def evaluate_warm(
     assert until_ms is not None
     before = Run(run.path / "before", run.dataset_path, replace(run.recipe, until_ms=until_ms, is_warm=False))
     before.dataset = run.dataset
-    share(run.path, before.path, ("embeddings.npy", "rqvae.pt", "semantic_ids.npz", "dual_head.pt", "distilled.pt"))
+    share(run.path, before.path, (*ITEM_FILES, "dual_head.pt", "distilled.pt"))
     model = before.fresh_model()
     model.load_state_dict(base.model_state(model.state_dict(), run.item_ids))
     rankers = {**own_rankers(before), **released_rankers(model.eval(), before, BEFORE)}

@@ -56,8 +56,10 @@ if TYPE_CHECKING:
 
 POPULARITY_DAYS = 28
 MIN_SUFFIX_CODES = 16
+ITEM_FILES = ("embeddings.npy", "rqvae.pt", "semantic_ids.npz")
+"""Files of a run that depend on items only."""
 ENCODING = ("encoder", "latent_dim", "hidden", "num_levels", "codebook_size", "distinct")
-"""What decides the codes of a text, besides the weights."""
+"""Fields of a quantiser's recipe that decide the codes of a text, besides the weights."""
 NOT_TRAINED = {"num_beams", "rescored_share"}  # of a recipe: what a release decides, not a training
 
 Progress = Callable[[str, int, int, str], None]
@@ -170,7 +172,7 @@ class Run:
 
     @property
     def warm_runs(self) -> int:
-        """How many runs in a row, this one included, started from the weights of the one before."""
+        """Number of runs in a row, this one included, that started from the weights of the one before."""
         return self.base.facts.warm_runs + 1 if self.base is not None and self.recipe.is_warm else 0
 
     def starting_model(self) -> DualHeadModel:
@@ -333,15 +335,19 @@ class Run:
 
     def refitted(self) -> Run:
         """Return the run that starts from this finished one and reads the whole log. It has no month to be measured on."""
-        if (self.path / "refit" / "recipe.json").is_file():
-            return Run.opened(self.path / "refit", self.dataset_path)
-        path, sizes = self.path / "refit", self.semantic_ids().codebook_sizes
+        path = self.path / "refit"
+        if (path / "recipe.json").is_file():
+            return Run.opened(path, self.dataset_path)
+        self.become_base_of(path, warm_runs=-1)  # a refit is no warm run
+        return Run.warm(path, self.dataset_path, self.recipe, self.dataset)
+
+    def become_base_of(self, path: Path, warm_runs: int = 0) -> None:
+        """Write the base of another run on the same data from this finished one. `warm_runs`: see `trainer.base`."""
         weights = {"model": self.model().state_dict(), "rqvae": self.rqvae().state_dict()}
-        not_counted = -1  # a refit is no warm run
-        facts = Facts(self.path.name, self.recipe, self.test_start_ms, sizes, not_counted)
+        sizes = self.semantic_ids().codebook_sizes
+        facts = Facts(self.path.name, self.recipe, self.test_start_ms, sizes, warm_runs)
         write_base(path, facts, self.item_ids, self.published_ids, weights)
         share(self.path, path, ("embeddings.npy",))
-        return Run.warm(path, self.dataset_path, self.recipe, self.dataset)
 
     @property
     def published_ids(self) -> SemanticIds:

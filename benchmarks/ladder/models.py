@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.measure import SETTINGS, K, Truth, order_values
-from benchmarks.quality.ours import ITEM_FILES, TrainedModel
+from benchmarks.quality.ours import TrainedModel
 from benchmarks.quality.shop import Shop
 from trainer.files import share
 from trainer.recipes import Recipe, recipe_named
-from trainer.run import Progress, Run
+from trainer.run import ITEM_FILES, Progress, Run
 
 Float16 = NDArray[np.float16]
 METRICS = (f"HR@{K}", f"NDCG@{K}")

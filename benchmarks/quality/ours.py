@@ -30,7 +30,7 @@ from trainer.data.reading import ACTIONS
 from trainer.evaluate import Ranker, generative_ranker, retrieval_ranker
 from trainer.files import share
 from trainer.recipes import Recipe
-from trainer.run import Progress, Run
+from trainer.run import ITEM_FILES, Progress, Run
 from trainer.samples import Batch, OrderSamples
 
 BATCH_SIZE = 128
@@ -50,7 +50,6 @@ DESCRIPTIONS = {
     "served": "The list of C, the first 200 of everything ordered anew with a share of the generative head's log-likelihood.",
     "teacher": "The generative head of B, by beam search.",
 }
-ITEM_FILES = ("embeddings.npy", "rqvae.pt", "semantic_ids.npz")
 
 
 @dataclass(frozen=True)

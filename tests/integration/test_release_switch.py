@@ -239,7 +239,7 @@ def test_a_release_has_the_changes_of_items_before_it_is_active(
 def test_the_semantic_id_of_an_item_stays_from_release_to_release(
     running: Endpoints, active_release: Release, tmp_path: Path
 ) -> None:
-    """Of one that is reserved for it, of one that came while the next release was trained, and of one that came before that."""
+    """Three items: an ID is reserved for one, one came while the next release was trained, and one came before that."""
     releases = ReleaseStore(running.releases)
     model = active_release.catalog.items[3]
     twins = {name: replace(model, item_id=f"twin-{name}") for name in ("one", "two", "back")}

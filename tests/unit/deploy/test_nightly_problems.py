@@ -66,7 +66,7 @@ def test_an_active_release_that_was_not_measured_is_not_compared() -> None:
 def test_a_warm_candidate_is_compared_on_the_orders_since_the_active_release(
     base_id: str | None, orders: int, worse: bool
 ) -> None:
-    """Which it has measured itself. If it started from another release, somebody has changed the active one meanwhile."""
+    """The candidate has measured both. If it started from another release, somebody has changed the active one meanwhile."""
     models = {name: {"all": {METRIC: value}} for name, value in ((MODEL, 0.2), (BEFORE + MODEL, 0.3))} if orders else {}
     metrics = {"base": base_id, "orders": orders, "models": models or {MODEL: {"all": {METRIC: 0.2}}}}
     candidate = Release(Path(), {"release_id": "candidate", "metrics": metrics})
