@@ -12,7 +12,8 @@ import math
 from contextlib import closing
 
 from baguni.domain.errors import InvalidInputError
-from baguni.stores.forgotten import ForgottenUsers
+from baguni.stores.forgotten import OVERLAP_MS, ForgottenUsers
+from baguni.stores.personal_data import NotSearchedError
 from baguni.stores.redis_client import connect
 from crm.settings import CrmSettings
 from crm.state import CampaignState
@@ -21,11 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def forget_listed(state: CampaignState, forgotten: ForgottenUsers) -> int:
-    """Forget everybody who was added to the list since the last call. The caller holds the state's lock. Returns the number of
-    users. Raises UnavailableError."""
-    num_users = 0
-    while entries := forgotten.since(state.forgotten_until):
-        state.forget({entry.user_id: entry.until_ms for entry in entries}, entries[-1].position)
+    """Forget everybody who was added to the list since the last call, and again those of OVERLAP_MS before. The caller holds
+    the state's lock. Returns the number of users. Raises UnavailableError."""
+    num_users, position = 0, max(state.forgotten_until - OVERLAP_MS, 0)
+    while entries := forgotten.since(position):
+        position = entries[-1].position
+        state.forget({entry.user_id: entry.until_ms for entry in entries}, max(position, state.forgotten_until))
         num_users += len(entries)
     return num_users
 
@@ -34,7 +36,7 @@ def forget_unless_running(settings: CrmSettings) -> None:
     """Forget everybody on the list, unless a campaign runs: it does so itself. Raises UnavailableError."""
     with closing(CampaignState(settings.crm_state)) as state, connect(settings.redis_url) as client:
         try:
-            with state.lock():
+            with state.lock(wait_s=0):
                 forget_listed(state, ForgottenUsers(client))
         except InvalidInputError:
             log.info("a campaign is running: it forgets users at its end")
@@ -42,10 +44,10 @@ def forget_unless_running(settings: CrmSettings) -> None:
 
 def personal_data(user_id: str, erase: bool) -> list[str]:
     """Return what the state of campaigns has of a user, and remove it if asked to. Raises InvalidInputError while a campaign
-    runs."""
+    runs, and NotSearchedError."""
     settings = CrmSettings()
     if not settings.crm_state.is_dir():
-        return []
+        raise NotSearchedError(f"the folder {settings.crm_state} does not exist here")
     with closing(CampaignState(settings.crm_state)) as state:
         found = [f"{settings.crm_state}: {count} rows of {table}" for table, count in state.rows_of(user_id).items()]
         if erase and found:

@@ -191,16 +191,22 @@ class ItemUpdates:
         return rejected
 
     def _publish(self, live: Sequence[LiveItem]) -> None:
-        """First where it is searched, then where it is announced: a gateway that knows an item can find it."""
-        present = [IndexedItem(x.item, x.item_vector, x.content_vector) for x in live if not x.removed]
-        removed = [x.item.item_id for x in live if x.removed]
-        if present:
-            self._servers.index.upsert(present)
-        if removed:
-            self._servers.index.delete(removed)
-        if live:
-            self._servers.live_items.write(live)
-        self._live.update((item.item.item_id, item) for item in live)
+        """Write items where they are searched, then where they are announced: a gateway that knows an item can find it. Where
+        another consumer has announced a later event of an item meanwhile, the index gets that one again."""
+        while live:
+            present = [IndexedItem(x.item, x.item_vector, x.content_vector) for x in live if not x.removed]
+            removed = [x.item.item_id for x in live if x.removed]
+            if present:
+                self._servers.index.upsert(present)
+            if removed:
+                self._servers.index.delete(removed)
+            older = self._servers.live_items.write(live)
+            self._live.update((item.item.item_id, item) for item in live if item.item.item_id not in older)
+            if older:
+                self._live.update((item.item.item_id, item) for item in self._servers.live_items.changes())
+            refused_ms = {item.item.item_id: item.time_ms for item in live if item.item.item_id in older}
+            known = (self._known(item_id) for item_id in refused_ms)
+            live = [item for item in known if item is not None and item.time_ms > refused_ms[item.item.item_id]]
 
     def _known(self, item_id: str) -> LiveItem | None:
         """The item as it is now: from an earlier event, or from the release."""

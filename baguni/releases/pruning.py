@@ -25,7 +25,7 @@ from baguni.stores.served import served
 
 SCANNED = 1_000
 # Exactly the keys of stores/live_items.py: a user may be called "items:rye", and has a history under "baguni:{items:rye}:h".
-_ITEM_KEYS = re.compile(r"baguni:\{items:([A-Za-z0-9_]{1,64})\}(:changes|:sequence|:claims)?")
+_ITEM_KEYS = re.compile(r"baguni:\{items:([A-Za-z0-9_]{1,64})\}(:changes|:sequence|:claims|:times)?")
 _GROUP_KEYS = "baguni:positions:baguni-items-"  # then the release, then the suffix of groups
 
 

@@ -25,6 +25,9 @@ _READ_KEY = "baguni:forgotten:read:"  # and a process: the position up to which 
 KEPT_S = 30 * 86_400
 READ_KEPT_S = 3_600  # of a process; longer than it may be silent
 AT_ONCE = 5_000
+OVERLAP_MS = (
+    600_000  # of two readings by one who knows no epoch: what clocks of a primary and its replica may differ by
+)
 # Until a deletion is applied, lists are still made from what it removes: they go too. A consumer that is later than this has
 # been unavailable for a day.
 APPLIED_WITHIN_MS = 86_400_000
@@ -65,9 +68,10 @@ class ForgottenUsers:
                 self._note(keys=[KEY, _TIMES_KEY], args=[KEPT_S * 1000, *pairs])
 
     def since(self, position: int) -> list[Entry]:
-        """Return the entries after a position, in order; at most AT_ONCE, so ask again."""
+        """Return the entries after a position, in order; at most AT_ONCE, so ask again. Who keeps a position for longer begins
+        OVERLAP_MS before it: after a failover, new entries may have earlier positions."""
         with shared_redis_errors():
-            reply = self._read(keys=[KEY, _TIMES_KEY], args=[position, AT_ONCE])
+            reply = self._read(keys=[KEY, _TIMES_KEY], args=["", position, AT_ONCE])
         return _entries(cast("list[bytes]", reply))
 
     def position_of(self, user_id: str) -> int | None:
@@ -92,15 +96,16 @@ class ForgottenFollower:
     def __init__(self, client: redis.asyncio.Redis, process: str) -> None:
         self._client, self._process = client, process
         self._read = client.register_script(_READ)
-        self._position = 0
+        self._epoch, self._position = "", 0
 
     async def new(self) -> list[Entry]:
-        """Return the entries since the last call, in order; the first call returns all. Raises UnavailableError."""
+        """Return the entries since the last call, in order; the first call, and the first after a restart or a failover of
+        Redis, returns all. Raises UnavailableError."""
         found: list[Entry] = []
         while True:
             with shared_redis_errors():
-                reply: Any = await self._read(keys=[KEY, _TIMES_KEY], args=[self._position, AT_ONCE])
-            entries = _entries(reply)
+                reply: Any = await self._read(keys=[KEY, _TIMES_KEY], args=[self._epoch, self._position, AT_ONCE])
+            self._epoch, entries = reply[0].decode(), _entries(reply)
             self._position = entries[-1].position if entries else self._position
             found += entries
             if len(entries) < AT_ONCE:
@@ -113,7 +118,8 @@ class ForgottenFollower:
 
 
 def _entries(reply: Sequence[bytes]) -> list[Entry]:
+    """Return the entries of a reply, which begins with the epoch."""
     return [
         Entry(user_id.decode(errors="replace"), int(position), int(float(time_ms)))
-        for user_id, position, time_ms in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+        for user_id, position, time_ms in zip(reply[1::3], reply[2::3], reply[3::3], strict=True)
     ]

@@ -1,8 +1,8 @@
 """Items that changed since their release was built, in Redis: item consumers write them for every gateway and for each other.
 
-One hash contains each changed item whole. A sorted set contains the order of the changes, so that a reader asks only for what
-is new since its last call. Another hash contains the owner of each new Semantic ID. All belong to one release, and their
-size is bounded by the number of items that ever changed.
+One hash contains each changed item whole, another the time of its event. A sorted set contains the order of the changes, so
+that a reader asks only for what is new since its last call. Another hash contains the owner of each new Semantic ID. All belong
+to one release, and their size is bounded by the number of items that ever changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import redis
@@ -52,22 +52,25 @@ class LiveItemWriter:
         self._changes = client.register_script(_CHANGES)
         self._claim = client.register_script(_CLAIM)
         self._keys = _Keys(release_id)
-        self._last_sequence = 0
+        self._place = _Place()
 
-    def write(self, items: Sequence[LiveItem]) -> None:
-        """Publish items, in their order, at once."""
-        arguments = [part for live in items for part in (live.item.item_id, _encode(live))]
+    def write(self, items: Sequence[LiveItem]) -> set[str]:
+        """Publish items, in their order, at once. Return the ids of those that were left out, because a later event of the
+        item was published before."""
+        arguments = [part for live in items for part in (live.item.item_id, live.time_ms, _encode(live))]
         with shared_redis_errors():
-            self._write(keys=self._keys.changing, args=arguments)
+            older = cast("list[bytes]", self._write(keys=[*self._keys.changing, self._keys.times], args=arguments))
+        return {item_id.decode() for item_id in older}
 
     def changes(self) -> list[LiveItem]:
-        """Return the items that anyone changed since the last call, in order; the first call returns all of them."""
+        """Return the items that anyone changed since the last call, in order; the first call, and the first after a restart
+        or a failover of Redis, returns all of them."""
         found: list[LiveItem] = []
         is_last = False
         while not is_last:
             with shared_redis_errors():
-                reply = self._changes(keys=self._keys.changing, args=[self._last_sequence, ITEMS_A_CALL])
-            self._last_sequence, changed, is_last = _changed(cast("list[bytes]", reply), self._last_sequence)
+                reply = self._changes(keys=self._keys.changing, args=[*self._place, ITEMS_A_CALL])
+            self._place, changed, is_last = _changed(cast("list[bytes]", reply), self._place)
             found += changed
         return found
 
@@ -89,18 +92,25 @@ class LiveItemReader:
     def __init__(self, client: redis.asyncio.Redis, release_id: str) -> None:
         self._changes = client.register_script(_CHANGES)
         self._keys = _Keys(release_id)
-        self._last_sequence = 0
+        self._place = _Place()
 
     async def changes(self) -> list[LiveItem]:
-        """Return the items that changed since the last call, in order."""
+        """Return the items that changed since the last call, in order; all of them after a restart or a failover of Redis."""
         found: list[LiveItem] = []
         is_last = False
         while not is_last:
             with shared_redis_errors():
-                reply: Any = await self._changes(keys=self._keys.changing, args=[self._last_sequence, ITEMS_A_CALL])
-            self._last_sequence, changed, is_last = _changed(reply, self._last_sequence)
+                reply: Any = await self._changes(keys=self._keys.changing, args=[*self._place, ITEMS_A_CALL])
+            self._place, changed, is_last = _changed(reply, self._place)
             found += changed
         return found
+
+
+class _Place(NamedTuple):
+    """The place up to which a reader has read: the server's epoch, and the last sequence."""
+
+    epoch: str = ""
+    sequence: int = 0
 
 
 class _Keys:
@@ -111,6 +121,7 @@ class _Keys:
         self.changes = f"{self.items}:changes"
         self.sequence = f"{self.items}:sequence"
         self.claims = f"{self.items}:claims"
+        self.times = f"{self.items}:times"
 
     @property
     def changing(self) -> list[str]:
@@ -118,16 +129,17 @@ class _Keys:
         return [self.items, self.changes, self.sequence]
 
 
-def _changed(reply: Sequence[bytes], last_sequence: int) -> tuple[int, list[LiveItem], bool]:
-    """Return the last sequence of a reply, its items, and whether no other follows."""
-    sequences, payloads = reply[::2], reply[1::2]
+def _changed(reply: Sequence[bytes], place: _Place) -> tuple[_Place, list[LiveItem], bool]:
+    """Return the place after a reply, its items, and whether no other reply follows. `place`: before it."""
+    epoch, sequences, payloads = reply[0].decode(), reply[1::2], reply[2::2]
     changed = []
     for sequence, payload in zip(sequences, payloads, strict=True):
         try:
             changed.append(_decode(payload))
         except Exception as error:  # nothing that stands in Redis may stop the items after it
             log.error("an item's entry cannot be read: left out sequence=%r error=%r", sequence, error)
-    return int(sequences[-1]) if sequences else last_sequence, changed, len(sequences) < ITEMS_A_CALL
+    last = int(sequences[-1]) if sequences else place.sequence if epoch == place.epoch else 0
+    return _Place(epoch, last), changed, len(sequences) < ITEMS_A_CALL
 
 
 def _encode(live: LiveItem) -> str:

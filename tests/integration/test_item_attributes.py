@@ -5,7 +5,7 @@ the module's own, Milvus is embedded; no text changes, so Triton is not asked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import redis
 
+from baguni.clients.item_index import collection_names
 from baguni.domain.catalog import AttributeValue, Catalog, Item
 from baguni.domain.events import ItemRemoval, ItemUpsert
 from baguni.domain.release import Release, write_manifest
@@ -21,7 +22,7 @@ from baguni.domain.semantic_ids import SemanticIdTable
 from baguni.domain.signature import ModelSignature
 from baguni.releases.item_updates import ItemServers, ItemUpdates, carry_over
 from baguni.settings import Endpoints
-from baguni.stores.live_items import LiveItemWriter
+from baguni.stores.live_items import LiveItem, LiveItemWriter
 
 NUM_ITEMS, DIM = 20, 8
 TIME_MS = 1_700_000_000_000
@@ -108,3 +109,26 @@ def test_what_is_newer_is_carried_over_although_it_has_fewer_attributes(client: 
         carry_over(LiveItemWriter(client, old.release_id), after)
         expected = {event.item_id: replace(event.item) for event in sent({"price": 2.0})[1:]}
         assert live(client, new) == expected
+
+
+def test_an_older_event_never_ends_above_a_newer_one(client: redis.Redis, tmp_path: Path) -> None:
+    """Two consumers have events of the same items, as when a topic has got more partitions: one reads what is known, the other
+    publishes, the first publishes."""
+    release = release_of(tmp_path / "old", "r_old", OLD)
+    with item_updates(release, client, tmp_path) as (slow, _), item_updates(release, client, tmp_path) as (quick, _):
+        publish = slow._publish
+        newer = [*sent({"price": 3.0}, TIME_MS + 1)[1:], ItemRemoval("item-0", TIME_MS + 1)]
+
+        def publish_late(changed: Sequence[LiveItem]) -> None:
+            assert quick.apply(newer) == []
+            publish(changed)
+
+        slow._publish = publish_late  # type: ignore[method-assign]
+        assert slow.apply(sent({"price": 2.0})) == []
+        items = live(client, release)
+        assert {item.attributes["price"] for item in items.values()} == {3.0}
+        assert items.keys() == {f"item-{n}" for n in range(1, NUM_ITEMS)}
+        index = slow._servers.index
+        for name in collection_names(release.release_id):
+            rows = index._client.query(name, filter="item_key >= 0", output_fields=["attribute_price"])
+            assert [row["attribute_price"] for row in rows] == [3.0] * (NUM_ITEMS - 1)

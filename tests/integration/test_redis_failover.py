@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import pytest_asyncio
 import redis
 
+from baguni.domain.catalog import Item
 from baguni.domain.errors import RefusedError, UnavailableError
+from baguni.stores.forgotten import KEY, ForgottenFollower, ForgottenUsers
+from baguni.stores.live_items import LiveItem, LiveItemReader, LiveItemWriter
 from baguni.stores.redis_client import connect, connect_async, redis_errors
 from baguni.stores.served import ServedTeller, served
 from deploy.local.settings import free_port
 from tests.faults.proxy import Proxy
 from tests.redis_server import redis_server
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.stack
 NOWHERE = 1  # a port on which nothing listens
@@ -123,6 +128,64 @@ def test_a_primary_in_need_keeps_its_connections(pair: Pair) -> None:
         with pytest.raises(UnavailableError), redis_errors():
             client.set("key", "a")
         assert pair.first.info("stats")["total_connections_received"] == before
+
+
+def live_item(item_id: str, time_ms: int) -> LiveItem:
+    return LiveItem(Item(item_id, item_id), (0, 0), np.zeros(2, np.float32), np.zeros(2, np.float32), time_ms)
+
+
+def write_items(server: redis.Redis, first: int, stop: int) -> None:
+    items = [live_item(f"item-{number}", number) for number in range(first, stop)]
+    assert LiveItemWriter(server, "r").write(items) == set()
+
+
+@pytest.mark.parametrize("again", [4, 10, 16])
+@pytest.mark.parametrize("how", ["new connections", "the old server follows the new one"])
+async def test_no_item_is_missed_whose_sequence_was_given_twice(pair: Pair, again: int, how: str) -> None:
+    """The primary dies with its last ten changes; as many others, fewer or more are written before the reader asks again."""
+    write_items(pair.first, 0, 20)
+    write_items(pair.second, 0, 10)  # what had reached the replica
+    reading = connect_async(pair.url)
+    reader = LiveItemReader(reading, "r")
+    assert len(await reader.changes()) == 20
+    assert await reader.changes() == []
+    write_items(pair.second, 100, 100 + again)
+    if how == "new connections":
+        pair.first.client_kill_filter(_type="normal")
+        pair.proxy.lead_to(pair.second_port)
+    else:  # the reader keeps its connection
+        pair.first.replicaof("127.0.0.1", pair.second_port)
+        eventually(lambda: pair.first.info("replication")["master_link_status"] == "up", "it follows")
+    found = {live.item.item_id for live in await eventually_async(reader.changes)}
+    assert found >= {f"item-{number}" for number in range(100, 100 + again)}
+    await reading.aclose()
+
+
+@pytest.mark.parametrize("behind_ms", [0, 5_000])
+async def test_nobody_is_missed_who_is_to_be_forgotten(pair: Pair, behind_ms: int) -> None:
+    """The new primary's clock may be behind, so that positions are given twice."""
+    ForgottenUsers(pair.first).note({"early": 1, "lost": 2})
+    ForgottenUsers(pair.second).note({"early": 1})
+    reading = connect_async(pair.url)
+    follower = ForgottenFollower(reading, "host:1")
+    assert {entry.user_id for entry in await follower.new()} == {"early", "lost"}
+    pair.first.client_kill_filter(_type="normal")
+    pair.proxy.lead_to(pair.second_port)
+    ForgottenUsers(pair.second).note({"late": 3})
+    position = int(pair.second.zscore(KEY, "late"))
+    pair.second.zadd(KEY, {"late": position - behind_ms})
+    assert "late" in {entry.user_id for entry in await eventually_async(follower.new)}
+    await reading.aclose()
+
+
+async def eventually_async(read: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+    """Return the first answer that comes while connections are made anew."""
+    for _ in range(100):
+        try:
+            return await read()
+        except UnavailableError:
+            await asyncio.sleep(0.05)
+    return await read()
 
 
 @pytest_asyncio.fixture
