@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from baguni.cli.plain_console import PlainConsole
 from baguni.domain.errors import BaguniError
+from baguni.logs import log_to_stderr
 from crm.campaign import Campaign, read_campaign
 from crm.job import Job, open_parts, run_campaign
 from crm.settings import CrmSettings
@@ -38,7 +38,7 @@ def crm() -> None:
     baguni crm show RUN                        how many users are in which state, and what did not arrive
     baguni crm serve                           what is prepared, for Braze's Connected Content
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    log_to_stderr(logging.WARNING, "%(levelname)s %(message)s")
 
 
 @crm.command("run")

@@ -38,6 +38,7 @@ SELECTED_AT_ONCE = 2_000
 READ_AT_ONCE = 500  # of histories, before users are written into a file
 ATTEMPTS = 6  # of a batch that the gateway has no room for, or that a sink may not have taken
 FIRST_BACKOFF_S = 0.5
+MAX_UNKNOWN = 5  # batches in a row that a sink may have taken: more would leave a whole audience unknown
 NO_ID = f"the id is longer than {MAX_ID_LENGTH} characters"
 DELETED = "the user asked to be forgotten"
 
@@ -72,6 +73,12 @@ class Job:
         self._campaign, self._parts, self._state, self._progress = campaign, parts, parts.state, progress
         self._digest = hashlib.sha256(campaign.model_dump_json().encode()).hexdigest()[:16]
         self.sinks = [self._sink(choice) for choice in campaign.sinks]
+        self._unknown_in_a_row = 0
+        names = [sink.name for sink in self.sinks]
+        for name in names:
+            if names.count(name) > 1:  # each has sent to everybody where the other has
+                self.close()
+                raise InvalidInputError(f"sinks: {name} is there {names.count(name)} times, expected once", "sinks")
 
     def close(self) -> None:
         """Close the sinks."""
@@ -163,7 +170,7 @@ class Job:
             interrupted = self._state.interrupted(run.run_id, sink.name)
             for start in range(0, len(interrupted), sink.batch):
                 self._settle(run, sink, interrupted[start : start + sink.batch], "the process died while it was sent")
-            doubts = 0
+            doubts = self._unknown_in_a_row = 0
             while pushes := self._state.to_send(run.run_id, sink.name, "", sink.batch):
                 if not self._send(run, sink, pushes):
                     doubts += 1
@@ -173,6 +180,8 @@ class Job:
                     continue
                 doubts = 0
                 self._progress(sink.name, len(pushes))
+                if self._unknown_in_a_row >= MAX_UNKNOWN:
+                    raise UnavailableError(sink.name, f"no clear answer to {MAX_UNKNOWN} batches in a row")
         self._state.finish(run.run_id)
 
     def preview(self, run: Run, limit: int) -> dict[str, list[Any]]:
@@ -293,12 +302,19 @@ class Job:
         except Exception as error:  # nobody foresaw it: the sink may have taken the batch before
             self._settle(run, sink, pushes, f"{type(error).__name__}: {error}")
             raise
+        self._unknown_in_a_row = 0
         self._state.sent(run, sink.name, pushes, sent.failed, sent.told)
+        self._doubt(sink, [push for push in pushes if push.user_id in sent.failed])  # a part of it may have been taken
         return True
+
+    def _doubt(self, sink: Sink, pushes: Sequence[Push]) -> None:
+        """Forget what a sink knows of some users: the next run tells it everything."""
+        self._state.doubt(sink.name, {push.user_id: sink.names(push) for push in pushes})
 
     def _settle(self, run: Run, sink: Sink, pushes: Sequence[Push], reason: str) -> bool:
         """Find out what became of a batch. Returns False if it must be sent again."""
         log.warning("%s: %d users uncertain: %s", sink.name, len(pushes), reason)
+        self._doubt(sink, pushes)
         user_ids = [push.user_id for push in pushes]
         if sink.is_repeatable:
             self._state.not_sent(run.run_id, sink.name, user_ids)
@@ -306,6 +322,7 @@ class Job:
         arrived = sink.arrived(run, pushes)
         if arrived is None:
             self._state.unknown(run.run_id, sink.name, user_ids, reason)
+            self._unknown_in_a_row += 1
             return True
         self._state.sent(run, sink.name, [push for push in pushes if push.user_id in arrived], {})
         self._state.not_sent(run.run_id, sink.name, [user_id for user_id in user_ids if user_id not in arrived])

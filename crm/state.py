@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 from baguni.domain.errors import InvalidInputError, NotFoundError
 
 KEPT_MS = 400 * 86_400_000  # what was pushed longer ago is forgotten
+LOCK_WAIT_S, LOCK_LOOK_S = 30.0, 0.1  # `baguni crm serve` holds the lock for moments
+DOUBTFUL = b""  # what a sink was told, where nobody knows: a value that no text is equal to
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
   run_id TEXT PRIMARY KEY, campaign TEXT NOT NULL, digest TEXT NOT NULL, started_ms INTEGER NOT NULL,
@@ -121,13 +124,19 @@ class CampaignState:
         self._db.close()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Raises InvalidInputError if another process has it."""
+    def lock(self, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+        """Hold the lock while the body runs. Raises InvalidInputError if another process has it for longer than `wait_s`."""
+        deadline = time.monotonic() + wait_s
         with self._lock_file.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InvalidInputError(f"another campaign is running on {self.folder}; wait for it") from error
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() >= deadline:
+                        message = f"another campaign is running on {self.folder}; wait for it"
+                        raise InvalidInputError(message) from error
+                    time.sleep(LOCK_LOOK_S)
             yield
 
     def copy(self, folder: Path) -> CampaignState:
@@ -285,6 +294,18 @@ class CampaignState:
                 ],
             )
 
+    def doubt(self, sink: str, names: Mapping[str, Iterable[str]]) -> None:
+        """Note that nobody knows what the sink was told of these users: their names that were told before, and these."""
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE told SET value = ? WHERE sink = ? AND user_id = ?",
+                [(DOUBTFUL, sink, user_id) for user_id in names],
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO told (sink, user_id, name, value) VALUES (?, ?, ?, ?)",
+                [(sink, user_id, name, DOUBTFUL) for user_id, each in names.items() for name in each],
+            )
+
     def not_sent(self, run_id: str, sink: str, user_ids: Iterable[str]) -> None:
         """These were not sent after all: they are next again."""
         with self._transaction():
@@ -306,9 +327,9 @@ class CampaignState:
         )
         return [_unpacked(*row) for row in self._rows(query, run_id, sink, state)]
 
-    def told(self, sink: str, user_ids: Sequence[str]) -> dict[str, dict[str, str | None]]:
-        """What the sink knows of users, by name."""
-        found: dict[str, dict[str, str | None]] = {user_id: {} for user_id in user_ids}
+    def told(self, sink: str, user_ids: Sequence[str]) -> dict[str, dict[str, str | bytes | None]]:
+        """Return what the sink knows of users, by name; DOUBTFUL where nobody can tell."""
+        found: dict[str, dict[str, str | bytes | None]] = {user_id: {} for user_id in user_ids}
         query = f"SELECT user_id, name, value FROM told WHERE sink = ? AND user_id IN ({_marks(user_ids)})"  # noqa: S608
         for user_id, name, value in self._rows(query, sink, *user_ids):
             found[user_id][name] = value

@@ -48,6 +48,9 @@ class Sink(Protocol):
         """Send a batch in one call. Raises UncertainError, or BadBatchError for a batch of several users; a BaguniError means
         that nothing of it was taken. After any other error, it may have been."""
 
+    def names(self, push: Push) -> Collection[str]:
+        """Return the names under which a push tells the sink something that `told` remembers."""
+
     def arrived(self, run: Run, pushes: Sequence[Push]) -> set[str] | None:
         """Of pushes that were being sent when something died, the users whose arrived; None if nobody can tell."""
 

@@ -2,17 +2,19 @@
 
 Braze takes what it answered 2xx, and may refuse single objects in the same answer. It knows no idempotency key: an attribute
 that is set twice changes nothing, an event that is sent twice is two. So batches with events are sent again only when it is
-certain that they were not taken: on 429, on 5xx, and when no connection was made. Only attributes that differ from what was
-sent before are sent, since each is billed.
+certain that they were not taken: on 429, on Braze's own 5xx, and when no connection was made. A gateway or proxy in between
+answers 502, 504 and the like also for what Braze has taken. Only attributes that differ from what was sent before are sent,
+since each is billed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,12 +28,14 @@ from crm.sinks import BadBatchError, Sent, UncertainError
 from crm.state import Push, Run
 
 log = logging.getLogger(__name__)
-Told = Callable[[str, Sequence[str]], Mapping[str, Mapping[str, str | None]]]
+Known = Mapping[str, str | bytes | None]
+Told = Callable[[str, Sequence[str]], Mapping[str, Known]]
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 30.0
 ATTEMPTS = 8  # of a batch, while Braze fails or has no room
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 LONGEST_RESET_S = 120.0  # a limit that is further away is not waited for
 MAX_SHOWN = 200  # characters of what Braze says
+IN_BETWEEN = frozenset({408, 502, 504, *range(520, 525)})  # of what stands before Braze, which may have taken it
 REFUSALS = {
     401: "the API key is wrong or has expired; BAGUNI_CRM_BRAZE_KEY holds it",
     403: "the API key may not use users.track",
@@ -44,7 +48,9 @@ class Braze:
 
     def __init__(self, sink: BrazeSink, key: str, told: Told, backoff_s: float = FIRST_BACKOFF_S) -> None:
         self._backoff_s = backoff_s
-        self.name = f"braze {urlsplit(sink.url).netloc}"  # a workspace knows nothing of what another was told
+        self.name = f"braze {urlsplit(sink.url).netloc}"
+        # Workspaces share hosts; each has keys of its own, and knows nothing of what another was told.
+        self._told_by = f"{hashlib.sha256(key.encode()).hexdigest()[:8]} "
         self._sink, self._told = sink, told
         self.batch = max(sink.batch // ((sink.attributes is not None) + (sink.event is not None)), 1)
         self.is_repeatable = sink.event is None
@@ -71,7 +77,7 @@ class Braze:
 
     def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
         """Send what is new in a batch."""
-        told = self._told(self.name, [push.user_id for push in pushes])
+        told = self._known([push.user_id for push in pushes])
         body, owners = self._body(run, pushes, told)
         failed: Mapping[str, str] = {}
         if body:
@@ -80,24 +86,38 @@ class Braze:
             if status == 400 and len(pushes) > 1:
                 raise BadBatchError(problem)
             failed = {pushes[0].user_id: problem} if status == 400 else _refused(answer, owners)
-        return Sent(
-            failed,
-            {push.user_id: self._wanted(push, told[push.user_id]) for push in pushes if push.user_id not in failed},
-        )
+        arrived = (push for push in pushes if push.user_id not in failed)
+        return Sent(failed, {push.user_id: self._noted(push, told[push.user_id]) for push in arrived})
+
+    def names(self, push: Push) -> Collection[str]:
+        """Return the attributes that a push sets."""
+        return self._noted(push, {}).keys()
 
     def arrived(self, run: Run, pushes: Sequence[Push]) -> None:
         """Nobody can tell."""
 
     def preview(self, run: Run, pushes: Sequence[Push]) -> list[Any]:
         """The body of the request."""
-        return [self._body(run, pushes, self._told(self.name, [push.user_id for push in pushes]))[0]]
+        return [self._body(run, pushes, self._known([push.user_id for push in pushes]))[0]]
 
     def close(self) -> None:
         """Close the connections."""
         self._http.clear()
 
+    def _known(self, user_ids: Sequence[str]) -> dict[str, Known]:
+        """Return the attributes that this workspace was told of each user."""
+        told, by = self._told(self.name, user_ids), self._told_by
+        return {
+            user_id: {name.removeprefix(by): value for name, value in each.items() if name.startswith(by)}
+            for user_id, each in told.items()
+        }
+
+    def _noted(self, push: Push, known: Known) -> dict[str, str | None]:
+        """Return the attributes of a push by the names under which they are remembered."""
+        return {self._told_by + name: value for name, value in self._wanted(push, known).items()}
+
     def _body(
-        self, run: Run, pushes: Sequence[Push], told: Mapping[str, Mapping[str, str | None]]
+        self, run: Run, pushes: Sequence[Push], told: Mapping[str, Known]
     ) -> tuple[dict[str, Any], dict[str, list[str]]]:
         """The request, and whose each of its objects is."""
         body: dict[str, Any] = {}
@@ -123,7 +143,7 @@ class Braze:
                 add("events", push.user_id, {"name": self._sink.event, "time": when, "properties": properties})
         return body, owners
 
-    def _wanted(self, push: Push, known: Mapping[str, str | None]) -> dict[str, str | None]:
+    def _wanted(self, push: Push, known: Known) -> dict[str, str | None]:
         """Attributes as they should be: one an item, by place; those of a longer list before are taken away."""
         prefix = self._sink.attributes
         if prefix is None:
@@ -155,7 +175,9 @@ class Braze:
                     backoff_s = max(_reset_s(response.headers), FIRST_BACKOFF_S)
                     if backoff_s > LONGEST_RESET_S:
                         raise UnavailableError("braze", f"its limit is reached for another {backoff_s:.0f} s")
-                elif response.status < 500:
+                elif response.status in IN_BETWEEN and not self.is_repeatable:
+                    raise UncertainError(f"braze: {problem}")
+                elif response.status < 500 and response.status not in IN_BETWEEN:
                     reason = REFUSALS.get(response.status, "expected 2xx")
                     raise InvalidInputError(f"braze answered {problem}: {reason}", "sinks")
             log.warning("braze attempt=%d of=%d backoff_s=%.1f problem=%s", attempt + 1, ATTEMPTS, backoff_s, problem)

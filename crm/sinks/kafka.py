@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -82,6 +82,10 @@ class PushTopic:
             self.close()
             raise UncertainError(f"kafka: {problem}", arrived, failed) from problem
         return Sent(failed)
+
+    def names(self, push: Push) -> Collection[str]:
+        """Return none: a topic remembers nothing of users."""
+        return ()
 
     def arrived(self, run: Run, pushes: Sequence[Push]) -> set[str]:
         """Reads the whole topic, which only an interruption is worth."""

@@ -8,6 +8,7 @@ that carry something go wrong, one each:
 
     {}                                       nothing goes wrong
     {"status": 500}                          answered so, nothing taken
+    {"status": 504, "takes": true}           answered so, as a proxy does that waited too short, and taken
     {"status": 429, "reset_s": 1}            the limit is reached for a second
     {"hang_s": 5, "takes": true}             taken or not, and not answered in time
     {"drop": true, "takes": true}            taken or not, and the connection closed
@@ -61,6 +62,8 @@ class Workspace:
             limit["X-RateLimit-Remaining"] = "0"
             return self._answer(429, {"message": "Rate limit exceeded"}, limit)
         if fault.get("status"):
+            if fault.get("takes"):
+                self._take(body)
             return self._answer(fault["status"], {"message": "Something went wrong"}, limit)
         if body is None:
             return self._answer(400, {"message": "The request body is not valid JSON"}, limit)

@@ -47,10 +47,10 @@ class BrazeProcess:
 
 
 @contextmanager
-def braze_process() -> Iterator[BrazeProcess]:
-    """One that answers. Raises UnavailableError if it does not start."""
+def braze_process(key: str = KEY) -> Iterator[BrazeProcess]:
+    """Yield one that answers. Raises UnavailableError if it does not start."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "deploy.local.braze", str(port), KEY])
+    process = subprocess.Popen([sys.executable, "-m", "deploy.local.braze", str(port), key])
     found, deadline = BrazeProcess(f"http://127.0.0.1:{port}"), time.monotonic() + START_S
     try:
         while True:

@@ -488,6 +488,7 @@ def braze_faults(rng: random.Random, count: int) -> list[dict[str, Any]]:
         {"status": 429, "reset_s": 1},
         {"drop": True},
         {"drop": True, "takes": True},
+        {"status": 504, "takes": True},
         {"hang_s": 1, "takes": True},
     ]
     return [rng.choice(kinds) if rng.random() < BRAZE_ERRORS else {} for _ in range(count)]

@@ -7,9 +7,11 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,12 +23,13 @@ from kafka.errors import KafkaTimeoutError
 
 from baguni.domain.errors import BaguniError, InvalidInputError, UnavailableError
 from baguni.domain.events import MAX_ID_LENGTH
+from baguni.domain.history import History
 from baguni.stores.forgotten import ForgottenUsers
 from baguni.stores.history_store import HistoryWriter
 from baguni.stores.redis_client import connect
 from baguni.v1 import recommendation_pb2 as pb
 from crm.campaign import Audience, BrazeSink, Campaign, FileAudience, FileSink, KafkaSink, SinkChoice
-from crm.job import NO_ID, Job, Parts
+from crm.job import MAX_UNKNOWN, NO_ID, Job, Parts
 from crm.settings import CrmSettings
 from crm.sinks import Sent, UncertainError
 from crm.sinks import braze as braze_sink
@@ -153,6 +156,116 @@ def test_any_answer_fails_users_of_the_batch_or_nobody(answer: Any, index: Any, 
         assert len(braze_sink._message(read)) <= braze_sink.MAX_SHOWN
 
 
+def attributes(braze: BrazeProcess, user_id: str) -> dict[str, str]:
+    return dict(braze.users().get(user_id, {"attributes": {}})["attributes"])
+
+
+@pytest.mark.parametrize("status", sorted(braze_sink.IN_BETWEEN))
+def test_what_a_proxy_answers_says_nothing_of_an_event(
+    prepared: DELIVER, state: CampaignState, braze: BrazeProcess, status: int
+) -> None:
+    name = f"by proxy {status}"
+    job, run = prepared(SinkChoice(braze=BrazeSink(url=braze.url, attributes=None, event=name, batch=1)), ["a", "b"])
+    braze.break_next({"status": status, "takes": True})
+    with closing(job):
+        job.deliver(run)
+    assert events(braze, name) == Counter(["a", "b"])
+    assert state.counts(run.run_id)[job.sinks[0].name] == {"sent": 1, "unknown": 1}
+
+
+def test_a_run_stops_before_everybody_is_unknown(prepared: DELIVER, state: CampaignState, braze: BrazeProcess) -> None:
+    user_ids = [f"u{number:02}" for number in range(2 * MAX_UNKNOWN)]
+    job, run = prepared(SinkChoice(braze=BrazeSink(url=braze.url, attributes=None, event="away", batch=1)), user_ids)
+    braze.break_next(*({"status": 504} for _ in range(MAX_UNKNOWN)))
+    with closing(job):
+        with pytest.raises(UnavailableError, match="no clear answer"):
+            job.deliver(run)
+        assert state.counts(run.run_id)[job.sinks[0].name] == {"unknown": MAX_UNKNOWN}
+        job.deliver(run)
+    assert events(braze, "away") == Counter(user_ids[MAX_UNKNOWN:])
+
+
+DOUBTS: list[dict[str, Any]] = [
+    {"drop": True, "takes": True},
+    {"drop": True},
+    {"status": 504, "takes": True},
+    {"body": '{"errors": [{"index": 0, "input_array": "events", "type": "no"}]}', "takes": True},
+]
+
+
+@pytest.mark.parametrize("event", [None, "offered"])
+@pytest.mark.parametrize("fault", DOUBTS, ids=["taken", "not taken", "proxy", "half refused"])
+def test_attributes_are_right_after_an_answer_that_was_lost(
+    state: CampaignState, braze: BrazeProcess, fault: dict[str, Any], event: str | None
+) -> None:
+    """What was told before such an answer is not what Braze has now: neither its values nor how long the list is."""
+    user_id = f"{fault} {event}"
+    sink = SinkChoice(braze=BrazeSink(url=braze.url, attributes="offer", event=event))
+    lists = (["A"], ["B", "C", "D"], ["A"])
+    for number, items in enumerate(lists):
+        run = state.begin(f"run {number}", "offers", "d", 1 + number)
+        state.select(run.run_id, [user_id])
+        state.prepare(run.run_id, [Push(user_id, tuple(PushedItem(item, -1.0) for item in items), "r1")], {})
+        if number == 1:
+            braze.break_next(fault)
+        with closing(job_of(state, sink)) as job:
+            job.deliver(run)
+    assert attributes(braze, user_id) == {"offer_1": "A"}
+
+
+def job_of(state: CampaignState, *sinks: SinkChoice, key: str = KEY) -> Job:
+    """A job whose users are prepared, and never asked to be forgotten."""
+    audience = Audience(file=FileAudience(path=Path("users.csv")))
+    settings = CrmSettings(crm_state=state.folder, crm_braze_key=key, crm_backoff_s=0.01)
+    parts: Any = SimpleNamespace(settings=settings, state=state, gateway=None, histories=Nobody(), forgotten=None)
+    return Job(Campaign(name="offers", audience=audience, sinks=sinks), parts)
+
+
+class Nobody:
+    """Histories of users who did nothing."""
+
+    def read(self, user_ids: Sequence[str]) -> list[History]:
+        return [History() for _ in user_ids]
+
+
+def test_another_key_is_another_workspace(state: CampaignState, braze: BrazeProcess) -> None:
+    """Workspaces share hosts: what one was told, the other does not know."""
+    with braze_process("another key") as production:
+        for number, (key, workspace) in enumerate(((KEY, braze), ("another key", production), (KEY, braze))):
+            run = state.begin(f"run {number}", "offers", "d", 1 + number)
+            state.select(run.run_id, ["m"])
+            state.prepare(run.run_id, [Push("m", (PushedItem("rye", -1.0),), "r1")], {})
+            moved = SinkChoice(braze=BrazeSink(url=workspace.url, attributes="moved"))
+            with closing(job_of(state, moved, key=key)) as job:
+                (its,) = job.sinks
+                assert isinstance(its, Braze)
+                its.name = "braze rest.example"  # the host that both share
+                job.deliver(run)
+            assert attributes(workspace, "m") == {"moved_1": "rye"}
+
+
+def test_two_sinks_of_one_name_are_refused(state: CampaignState, tmp_path: Path) -> None:
+    """The second found that everybody had been sent to."""
+    both = (BrazeSink(url="https://rest.example"), BrazeSink(url="https://rest.example", attributes=None, event="e"))
+    with pytest.raises(InvalidInputError, match="is there 2 times"):
+        job_of(state, *(SinkChoice(braze=each) for each in both))
+
+
+def test_a_campaign_waits_for_who_holds_the_state_for_a_moment(state: CampaignState) -> None:
+    with closing(CampaignState(state.folder)) as other, ThreadPoolExecutor(1) as pool:
+        with other.lock():
+            with pytest.raises(InvalidInputError, match="another campaign"), state.lock(wait_s=0):
+                pass
+            waiting = pool.submit(run_locked, state.folder)
+            assert not waiting.done()
+        assert waiting.result() == "ran"
+
+
+def run_locked(folder: Path) -> str:
+    with closing(CampaignState(folder)) as state, state.lock():
+        return "ran"
+
+
 class Unforeseen:
     """A sink that takes each batch and then fails with an error that nobody foresaw."""
 
@@ -163,6 +276,9 @@ class Unforeseen:
         self.taken: list[str] = []
 
     def check(self) -> None: ...
+
+    def names(self, push: Push) -> Sequence[str]:
+        return ()
 
     def send(self, run: Run, pushes: Sequence[Push]) -> Sent:
         self.taken += [push.user_id for push in pushes]
