@@ -11,6 +11,7 @@ from baguni.domain.errors import UnavailableError
 from baguni.http_server import Limits, serve_http
 
 OTHER = "other"
+MAX_LABEL = 256  # characters
 FREQUENT, COUNTED = 20, 1_000  # times that a name comes before it is frequent; names that are counted at a time
 
 
@@ -23,6 +24,12 @@ def expose(registry: CollectorRegistry, address: str, limits: Limits | None = No
         serve_http(make_wsgi_app(registry), host.strip("[]"), int(port), limits)
     except (OSError, ValueError) as error:
         raise UnavailableError("metrics", f"cannot listen on {address!r}, expected HOST:PORT: {error}") from error
+
+
+def label(name: str) -> str:
+    """Return a name from outside as the value of a label: short, and one that Prometheus' text format can hold, which has no
+    lone surrogates."""
+    return name[:MAX_LABEL].encode(errors="replace").decode()
 
 
 class BoundedNames:
@@ -38,6 +45,7 @@ class BoundedNames:
 
     def __call__(self, name: str) -> str:
         """The label's value."""
+        name = label(name)
         if name in self._seen:
             return name
         room = self._most + 1 - len(self._seen)  # OTHER is no name

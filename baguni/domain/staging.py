@@ -54,14 +54,15 @@ def _locked_file(path: Path, on_wait: Callable[[], None]) -> BinaryIO | None:
 
 @contextmanager
 def unheld(lock: Path) -> Iterator[bool]:
-    """Hold a lock while the body runs, if nobody holds it. Yields whether nobody does."""
+    """Hold a lock while the body runs, if nobody holds it. Yields whether nobody does; where that cannot be found out, as on a
+    file system that is read-only, somebody may."""
     is_free = True
     with ExitStack() as opened:
-        try:
-            fcntl.flock(opened.enter_context(lock.open("rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:  # for writing: NFS locks no other file exclusively
+            fcntl.flock(opened.enter_context(lock.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             pass
-        except BlockingIOError:
+        except OSError:
             is_free = False
         yield is_free
 

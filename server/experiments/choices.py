@@ -26,6 +26,7 @@ from growthbook.common_types import EvaluationContext, Feature, GlobalContext, O
 from growthbook.core import eval_feature
 
 from baguni.domain.errors import InvalidInputError
+from baguni.domain.release import RELEASE_ID
 
 log = logging.getLogger(__name__)
 PREFIX = "baguni."
@@ -108,7 +109,9 @@ def _is_exploration(value: Any) -> bool:
 
 KNOBS = {
     "release": Knob(
-        "release_id", "a release id, or null", lambda value: value is None or (isinstance(value, str) and value != "")
+        "release_id",
+        "a release id, or null",
+        lambda value: value is None or (isinstance(value, str) and RELEASE_ID.fullmatch(value) is not None),
     ),
     "rescored": Knob("rescored", "true or false", lambda value: isinstance(value, bool)),
     "num_retrieved": Knob(

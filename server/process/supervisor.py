@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from wsgiref.simple_server import WSGIServer
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, make_wsgi_app, multiprocess
+from prometheus_client.mmap_dict import MmapedDict
 
 from baguni.domain.errors import InvalidInputError, UnavailableError
 from baguni.domain.signed_tokens import new_key
@@ -64,6 +66,7 @@ class Supervisor:
         self._settings = settings
         self._processes = [Process(name) for name in (*settings.bulk_names, *settings.online_names)]
         self._counters = settings.run_dir.resolve() / "metrics"
+        self._scraping = threading.Lock()
         self._token_keys = settings.token_keys.get_secret_value() or _random_key()
 
     def run(self, stopping: threading.Event) -> None:
@@ -87,7 +90,10 @@ class Supervisor:
     def _listen(self, process: Process, stopping: threading.Event) -> None:
         """Ask a process for its health again and again: one that hangs does not answer."""
         while not stopping.wait(HEARTBEAT_S):
-            self._ask(process)
+            try:
+                self._ask(process)
+            except Exception:  # a healthy process would be killed for a heartbeat that ended
+                log.exception("asking for health failed unforeseen process=%s", process.name)
 
     def _ask(self, process: Process) -> str:
         """Return the health of a process, and note that it answered."""
@@ -128,10 +134,28 @@ class Supervisor:
             log.error("killed process=%s: it has not answered for %.1f s", process.name, silent_s)
             process.running.kill()
             code = process.running.wait()
-        multiprocess.mark_process_dead(process.running.pid, str(self._counters))  # type: ignore[no-untyped-call]
+        self._add_counts_of(process.running.pid)
         process.wait_s = FIRST_WAIT_S if now - process.started > SOUND_S else min(2 * process.wait_s, LONGEST_WAIT_S)
         process.running, process.due = None, now + process.wait_s
         log.error("ended process=%s code=%d again_in_s=%.1f", process.name, code, process.wait_s)
+
+    def _add_counts_of(self, pid: int) -> None:
+        """Add the counts of a process that has ended to those of all before it: a file for each would fill the folder."""
+        with self._scraping:
+            multiprocess.mark_process_dead(pid, str(self._counters))  # type: ignore[no-untyped-call]
+            for kind in ("counter", "histogram"):
+                ended = self._counters / f"{kind}_{pid}.db"
+                if not ended.is_file():
+                    continue
+                total = MmapedDict(str(self._counters / f"{kind}_ended.db"))  # type: ignore[no-untyped-call]
+                try:
+                    for key, value, time_s, _ in MmapedDict.read_all_values_from_file(ended):  # type: ignore[no-untyped-call]
+                        total.write_value(key, total.read_value(key)[0] + value, time_s)  # type: ignore[no-untyped-call]
+                except (ValueError, struct.error) as error:  # killed while the file grew
+                    log.warning("counts lost file=%s error=%s", ended.name, error)
+                finally:
+                    total.close()  # type: ignore[no-untyped-call]
+                    ended.unlink()
 
     def _start(self, process: Process) -> None:
         environment = {
@@ -140,8 +164,15 @@ class Supervisor:
             "BAGUNI_TOKEN_KEYS": self._token_keys,
         }
         command = [sys.executable, "-m", "server.worker", process.name]
-        process.running = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-        process.started, process.seen = time.monotonic(), 0.0
+        now = time.monotonic()
+        try:
+            process.running = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+        except OSError as error:  # no memory, no descriptor, too many processes: the others go on serving
+            process.wait_s = min(2 * process.wait_s, LONGEST_WAIT_S)
+            process.due = now + process.wait_s
+            log.error("not started process=%s error=%s again_in_s=%.1f", process.name, error, process.wait_s)
+            return
+        process.started, process.seen = now, 0.0
         log.info("started process=%s pid=%d", process.name, process.running.pid)
 
     def _stop(self) -> None:
@@ -173,7 +204,8 @@ class Supervisor:
         def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")
             if path == "/metrics":
-                return list(metrics(environ, start_response))
+                with self._scraping:
+                    return list(metrics(environ, start_response))
             if path == "/livez":
                 return _reply(start_response, "200 OK", {"live": True})
             if path not in ready_for:

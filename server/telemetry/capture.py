@@ -17,7 +17,7 @@ import random
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from logging.handlers import RotatingFileHandler
@@ -27,6 +27,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from baguni.domain.errors import InvalidInputError
+from baguni.domain.staging import unheld
 from baguni.v1 import recommendation_pb2 as pb
 from server.settings import ServerSettings
 from server.telemetry.metrics import Metrics
@@ -218,7 +219,7 @@ def remove_from_unused(folder: Path, removal: Removal) -> int:
     with (folder / TIDYING).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for path in [*_captured(folder, PARTIAL), *_captured(folder)]:
-            with _unused(path) as is_unused:
+            with unheld(_written_beside(path)) as is_unused:
                 if is_unused and path.suffix == ".partial":
                     path.unlink()
                 elif is_unused and removal.concerns(path):
@@ -231,19 +232,9 @@ def _captured(folder: Path, names: re.Pattern[str] = CAPTURED) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if names.fullmatch(path.name) and path.is_file())
 
 
-@contextmanager
-def _unused(path: Path) -> Iterator[bool]:
-    """Hold the lock of the file that the process of a file writes while the body runs, if no process has it."""
-    writing = path.with_name(f"{PROCESS.match(path.name)[0]}.jsonl")  # type: ignore[index]
-    with ExitStack() as opened:
-        is_unused = True
-        with suppress(FileNotFoundError):
-            file = opened.enter_context(writing.open("rb"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                is_unused = False
-        yield is_unused
+def _written_beside(path: Path) -> Path:
+    """Return the file that the process of a file writes, and locks."""
+    return path.with_name(f"{PROCESS.match(path.name)[0]}.jsonl")  # type: ignore[index]
 
 
 def _rewrite(sources: Sequence[Path], target: Path, removal: Removal) -> int:
@@ -278,23 +269,37 @@ class _PrivateFile(RotatingFileHandler):
         super().__init__(path, maxBytes=max_bytes, backupCount=BACKUPS, encoding="utf-8")
 
     def remove(self, removal: Removal) -> int:
-        """Remove requests from this file and the one before it, while others may be written. Returns their number."""
+        """Remove requests from this file and the one before it, while others may be written. Returns their number. Files that
+        somebody else has removed are made anew."""
+        if self._is_locked and not self._path.exists():
+            self._begin_anew()
         if not self._is_locked or not any(map(removal.concerns, self._files())):
             return 0
-        with self.lock:  # type: ignore[union-attr]
-            self._is_removing = True
-            self.stream.close()  # type: ignore[union-attr]
-            self._path.rename(self._path.with_name(f"{self._path.name}.{time.time_ns()}"))
-            self.stream = self._open()
         try:
+            self._is_removing = True
+            self._begin_anew()
             files = [path for path in self._files() if path != self._path]
-            return _rewrite(files, self._path.with_name(f"{self._path.name}.{BACKUPS}"), removal)
+            return _rewrite(files, self._path.with_name(f"{self._path.name}.{BACKUPS}"), removal) if files else 0
         finally:
             self._is_removing = False
 
+    def _begin_anew(self) -> None:
+        """Set aside what was written, and begin another file. If that fails, the next line tries it again."""
+        with self.lock:  # type: ignore[union-attr]
+            if self.stream is not None:
+                self.stream.close()
+                self.stream = None
+            with suppress(FileNotFoundError):
+                self._path.rename(self._path.with_name(f"{self._path.name}.{time.time_ns()}"))
+            self.stream = self._open()
+
     def _files(self) -> list[Path]:
         """Return this file and those before it, oldest first."""
-        return sorted(self._path.parent.glob(f"{glob.escape(self._path.name)}*"), key=lambda path: path.stat().st_mtime)
+        written: dict[Path, float] = {}
+        for path in self._path.parent.glob(f"{glob.escape(self._path.name)}*"):
+            with suppress(FileNotFoundError):
+                written[path] = path.stat().st_mtime
+        return sorted(written, key=lambda path: written[path])
 
     def shouldRollover(self, record: logging.LogRecord) -> int:  # noqa: N802 - the standard library's name
         """Return whether the file is full; while lines are removed from the one before it, it may grow."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from baguni.exposition import COUNTED, FREQUENT, OTHER, BoundedNames
+from baguni.exposition import COUNTED, FREQUENT, MAX_LABEL, OTHER, BoundedNames
 
 
 def test_the_first_names_are_labels_at_once_and_later_ones_when_they_are_frequent() -> None:
@@ -33,3 +34,10 @@ def test_there_are_never_more_labels_than_the_most(most: int) -> None:
             name(str(number))
     assert len({name(str(number)) for number in range(200)} - {OTHER}) <= most
     assert len(name._counts) <= COUNTED + 1
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\udfffb", "x" * 100_000, '\n"\\', "\0", "소금"])
+def test_any_name_is_a_label_that_can_be_scraped(name: str) -> None:
+    registry = CollectorRegistry()
+    Counter("tested", "Tested.", ["name"], registry=registry).labels(BoundedNames(5)(name)).inc()
+    assert len(generate_latest(registry)) < 1_000 + 2 * MAX_LABEL

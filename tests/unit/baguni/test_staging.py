@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -10,11 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from baguni.domain.release import ReleaseStore
-from baguni.domain.staging import OLD_S, locked, remove_abandoned, staging
+from baguni.domain.staging import OLD_S, locked, remove_abandoned, staging, unheld
 
 KINDS = ["adding", "building", "pulling"]
 LATER_S = OLD_S + 60
@@ -115,3 +118,33 @@ def test_an_error_of_the_body_is_not_hidden(tmp_path: Path) -> None:
         raise FileNotFoundError
     with locked(tmp_path / "lock", on_wait=lambda: pytest.fail("the lock is still held")):
         pass
+
+
+def test_locks_work_where_only_a_writer_may_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS makes of flock a lock of bytes, and refuses an exclusive one to who has opened the file to read."""
+    flock = fcntl.flock
+
+    def of_nfs(file: Any, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    with staging(tmp_path, "adding", "r1"), unheld(tmp_path / ".adding-r1.lock") as is_free:
+        assert not is_free
+    (tmp_path / ".adding-r1.lock").touch()  # of a command that was killed
+    with unheld(tmp_path / ".adding-r1.lock") as is_free:
+        assert is_free
+    remove_abandoned(tmp_path, time.time() + LATER_S)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_locked_counts_as_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lock").touch()
+
+    def refuses(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with unheld(tmp_path / "lock") as is_free:
+        assert not is_free

@@ -254,3 +254,44 @@ def test_files_that_rotate_meanwhile_are_no_error(tmp_path: Path) -> None:
         is_over.set()
         writing.join()
         own.close()
+
+
+@pytest.mark.parametrize(
+    "gone", [("host.online-0.jsonl",), ("host.online-0.jsonl.1",), ("host.online-0.jsonl", "host.online-0.jsonl.1")]
+)
+def test_files_that_somebody_removed_stop_neither_capturing_nor_forgetting(
+    tmp_path: Path, gone: tuple[str, ...]
+) -> None:
+    captured = capture(tmp_path, max_bytes=2_000)
+    for _ in range(40):  # fills a file, so that there are two
+        captured.add(recorded("a", now_ms()))
+    for name in gone:
+        (tmp_path / name).unlink()
+    captured.forget({"b": math.inf})
+    captured.add(recorded("b", now_ms()))
+    captured.add(recorded("c", now_ms()))
+    assert captured.forget({"b": math.inf}) == 1
+    assert users(tmp_path)[-1] == "c"
+    captured.close()
+
+
+def test_a_folder_that_cannot_be_written_for_a_moment_stops_nothing(tmp_path: Path) -> None:
+    """No descriptor, or no room for a file, between the rename and the new file."""
+    captured = capture(tmp_path)
+    captured.add(recorded("a", now_ms()))
+    file = captured._file
+    assert file is not None
+    opens = file._open
+
+    def fails() -> None:
+        file._open = opens
+        raise OSError(24, "Too many open files")
+
+    file._open = fails
+    with pytest.raises(OSError, match="Too many"):
+        captured.forget({"a": math.inf})
+    captured.add(recorded("b", now_ms()))
+    assert captured.forget({"a": math.inf}) == 1
+    captured.add(recorded("c", now_ms()))
+    assert users(tmp_path) == ["b", "c"]
+    captured.close()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry, multiprocess
 
 from baguni.http_server import Limits
 from deploy.local.settings import free_port
@@ -89,3 +93,44 @@ def test_probes_are_answered_beside_connections_that_send_nothing(tmp_path: Path
         for path in ("livez", "metrics"):
             with urlopen(f"http://127.0.0.1:{port}/{path}", timeout=WAIT_S) as reply:
                 assert reply.status == 200
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(11, "no process"), OSError(24, "no file"), FileNotFoundError()])
+def test_a_process_that_cannot_be_started_is_tried_again_and_the_others_serve(
+    hasty, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuses(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "Popen", refuses)
+    hasty.supervisor._look_after(hasty.process)
+    assert hasty.pid() == 0
+    monkeypatch.undo()
+    eventually(lambda: hasty.is_replaced(0), "it is started")
+
+
+COUNTS = """
+import os, sys
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[1]
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+Counter("asked", "Asked.", ["by"]).labels("소금").inc(2)
+Histogram("took", "Took.", buckets=[1, 2]).observe(1.5)
+Gauge("open", "Open.", multiprocess_mode="livesum").set(1)
+print(os.getpid())
+"""
+
+
+def test_counts_of_processes_that_ended_stay_and_take_no_more_room(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path)
+    folder = supervised.supervisor._counters
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", COUNTS, str(folder)], capture_output=True, text=True, check=True)
+        supervised.supervisor._add_counts_of(int(done.stdout))
+    (folder / "counter_99.db").write_bytes(b"\xff" * 40)  # of one that was killed as it wrote
+    supervised.supervisor._add_counts_of(99)
+    assert {path.name for path in folder.iterdir()} == {"counter_ended.db", "histogram_ended.db"}
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, str(folder))
+    assert registry.get_sample_value("asked_total", {"by": "소금"}) == 6
+    assert registry.get_sample_value("took_count") == 3
+    assert registry.get_sample_value("took_bucket", {"le": "1.0"}) == 0
