@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from baguni.domain.errors import BaguniError, UnavailableError
 from baguni.domain.events import ITEM_TOPIC, USER_TOPICS, Event
 from baguni.domain.release import Release, ReleaseStore
+from baguni.logs import log_to_stderr
 from baguni.releases.item_updates import ItemServers, ItemUpdates, Rejections, carry_over
 from baguni.stores.forgotten import ForgottenUsers
 from baguni.stores.history_store import HistoryWriter
@@ -161,7 +162,7 @@ def main() -> None:
     names = ("user", "item")
     if len(sys.argv) != 2 or sys.argv[1] not in names:
         sys.exit(f"usage: python -m streaming {'|'.join(names)}")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.WARNING)
     # A batch makes many objects and no cycles: looking for some takes a quarter of the time. And what waits for Redis while
     # the next events are parsed must not wait 5 ms for its turn.

@@ -28,9 +28,9 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaError
 
 from baguni.clients.topics import ISOLATION, Record, UnreadableError, poll, record_of
-from baguni.domain.errors import BaguniError, RefusedError, SchemaBreakError, UnavailableError
-from baguni.domain.events import Event, MalformedEvent, latest_time_ms, read
-from streaming.dead_letters import MAX_ERROR_LENGTH, DeadLetters, Quarantined
+from baguni.domain.errors import BaguniError, InvalidInputError, RefusedError, SchemaBreakError, UnavailableError
+from baguni.domain.events import MAX_ERROR_LENGTH, Event, MalformedEvent, latest_time_ms, read
+from streaming.dead_letters import DeadLetters, Quarantined
 from streaming.metrics import Metrics
 from streaming.positions import Place, Positions
 from streaming.settings import StreamingSettings
@@ -45,6 +45,7 @@ STUCK_S = 30.0  # without progress, before a consumer is not ready any more
 CHECK_S = 2.0  # how often it is looked whether Redis has lost something, and whether topics are what they were
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 5.0
 WINDOW, LEAST_DEAD = 1_000, 100  # records that the share of malformed ones is of; fewer malformed ones are an accident
+RECORDS_FAULT = (RefusedError, InvalidInputError)  # what is wrong with one record, not with a server
 # Reasons that depend on the release or on a server: the group before this one may have applied such a record.
 OF_THIS_GROUP = frozenset({"no_free_id", "refused", "unforeseen"})
 NO_BROKEN_SCHEMA = frozenset({"no_free_id"})  # the release has no room for the item; its record is as it should be
@@ -257,7 +258,7 @@ class EventConsumer:
         try:
             dead = self._apply_some(raws)
         except Exception as error:
-            if isinstance(error, BaguniError) and not isinstance(error, RefusedError):
+            if isinstance(error, BaguniError) and not isinstance(error, RECORDS_FAULT):
                 raise
             log.warning("a batch failed records=%d: applying one at a time", len(raws), exc_info=error)
             dead = [letter for raw in raws for letter in self._apply_one(raw)]
@@ -310,7 +311,7 @@ class EventConsumer:
         """The same for one record; what fails unforeseen is set aside, so that it stops nothing but itself."""
         try:
             return self._apply_some([raw])
-        except RefusedError as error:
+        except RECORDS_FAULT as error:
             return [(record_of(raw), MalformedEvent("refused", str(error)))]
         except BaguniError:
             raise

@@ -18,12 +18,11 @@ from kafka.errors import KafkaError
 
 from baguni.clients.topics import RECORD_REFUSALS, Record
 from baguni.domain.errors import UnavailableError
-from baguni.domain.events import DEAD_LETTER_TOPIC, MalformedEvent
+from baguni.domain.events import DEAD_LETTER_TOPIC, MAX_ERROR_LENGTH, MalformedEvent
 from baguni.stores.redis_client import shared_redis_errors
 
 log = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 5.0
-MAX_ERROR_LENGTH = 1_000
 MAX_REQUEST_BYTES = 10 << 20  # a record as big as the broker takes, and what is added to it
 ADDED = "dead_letter_"  # begins the names of the headers that are added
 

@@ -16,6 +16,7 @@ from baguni.cli.plain_console import PlainConsole
 from baguni.clients.topics import Record, TopicReader
 from baguni.domain.errors import NotFoundError, UnavailableError
 from baguni.domain.events import DEAD_LETTER_TOPIC, MalformedEvent, latest_time_ms, read
+from baguni.logs import visible
 from baguni.stores.redis_client import connect
 from streaming.dead_letters import ADDED, MAX_REQUEST_BYTES, Quarantine, original
 from streaming.settings import StreamingSettings
@@ -86,10 +87,10 @@ def show(place: str) -> None:
     for letter in _letters():
         if _place(letter) == place:
             for name, value in letter.headers:
-                click.echo(f"{name}: {value.decode(errors='backslashreplace')}")
-            click.echo(f"key: {(letter.key or b'').decode(errors='backslashreplace')}")
+                click.echo(f"{visible(name)}: {_shown(value)}")
+            click.echo(f"key: {_shown(letter.key or b'')}")
             value = letter.value or b""
-            click.echo(f"value, {len(value):,} bytes: {value[:SHOWN_BYTES].decode(errors='backslashreplace')}")
+            click.echo(f"value, {len(value):,} bytes: {_shown(value[:SHOWN_BYTES])}")
             return
     raise NotFoundError(f"there is no dead letter {place!r}, expected PARTITION@OFFSET as `baguni dlq list` says it")
 
@@ -129,6 +130,10 @@ def replay(
     click.echo(f"{'would send' if dry_run else 'sent'} {len(ready):,} of {len(chosen):,}")
     for name, count in still_malformed.most_common():
         click.echo(f"{count:>8,}  still {name}")
+
+
+def _shown(value: bytes) -> str:
+    return visible(value.decode(errors="backslashreplace"))
 
 
 def _letters() -> Iterable[Record]:

@@ -4,13 +4,12 @@ terminals obey control characters.
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-KEPT = "\n\t"
+from baguni.logs import visible
 
 
 class PlainConsole(Console):
@@ -23,15 +22,3 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Return the text to print. Overrides what Console does for strings, in tables, too."""
         return super().render_str(visible(text), **(options | {"markup": False, "emoji": False}))
-
-
-def visible(text: str) -> str:
-    """Return the text with its control characters and lone surrogates as escapes."""
-    return "".join(
-        char if char in KEPT or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else _escaped(char)
-        for char in text
-    )
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", errors="surrogatepass").decode()

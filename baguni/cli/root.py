@@ -10,6 +10,7 @@ import click
 
 from baguni.cli.commands import CommandGroup
 from baguni.domain.errors import BaguniError
+from baguni.logs import visible
 
 SUMMARIES = {
     "data": "Prepare and check a shop's own data.",
@@ -69,7 +70,7 @@ def main() -> None:
     try:
         status = root(standalone_mode=False)
     except BaguniError as error:
-        click.secho(f"Error: {error}", fg="red", err=True)
+        click.secho(f"Error: {visible(str(error))}", fg="red", err=True)
         status = 1
     except click.ClickException as error:
         error.show()

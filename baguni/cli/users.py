@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
@@ -23,7 +24,7 @@ from baguni.domain.history import Action
 from baguni.settings import Endpoints
 from baguni.stores.forgotten import ForgottenUsers
 from baguni.stores.history_store import HistoryWriter
-from baguni.stores.personal_data import Finding, in_redis
+from baguni.stores.personal_data import Finding, NotSearchedError, in_redis
 from baguni.stores.redis_client import connect
 from baguni.v1 import events_pb2
 
@@ -89,10 +90,10 @@ def show(user_id: str, orders: int) -> None:
 @user.command()
 @click.argument("user_id")
 def find(user_id: str) -> None:
-    """Search Redis, captured requests and campaigns for USER_ID."""
-    findings = _search(_checked(user_id), erase=False)
+    """Search Redis, captured requests and campaigns for USER_ID. What cannot be searched from here is listed at the end."""
+    findings, not_searched = _search(_checked(user_id), erase=False)
     PlainConsole().print(_table(findings, f"What is stored of {user_id}"))
-    _print_beyond()
+    _print_beyond(not_searched)
 
 
 @user.command()
@@ -116,7 +117,7 @@ def forget(context: click.Context, user_id: str, verify: bool, wait_s: float) ->
             "the deletion is in the topic, and the user consumer has not applied it: start it, and repeat the command",
         )
         position = forgotten.position_of(user_id) or 0
-        removed = _search(user_id, erase=True)
+        removed, not_searched = _search(user_id, erase=True)
         status.update("waiting for the gateway")
         _wait_for(
             lambda: not forgotten.not_yet(position),
@@ -124,9 +125,9 @@ def forget(context: click.Context, user_id: str, verify: bool, wait_s: float) ->
             "gateway processes have not answered; they forget the user when they do",
         )
     PlainConsole().print(_table([each for each in removed if not each.stays], f"Removed of {user_id}"))
-    _print_beyond()
+    _print_beyond(not_searched)
     if verify:
-        findings = _search(user_id, erase=False)
+        findings, _ = _search(user_id, erase=False)
         PlainConsole().print(_table(findings, f"What is left of {user_id}"))
         context.exit(int(any(not finding.stays for finding in findings)))
 
@@ -162,13 +163,22 @@ def _wait_for(condition: Callable[[], bool], deadline: float, problem: str) -> N
         time.sleep(LOOK_S)
 
 
-def _search(user_id: str, erase: bool) -> list[Finding]:
-    """Search what this process reaches, and every place that another process has registered."""
+def _search(user_id: str, erase: bool) -> tuple[list[Finding], dict[str, str]]:
+    """Search Redis and every place that another process has registered. Return what was found, and the places that cannot be
+    searched from here, each with the reason."""
+    not_searched: dict[str, str] = {}
     with closing(connect(Endpoints().redis_url)) as client:
         found = in_redis(client, user_id, erase)
     for entry in sorted(entry_points(group="baguni.personal_data"), key=lambda entry: entry.name):
-        found += [Finding(entry.name, what) for what in entry.load()(user_id, erase)]
-    return found
+        package = entry.module.partition(".")[0]
+        if importlib.util.find_spec(package) is None:  # an image has the packages of its own processes
+            not_searched[entry.name] = f"the package {package} is not installed here"
+            continue
+        try:
+            found += [Finding(entry.name, what) for what in entry.load()(user_id, erase)]
+        except NotSearchedError as error:
+            not_searched[entry.name] = str(error)
+    return found, not_searched
 
 
 def _table(findings: list[Finding], title: str) -> Table:
@@ -180,10 +190,12 @@ def _table(findings: list[Finding], title: str) -> Table:
     return table
 
 
-def _print_beyond() -> None:
-    """Print what no command of ours can remove, and how long it is kept."""
+def _print_beyond(not_searched: Mapping[str, str]) -> None:
+    """Print which places were not searched and why; then what no command of ours can remove, and how long it is kept."""
     topics = (*USER_TOPICS, EXPOSURE_TOPIC, DEAD_LETTER_TOPIC)
     table = Table("not reached", "kept", title="Beyond this command")
+    for where, why in not_searched.items():
+        table.add_row(where, f"not searched: {why}")
     try:
         kept = retentions(Endpoints().kafka_bootstrap, topics)
     except UnavailableError:

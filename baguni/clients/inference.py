@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from baguni.clients.channels import KEEPALIVE, RECONNECT, UNLIMITED, balanced, replicas
-from baguni.domain.errors import ReleaseMismatchError, UnavailableError
+from baguni.domain.errors import RefusedError, ReleaseMismatchError, UnavailableError
 from baguni.domain.history import HistoryEvent
 from baguni.domain.sequences import ModelInputs, event_batch, first_tokens, longest, model_inputs, sequence_arrays
 from baguni.domain.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
@@ -64,13 +64,17 @@ class InferenceClient:
         self._release_id, self._specs = release_id, model_specs(signature)
 
     async def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> Arrays:
-        """Outputs by name. `model` is the short name; every input has the batch dimension first."""
+        """Return outputs by name. `model` is the short name; every input has the batch dimension first. Raises
+        UnavailableError, also for outputs that are not what the model promises."""
         spec = self._specs[model]
         try:
             result = await self._client.infer(**_request(spec, self._release_id, inputs, timeout_s))
         except InferenceServerException as error:
             raise _unavailable(error) from error
-        return _outputs(spec, result)
+        outputs, problem = _outputs(spec, result)
+        if problem:
+            raise UnavailableError("triton", problem)
+        return outputs
 
     async def check(self) -> None:
         """Raise ReleaseMismatchError if a Triton's models carry another release id than the client's, UnavailableError if no
@@ -110,13 +114,17 @@ class SyncInferenceClient:
         self._release_id, self._specs = release_id, model_specs(signature)
 
     def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> Arrays:
-        """Outputs by name, see InferenceClient.infer."""
+        """Return outputs by name, see InferenceClient.infer. Raises RefusedError for outputs that are not what the model
+        promises, because the inputs may be to blame."""
         spec = self._specs[model]
         try:
             result = self._client.infer(**_request(spec, self._release_id, inputs, timeout_s))
         except InferenceServerException as error:
             raise _unavailable(error) from error
-        return _outputs(spec, result)
+        outputs, problem = _outputs(spec, result)
+        if problem:
+            raise RefusedError("triton", problem)
+        return outputs
 
     def load(self) -> None:
         """Load every model of the release from Triton's repository, and check that it is this release's. A model is ready
@@ -191,8 +199,10 @@ def _request(spec: ModelSpec, release_id: str, inputs: Mapping[str, NDArray[Any]
     }
 
 
-def _outputs(spec: ModelSpec, result: Any) -> Arrays:
-    return {tensor.name: result.as_numpy(tensor.name) for tensor in spec.outputs}
+def _outputs(spec: ModelSpec, result: Any) -> tuple[Arrays, str]:
+    """Return outputs by name, and what is wrong with them."""
+    outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in spec.outputs}
+    return outputs, spec.problem_with_outputs(outputs)
 
 
 def _check_release(name: str, config: Mapping[str, Any], release_id: str) -> None:

@@ -64,11 +64,14 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= MAX_ID_LENGTH
 
 
+MAX_ERROR_LENGTH = 1_000  # characters of what is said of a record
+
+
 class MalformedEvent(InvalidInputError):  # noqa: N818 - an event, which is malformed
     """A record that will never parse. `reason` is a short stable word for counting; the message says what is wrong."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(message[:MAX_ERROR_LENGTH])  # a parser may quote the whole record
         self.reason = reason
 
     @classmethod

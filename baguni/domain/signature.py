@@ -120,6 +120,22 @@ class ModelSpec:
             if problem:
                 raise InvalidInputError(f"{self.name}: {tensor.name} {problem}", tensor.name)
 
+    def problem_with_outputs(self, arrays: Mapping[str, NDArray[Any] | None]) -> str:
+        """Return what is wrong with the outputs of a call, "" if nothing: one is missing, has another shape, or has a value
+        that is no number. −∞ is the log-likelihood of what is impossible."""
+        for tensor in self.outputs:
+            array = arrays[tensor.name]
+            if array is None:
+                return f"{self.name} gave no {tensor.name}"
+            fixed = [
+                (have, want) for have, want in zip(array.shape[1:], tensor.shape, strict=False) if isinstance(want, int)
+            ]
+            if array.ndim != len(tensor.shape) + 1 or any(have != want for have, want in fixed):
+                return f"{self.name} gave {tensor.name} in the shape {array.shape}, expected {tensor.shape} a row"
+            if tensor.dtype == "FP32" and not (array < np.inf).all():
+                return f"{self.name} gave {tensor.name} with a value that is no finite number"
+        return ""
+
     def _check_shape(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
         wanted = [sizes.get(axis, self.axes[axis]) if isinstance(axis, str) else axis for axis in tensor.shape]
         fits = len(shape) == len(wanted) and all(

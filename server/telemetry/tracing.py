@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from pythonjsonlogger.json import JsonFormatter
 
+from baguni.logs import LogFormatter
 from baguni.telemetry import PROPAGATOR
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -101,5 +102,5 @@ def log_to_stderr(kind: Literal["text", "json"]) -> None:
     if kind == "json":
         handler.setFormatter(JsonFormatter(LOG_FIELDS.split(), timestamp=False))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s request=%(request_id)s"))
+        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s %(message)s request=%(request_id)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

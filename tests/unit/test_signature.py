@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,3 +199,31 @@ def test_padding_and_items_training_never_saw_reach_the_models_as_such() -> None
     arrays = triton_inputs(inputs, codes_NL, replace(SIGNATURE, num_items=2, max_tokens=3))
     assert arrays["item_index"].tolist() == [[2, 0, 0]]
     assert arrays["codes"].tolist() == [[[5, 6, 1], [7, 7, 2], [-1, -1, -1]]]
+
+
+def outputs_of(spec: ModelSpec, batch: int) -> dict[str, Any]:
+    """What a model that works gives."""
+    kinds = {"FP32": np.float32, "INT32": np.int32}
+    shapes = {
+        tensor.name: [s if isinstance(s, int) else spec.axes[s][0] for s in tensor.shape] for tensor in spec.outputs
+    }
+    return {tensor.name: np.ones((batch, *shapes[tensor.name]), kinds[tensor.dtype]) for tensor in spec.outputs}
+
+
+@pytest.mark.parametrize("spec", model_specs(SIGNATURE).values(), ids=lambda spec: spec.name)
+def test_outputs_that_are_not_what_a_model_promises_are_named(spec: ModelSpec) -> None:
+    """A faulty GPU, an overflow in fp16 or another backend gives numbers that are none; a list must not be made of them."""
+    assert spec.problem_with_outputs(outputs_of(spec, 3)) == ""
+    for tensor in spec.outputs:
+        wrong = [None, np.ones(3, np.float32), np.ones((3, *([99] * len(tensor.shape)), 2), np.float32)]
+        if tensor.dtype == "FP32":
+            for value in (np.nan, np.inf):
+                array = outputs_of(spec, 3)[tensor.name]
+                array.flat[-1] = value
+                wrong.append(array)
+        for array in wrong:
+            assert tensor.name in spec.problem_with_outputs({**outputs_of(spec, 3), tensor.name: array})
+        if tensor.dtype == "FP32":
+            impossible = outputs_of(spec, 3)[tensor.name]
+            impossible.flat[0] = -np.inf
+            assert spec.problem_with_outputs({**outputs_of(spec, 3), tensor.name: impossible}) == ""
