@@ -1,5 +1,6 @@
 """Find and remove what Redis has of a user. Other processes register their own places as entry points `baguni.personal_data`:
-functions (user_id, erase) that return what they have, in words, and remove it if `erase` is true.
+functions (user_id, erase) that return what they have, in words, and remove it if `erase` is true. They raise NotSearchedError
+if they cannot look.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import redis
 
+from baguni.domain.errors import BaguniError
 from baguni.stores import forgotten
 from baguni.stores.history_store import TTL_S, HistoryWriter, is_history, keys_of
 from baguni.stores.redis_client import shared_redis_errors
@@ -27,6 +29,10 @@ _WITHOUT_USERS = (
     "baguni:served",
     forgotten.KEY,
 )
+
+
+class NotSearchedError(BaguniError):
+    """A place cannot be searched from here: it is not configured, not mounted, or its code is not installed."""
 
 
 @dataclass(frozen=True)

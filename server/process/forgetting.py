@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from baguni.domain.errors import UnavailableError
 from baguni.stores.forgotten import Entry, ForgottenFollower
+from baguni.stores.personal_data import NotSearchedError
 from server.lists.users import UserCache
 from server.settings import ServerSettings
 from server.telemetry.capture import Capture, Removal, captured_of, remove_from_unused
@@ -83,10 +84,12 @@ def _until_ms(entries: Iterable[Entry]) -> dict[str, float]:
 
 def personal_data(user_id: str, erase: bool) -> list[str]:
     """Return what the files of captured requests on this machine have of a user, and remove it if asked to. A file that a
-    gateway writes is left to that gateway, which removes it within REWRITE_S."""
+    gateway writes is left to that gateway, which removes it within REWRITE_S. Raises NotSearchedError."""
     folder = ServerSettings().capture_dir
-    if folder is None or not folder.is_dir():
-        return []
+    if folder is None:
+        raise NotSearchedError("BAGUNI_CAPTURE_DIR is not set")
+    if not folder.is_dir():
+        raise NotSearchedError(f"the folder {folder} does not exist here")
     found = [f"{path}: {count} captured requests" for path, count in captured_of(folder, user_id)]
     if erase and found:
         remove_from_unused(folder, Removal({user_id: math.inf}))

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import grpc
@@ -16,6 +17,7 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
+from baguni.cli import users
 from baguni.cli.users import user
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.history import Action, HistoryEvent
@@ -131,6 +133,22 @@ def test_a_user_is_forgotten_everywhere_and_may_come_back(
         eventually(lambda: len(histories.read([user_id])[0]) == 1, "the user is back")
         recommend(gateway, user_id, times=1)
         assert sum(count for _, count in captured_of(captured, user_id)) == 1
+
+
+def test_places_that_cannot_be_searched_are_named(
+    environment: Endpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that has other mounts, or other code: an empty answer would look like a proof."""
+    monkeypatch.delenv("BAGUNI_CAPTURE_DIR")
+    elsewhere = EntryPoint("elsewhere", "not_in_this_image.forgetting:personal_data", "baguni.personal_data")
+    monkeypatch.setattr(users, "entry_points", lambda group: [*entry_points(group=group), elsewhere])
+    shown = " ".join(run("find", "nobody").output.split())
+    for why in (
+        "BAGUNI_CAPTURE_DIR is not set",
+        "does not exist here",
+        "package not_in_this_image is not installed here",
+    ):
+        assert why in shown, shown
 
 
 def prepare_campaigns(user_ids: list[str]) -> None:

@@ -123,6 +123,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'baguni_left_out_attributes_total{attribute="pack_size", problem="undeclared"}': rising(1)},
         {'baguni_left_out_attributes_total{attribute="pack_size", problem="undeclared"}': steady(2)},
     ),
+    "BackgroundTaskFails": (
+        {'baguni_background_restarts_total{instance="a",task="items"}': rising(1)},
+        {'baguni_background_restarts_total{instance="a",task="items"}': steady(2)},
+    ),
     "Quarantined": ({"baguni_quarantined_total": rising(1)}, {"baguni_quarantined_total": steady(2)}),
     "ExperimentArmNotServed": (
         {'baguni_experiment_arms_not_served_total{release="r2"}': rising(1)},

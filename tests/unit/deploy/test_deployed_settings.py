@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from baguni.domain.events import DEAD_LETTER_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
+from baguni.domain.events import DEAD_LETTER_TOPIC, DELETION_TOPIC, EXPOSURE_TOPIC, ITEM_TOPIC, USER_TOPICS
 from baguni.settings import Endpoints
 from crm.settings import CrmSettings
 from deploy.containers import triton
@@ -24,12 +25,14 @@ PROCESSES: dict[str, type[Endpoints]] = {
     "item-consumer": StreamingSettings,
     "crm": CrmSettings,
     "nightly": CrmSettings,  # the client's among them
+    "operator": ServerSettings,
     "trainer": CrmSettings,
     "triton": Endpoints,
 }
 BESIDE_THE_CLASSES = {"BAGUNI_SECRETS_DIR"}  # baguni/settings.py reads it itself
 TOPICS = (*USER_TOPICS, ITEM_TOPIC, EXPOSURE_TOPIC, DEAD_LETTER_TOPIC)
 PREFIX = "BAGUNI_"
+KAFKA_MESSAGE_BYTES = 1_048_588  # max.message.bytes of a topic that has no setting of its own
 
 
 def compose() -> dict[str, Any]:
@@ -105,11 +108,17 @@ def test_files_that_settings_name_are_mounted(overlay: Overlay) -> None:
                 assert any(Path(value).is_relative_to(mount) for mount in mounts), (name, variable)
 
 
-def test_topics_are_made_under_their_names(render: Callable[[str], Overlay]) -> None:
+def test_topics_are_made_under_their_names_and_keep_what_they_must(render: Callable[[str], Overlay]) -> None:
     (command,) = compose()["services"]["topics"]["command"]
     (container,) = render("dev").pods()["topics"]["spec"]["containers"]
     for script in (command, container["args"][0]):
         assert set(script.split(" in ")[1].split(";")[0].split()) == set(TOPICS)
+        configs = dict(re.findall(r"--entity-name (\S+) --add-config (\S+)", script))
+        assert configs.keys() == {DELETION_TOPIC, DEAD_LETTER_TOPIC}
+        assert configs[DELETION_TOPIC] == "retention.ms=-1"
+        name, size = configs[DEAD_LETTER_TOPIC].split("=")
+        assert name == "max.message.bytes"
+        assert int(size) >= KAFKA_MESSAGE_BYTES + 10_000  # docs/streaming.md
 
 
 def test_each_milvus_that_we_start_writes_its_segments_alike(render: Callable[[str], Overlay]) -> None:

@@ -149,7 +149,10 @@ def test_network_policies_mean_pods_that_exist_and_ports_that_they_open(overlay:
 
 def test_who_asks_a_pod_of_ours_is_let_out_and_in(overlay: Overlay) -> None:
     """By the addresses in the settings: one without the other is a connection that hangs."""
-    settings = {"BAGUNI_TRITON_URL": ("gateway", "item-consumer", "nightly"), "BAGUNI_GATEWAY_ADDRESS": ("crm",)}
+    settings = {
+        "BAGUNI_TRITON_URL": ("gateway", "item-consumer", "nightly", "operator"),
+        "BAGUNI_GATEWAY_ADDRESS": ("crm",),
+    }
     for variable, callers in settings.items():
         for caller in callers:
             container = overlay.pods()[caller]["spec"]["containers"][0]
@@ -231,6 +234,18 @@ def test_the_nightly_command_takes_what_the_job_gives_it(overlay: Overlay) -> No
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert given <= {name for option in options for name in (*option.opts, *option.secondary_opts)}
     assert all(given & set(option.opts) for option in options if option.required)
+
+
+def test_operators_reach_what_their_commands_change(overlay: Overlay) -> None:
+    cron = overlay.named("CronJob", "operator")["spec"]
+    assert cron["suspend"] is True
+    (container,) = overlay.pods()["operator"]["spec"]["containers"]
+    writable = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly", False)}
+    assert {"releases", "captured"} <= writable  # `release rollback` moves a pointer, `user forget` removes requests
+    environment, (gateway,) = overlay.environment(container), overlay.pods()["gateway"]["spec"]["containers"][:1]
+    (captured,) = (mount for mount in container["volumeMounts"] if mount["name"] == "captured")
+    assert environment["BAGUNI_CAPTURE_DIR"] == captured["mountPath"]
+    assert environment["BAGUNI_RELEASES"] == overlay.environment(gateway)["BAGUNI_RELEASES"]
 
 
 def release_command(name: str) -> click.Command:
