@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DATASETS = ("complete-journey", "amazon-beauty", "amazon-sports")
 COLD_ITEMS = "cold-items"
-OURS = ("A", "B", "C", "served", "teacher", COLD_ITEMS)
+OURS = ("A", "B", "C", "served", "teacher", "generative", COLD_ITEMS)
 
 
 @click.group()

@@ -31,10 +31,11 @@ from benchmarks.quality.slices import (
     category_popularity_lists,
     cold_item_recall,
     cold_users,
+    text_neighbour_lists,
 )
 from benchmarks.quality.store import Record
 
-OURS = ("A", "B", "C", "served", "teacher")
+OURS = ("A", "B", "C", "served", "teacher", "generative")
 COMPARED = ("HR", "Recall", "NDCG")
 SCORE = f"NDCG@{K}"
 
@@ -120,6 +121,7 @@ class Measured:
             ("C", "B"),
             ("C", "teacher"),
             ("served", "C"),
+            ("generative", "teacher"),
             *((ours, peer) for ours in ("C", "served") for peer in peers),
         ]
         wanted += [(head, peer) for peer in (*peers, "SASRec")]
@@ -165,7 +167,8 @@ class Measured:
         return found
 
     def cold_items(self) -> dict[str, Any] | None:
-        """Recall of items that the model never saw ordered, against chance and their categories' popularity."""
+        """Recall of items that the model never saw ordered, against chance, their categories' popularity and neighbours by
+        text."""
         seeds = self.seeds("C", "cold") if "C" in self.records else []
         if not seeds:
             return None
@@ -175,14 +178,19 @@ class Measured:
             queries.dataset.catalog, cold.held_out, self.shop.frequency_N, len(cold.query), K
         )
         category = cold_item_recall(lists, queries, cold.query, cold.held_out)
+        text_NT = np.load(self.shop.folder / "runs" / f"seed{seeds[0]}" / "embeddings.npy")
+        lists = text_neighbour_lists(queries.at(cold.query).purchases(), text_NT, cold.held_out, K)
+        neighbours = cold_item_recall(lists, queries, cold.query, cold.held_out)
         users = queries.user_Q[cold.query]
         return {
             "held_out": len(cold.held_out),
             "orders": len(cold.query),
             "model": _interval(estimate([model], users)),
             "category": _interval(estimate([category], users)),
+            "neighbours": _interval(estimate([neighbours], users)),
             "random": min(1.0, K / len(cold.held_out)),
             "over_category": asdict(compare([model], [category], users)),
+            "over_neighbours": asdict(compare([model], [neighbours], users)),
         }
 
     def contenders(self) -> dict[str, Any]:

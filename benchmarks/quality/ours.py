@@ -1,10 +1,11 @@
 """Our model as a contender: the only file here that knows how it is trained and asked.
 
-A        the retrieval head alone: the same recipe without the generative head, on the Semantic IDs of the dual run
-B        both heads, before distillation; its retrieval head makes the list
-C        after distillation
-served   C, the first of its items rescored by the generative head
-teacher  the generative head of B, by beam search
+A           the retrieval head alone: the same recipe without the generative head, on the Semantic IDs of the dual run
+B           both heads, before distillation; its retrieval head makes the list
+C           after distillation
+served      C, the first of its items rescored by the generative head
+teacher     the generative head of B, by beam search
+generative  the generative head of C, by beam search
 """
 
 # B = batch, N = items, H = held-out items
@@ -42,13 +43,16 @@ STAGES = {
     "C": (*HEAD_STAGES, "distil"),
     "served": (*HEAD_STAGES, "distil"),
     "teacher": HEAD_STAGES,
+    "generative": (*HEAD_STAGES, "distil"),
 }
+BEAM_SEARCH = ("teacher", "generative")  # slow: not asked with shortened histories
 DESCRIPTIONS = {
     "A": "The retrieval head alone: no generative head in training.",
     "B": "The retrieval head, trained together with the generative head.",
     "C": "The retrieval head after distillation.",
     "served": "The list of C, the first 200 of everything ordered anew with a share of the generative head's log-likelihood.",
     "teacher": "The generative head of B, by beam search.",
+    "generative": "The generative head of C, by beam search: that of a release, which campaigns and segments ask.",
 }
 
 
@@ -80,6 +84,8 @@ class TrainedModel:
         """The head of this variant."""
         if self.variant == "teacher":
             return generative_ranker(self.run.teacher(), self.run)
+        if self.variant == "generative":
+            return generative_ranker(self.run.model(), self.run)
         share = self.run.recipe.rescored_share if self.variant == "served" else 0.0
         return retrieval_ranker(self.run.model(distilled=self.variant in ("C", "served")), self.run, share)
 

@@ -18,7 +18,15 @@ from benchmarks.quality.published import METRICS as PUBLISHED_METRICS
 from benchmarks.quality.published import PUBLISHED
 
 INK = "#123456"  # stands for the page's own text colour, see _svg
-COLOURS = {"peer": "#8a93a3", "A": "#d9902f", "B": "#2f9e8f", "C": "#3b7dd8", "served": "#1f4e96", "teacher": "#b0579e"}
+COLOURS = {
+    "peer": "#8a93a3",
+    "A": "#d9902f",
+    "B": "#2f9e8f",
+    "C": "#3b7dd8",
+    "served": "#1f4e96",
+    "teacher": "#b0579e",
+    "generative": "#8c4fc4",
+}
 FALLBACK = "#7a6fd0"
 STYLE = {
     "font.size": 10,
@@ -131,10 +139,13 @@ def draw_cold_items(summary: dict[str, Any]) -> Figure | None:
     cold = summary["cold_items"]
     if cold is None:
         return None
-    figure, axes = _panels(["all"], 1.9)
+    figure, axes = _panels(["all"], 2.1)
     chance = {"mean": cold["random"], "low": cold["random"], "high": cold["random"]}
-    names = ["chance", "popularity of the category", "C, by text alone"]
-    _dots(axes["all"], names, [chance, cold["category"], cold["model"]], [*[COLOURS["peer"]] * 2, COLOURS["C"]])
+    cells = {"chance": chance, "popularity of the category": cold["category"]}
+    if "neighbours" in cold:  # not in the summaries of earlier versions
+        cells["neighbours by text"] = cold["neighbours"]
+    cells["C, by text alone"] = cold["model"]
+    _dots(axes["all"], list(cells), list(cells.values()), [*[COLOURS["peer"]] * (len(cells) - 1), COLOURS["C"]])
     figure.axes[0].set_xlabel("recall@10 among held-out items")
     figure.axes[0].set_xlim(left=0)
     return figure

@@ -101,10 +101,13 @@ def _cold_items(summary: dict[str, Any]) -> Iterator[Row]:
     what, value = f"{DATASETS[summary['dataset']]}: recall@10 of items held out of training", cold["model"]["mean"]
     above = cold["model"]["low"] > cold["random"]
     yield Row(what, value, "", "interval above chance", above, "chance", cold["random"])
-    better = cold["over_category"]["low"] > 0
-    yield Row(
-        what, value, "", "paired interval above 0", better, "popularity of the category", cold["category"]["mean"]
-    )
+    for over, beside, words in (
+        ("over_category", "category", "popularity of the category"),
+        ("over_neighbours", "neighbours", "neighbours by text"),
+    ):
+        if over in cold:  # not in the summaries of earlier versions
+            better = cold[over]["low"] > 0
+            yield Row(what, value, "", "paired interval above 0", better, words, cold[beside]["mean"])
 
 
 def _lower_end(what: str, paired: dict[str, Any]) -> Row:

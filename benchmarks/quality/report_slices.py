@@ -31,7 +31,6 @@ def cold_items(summary: dict[str, Any]) -> Iterator[str]:
     cold = summary["cold_items"]
     if cold is None:
         return
-    over = cold["over_category"]
     yield from ("### Items nobody has ordered", "")
     yield f"{cold['held_out']:,} random items were held out of training entirely and ranked among themselves for"
     yield f"{cold['orders']:,} orders that have one (each user's first such order of the month)."
@@ -41,8 +40,11 @@ def cold_items(summary: dict[str, Any]) -> Iterator[str]:
         ("C, by text alone", cell(cold["model"])),
         ("popularity of the category", cell(cold["category"])),
         ("chance", number(cold["random"])),
-        ("C − popularity of the category, paired", signed(over)),
+        ("C − popularity of the category, paired", signed(cold["over_category"])),
     ]
+    if "neighbours" in cold:  # not in the summaries of earlier versions
+        rows.insert(1, ("neighbours by text, untrained", cell(cold["neighbours"])))
+        rows.append(("C − neighbours by text, paired", signed(cold["over_neighbours"])))
     yield from table(("", "recall@10"), rows)
 
 

@@ -74,7 +74,7 @@ def our_contenders(shop: Shop, recipe: Recipe) -> Iterator[Contender]:
             seeded = replace(recipe, seed=seed)
             return (replace(seeded, generative_weight=0.0) if variant == "A" else seeded).as_dict()
 
-        yield Contender(variant, "ours", description, make, settings, asked_cold=variant != "teacher")
+        yield Contender(variant, "ours", description, make, settings, asked_cold=variant not in ours.BEAM_SEARCH)
 
 
 @dataclass(frozen=True)

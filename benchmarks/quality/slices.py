@@ -1,7 +1,7 @@
 """Where the lists are good and where not: users with short histories, items nobody has bought, sizes of baskets; and whether
 the Semantic IDs are healthy. Knows lists and tables, no models."""
 
-# Q = queries, N = items, L = levels of a Semantic ID, H = held-out items
+# Q = queries, B = users of a slice, N = items, L = levels of a Semantic ID, H = held-out items, T = text dim
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog
 from baguni.domain.semantic_ids import SemanticIdTable
 from benchmarks.quality.measure import Estimate, Float64, Int64, estimate
-from trainer.data.queries import OrderQueries
+from trainer.data.queries import OrderQueries, Purchases
+from trainer.metrics import top_k
+from trainer.peers import decayed
 
+Float32 = NDArray[np.float32]
 HISTORY_BUCKETS = ((0, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 BASKET_BUCKETS = ((1, 2), (3, 5), (6, 10), (11, 20), (21, None))
 SMALLEST_BUCKET = 30
+NEIGHBOUR_DAYS, NEIGHBOUR_SHARPNESS = 90.0, 15.0  # did best on November
 COLD_SHARE = 0.05
 
 
@@ -94,6 +98,20 @@ def category_popularity_lists(
     rows = [held_out[np.lexsort((rng.random(len(held_out)), -score_H))[:k]] for _ in range(num_queries)]
     top = np.full((num_queries, k), -1, np.int64)
     top[:, : min(k, len(held_out))] = rows
+    return top
+
+
+def text_neighbour_lists(bought: Purchases, text_NT: Float32, held_out: Int64, k: int) -> Int64:
+    """Held-out items by their texts' likeness to what each user bought: the sum over these items of their decayed log counts,
+    times exp(NEIGHBOUR_SHARPNESS · cosine). Nothing is trained. `bought`: held-out items in it do not count; `text_NT`: text
+    embeddings of any length."""
+    known = np.where(np.isin(bought.item_P, held_out), 0.0, decayed(bought.age_days_P, NEIGHBOUR_DAYS))
+    text_NT = text_NT / np.linalg.norm(text_NT, axis=1, keepdims=True).clip(min=1e-12)
+    near_NH = np.exp(NEIGHBOUR_SHARPNESS * (text_NT @ text_NT[held_out].T))
+    score_BH = np.asarray(bought.matrix(known).log1p() @ near_NH, np.float64)
+    place_Bk = top_k(score_BH, min(k, len(held_out)), np.random.default_rng(0))
+    top = np.full((len(bought), k), -1, np.int64)
+    top[:, : place_Bk.shape[1]] = held_out[place_Bk]
     return top
 
 

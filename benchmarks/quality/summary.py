@@ -9,7 +9,8 @@ best_peer    {setting: name}: the peer with the best NDCG@10, rolling; best_head
 comparisons  [{first, second, mode, setting, metric, difference, low, high, base, relative}], paired
 slices       {"orders before" | "items in the order": {name: {bucket: {orders, mean, low, high}}}}: NDCG@10, first setting
 cold_users   {name: {"0" | "1" | "3" | "whole": {setting: {metric: {mean, low, high}}}}}, each user's first order
-cold_items   recall@10 of held-out items: {held_out, orders, model, category, random, over_category}
+cold_items   recall@10 of held-out items: {held_out, orders, model, category, neighbours, random, over_category,
+             over_neighbours}
 health       of the Semantic IDs
 """
 

@@ -20,6 +20,7 @@ from benchmarks.quality.slices import (
     cold_users,
     held_out_items,
     semantic_id_health,
+    text_neighbour_lists,
 )
 from benchmarks.quality.store import ColdItems, ListStore, Record, slug
 from trainer.data.dataset import Dataset
@@ -166,6 +167,17 @@ def test_category_popularity_does_not_know_the_held_out_items_own() -> None:
     frequency[[2, 3, 5]] = (100, 7, 9)  # 2 is held out: EVEN has no other order
     top = category_popularity_lists(shop().catalog, np.array([2, 7]), frequency, 2, K)
     assert top.tolist() == lists((7, 2), (7, 2)).tolist()
+
+
+def test_neighbours_by_text_do_not_know_purchases_of_held_out_items() -> None:
+    """Anna has 0, 1 and 2 before her first order of the month, Ben 7; 7 is held out. Lengths of texts do not count."""
+    text = np.eye(NUM_ITEMS, dtype=np.float32)
+    text[3], text[9] = 5 * (text[0] + 0.1 * text[1]), text[1] + text[4]
+    held_out, asked = np.array([3, 7, 9]), queries().at(np.array([0, 2]))
+    top = text_neighbour_lists(asked.purchases(), text, held_out, K)
+    assert top[0, :3].tolist() == [3, 9, 7]
+    assert sorted(top[1, :3].tolist()) == [3, 7, 9]  # nothing is known of Ben but what is held out
+    assert (top[:, 3:] == -1).all()
 
 
 def test_buckets_of_few_orders_are_left_out() -> None:

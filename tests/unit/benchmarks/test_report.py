@@ -47,6 +47,9 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     held_out = np.arange(0, NUM_ITEMS, 2)
     query = cold_item_queries(shop.queries, held_out)
     shop.store.save_cold("C", 0, ColdItems(held_out, query, np.tile(held_out[:K], (len(query), 1))))
+    run = shop.folder / "runs/seed0"
+    run.mkdir(parents=True)
+    np.save(run / "embeddings.npy", np.random.default_rng(0).standard_normal((NUM_ITEMS, 4)).astype(np.float32))
     return shop
 
 
@@ -167,17 +170,20 @@ def test_training_is_as_long_as_its_slowest_seed() -> None:
     assert (row.value, row.holds) == (91.0, False)
 
 
-def test_cold_items_must_beat_chance_and_their_category() -> None:
+def test_cold_items_must_beat_chance_their_category_and_neighbours() -> None:
     cold = {
         "model": {"mean": 0.10, "low": 0.08, "high": 0.12},
         "category": {"mean": 0.09, "low": 0.07, "high": 0.11},
         "random": 0.02,
         "over_category": {"difference": 0.01, "low": -0.01, "high": 0.03, "base": 0.09},
+        "neighbours": {"mean": 0.12, "low": 0.11, "high": 0.13},
+        "over_neighbours": {"difference": -0.02, "low": -0.03, "high": -0.01, "base": 0.12},
     }
     rows = [row for row in promised_rows(a_summary(cold_items=cold)) if "held out" in row.what]
     assert [(row.reference, row.reference_value, row.holds) for row in rows] == [
         ("chance", 0.02, True),
         ("popularity of the category", 0.09, False),
+        ("neighbours by text", 0.12, False),
     ]
 
 

@@ -49,7 +49,7 @@ def benchmark(shop: Shop, recipe: Recipe, bars: Bars) -> None:
 
 def test_every_variant_answers_every_order_by_the_protocol(recipe_and_shop: tuple[Recipe, Shop]) -> None:
     _, shop = recipe_and_shop
-    assert [record.contender for record in shop.store.records()] == ["A", "C", "served", "teacher"]
+    assert [record.contender for record in shop.store.records()] == ["A", "C", "generative", "served", "teacher"]
     for record in shop.store.records():
         check_lists(shop.store.load(record.contender, 0), Truth(shop.queries))
         assert record.training_s > 0
