@@ -117,6 +117,7 @@ def write_parquet(tables: Tables, folder: Path) -> None:
 def _frame(path: Path, columns: dict[str, pa.DataType]) -> pd.DataFrame:
     try:
         table = pq.read_table(path)
+        table.validate(full=True)  # a damaged page may have texts that are no UTF-8
     except (OSError, pa.ArrowException) as error:
         raise InvalidInputError(f"{path} is no Parquet file: {error}") from error
     missing = [name for name in columns if name not in table.column_names]

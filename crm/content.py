@@ -32,7 +32,7 @@ from crm.state import CampaignState, Push
 log = logging.getLogger(__name__)
 MAX_K, DEFAULT_K = 50, 10
 PATH = "/v1/campaigns/{campaign:[^/]+}/users/{user_id:(?s:.+)}"  # aiohttp's own pattern takes no id with a brace or a slash
-FALLBACK_EVERY_S = 300.0
+FALLBACK_EVERY_S, RETRY_S = 300.0, 5.0
 COUNTED_EVERY_S = 15.0
 FORGET_EVERY_S = 30.0
 FALLBACK_TIMEOUT_S = 2.0
@@ -89,13 +89,13 @@ class Content:
             return None
 
     async def keep_popular_fresh(self) -> None:
-        """Ask the gateway, now and again."""
+        """Ask the gateway, now and again; soon again as long as there is nothing to answer with."""
         while True:
             try:
                 self.popular = await asyncio.to_thread(self._popular) or self.popular
             except BaguniError as error:
                 log.warning("popular items not renewed error=%s", error)
-            await asyncio.sleep(FALLBACK_EVERY_S)
+            await asyncio.sleep(FALLBACK_EVERY_S if self.popular else RETRY_S)
 
     async def keep_counts_fresh(self) -> None:
         """Tell Prometheus what the state says, now and again."""

@@ -122,14 +122,14 @@ def nightly(
     if pushes and not Endpoints().releases_url:
         raise InvalidInputError("--push needs BAGUNI_RELEASES_URL, such as s3://BUCKET/PREFIX")
     run_path = runs / _name(data, recipe, text_encoder, *(["retokenize"] if retokenize else []))
-    context.with_resource(locked(_lock(run_path), lambda: click.echo(f"wait for another night with {run_path}")))
+    lock = context.with_resource(locked(_lock(run_path), lambda: click.echo(f"wait for another night with {run_path}")))
     words = ["--text-encoder", text_encoder] if text_encoder else []
     if not (run_path / "metrics.json").is_file():
         if not (run_path / "recipe.json").is_file() and not retokenize and (before := store.active_id()) is not None:
             _take_over(run_path, store, store.get(before, verify=False))
         if starts_warm(run_path, recipe, words, warm_runs):
             words += ["--warm"]
-        _command("train", str(data), "--run", str(run_path), "--recipe", recipe, *words)
+        _command(lock, "train", str(data), "--run", str(run_path), "--recipe", recipe, *words)
     candidate = _exported(run_path, data, store, target)
     active = store.active_id()  # after the training: somebody may have changed it meanwhile
     if candidate.release_id == active:
@@ -146,7 +146,7 @@ def nightly(
         activate(store, candidate.release_id, Endpoints(), click.echo)
         click.echo(f"{candidate.release_id} is active.")
     if pushes:  # again after an interruption: what is there is not sent twice
-        _command("release", "--releases", str(store.root), "push")
+        _command(lock, "release", "--releases", str(store.root), "push")
     removed = prune(store, Endpoints(), keep, click.echo)
     removed += remove_runs(runs, run_path, store)
     if removed:
@@ -300,8 +300,10 @@ def replay_problem(
     return "; ".join(problems(found, min_overlap, max_ratio))
 
 
-def _command(*words: str) -> None:
-    """Run a command of `baguni` in a process of its own; if it fails, this one ends with its status."""
-    status = subprocess.run([sys.executable, "-m", "baguni.cli", *words], check=False).returncode
+def _command(lock: int, *words: str) -> None:
+    """Run a command of `baguni` in a process of its own; if it fails, this one ends with its status. It inherits the lock: if
+    this one is killed, the next night waits until what it had started has ended, and goes on from there."""
+    command = [sys.executable, "-m", "baguni.cli", *words]
+    status = subprocess.run(command, check=False, pass_fds=[lock]).returncode
     if status:
         raise SystemExit(status)

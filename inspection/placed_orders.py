@@ -70,7 +70,9 @@ def read_orders(folder: Path) -> OrderLog:
 def _events(folder: Path) -> pd.DataFrame:
     file = folder / "events.parquet"
     if file.is_file():
-        events: pd.DataFrame = pq.read_table(file, columns=COLUMNS).to_pandas()
+        table = pq.read_table(file, columns=COLUMNS)
+        table.validate(full=True)  # a damaged page may have texts that are no UTF-8
+        events: pd.DataFrame = table.to_pandas()
         return events
     return pd.read_csv(folder / "events.csv", usecols=COLUMNS, dtype=str, keep_default_na=False)
 

@@ -77,14 +77,17 @@ def _opened(path: Path) -> Iterator[Iterator[pa.RecordBatch]]:
             yield _named(iter(reader), path)
     else:
         with pq.ParquetFile(path) as file:
-            yield file.iter_batches(ROWS, columns=list(COLUMNS))
+            yield _named(file.iter_batches(ROWS, columns=list(COLUMNS)), path)
 
 
 def _named(batches: Iterator[pa.RecordBatch], path: Path) -> Iterator[pa.RecordBatch]:
-    """A row with too many or too few cells is an error that names the file."""
+    """Yield the batches. Raises InvalidInputError that names the file, for a row with too many or too few cells, for damaged
+    pages, and for bytes that are no UTF-8."""
     try:
-        yield from batches
-    except pa.ArrowException as error:
+        for batch in batches:
+            batch.validate(full=True)
+            yield batch
+    except (pa.ArrowException, OSError) as error:
         raise InvalidInputError(f"{path}: {error}") from error
 
 
@@ -257,12 +260,18 @@ def _from_text(time: pa.ChunkedArray, path: Path, first_row: int, timezone: str 
     return pa.array(found, pa.int64())
 
 
+def _shown(value: pa.Scalar) -> str:
+    """Return a value for a message, also a time that Python has no date for."""
+    try:
+        return repr(value.as_py())
+    except (OverflowError, ValueError):
+        return f"{value.value} {value.type}"
+
+
 def _require(
     fits: pa.ChunkedArray, values: pa.ChunkedArray, column: str, expected: str, path: Path, first_row: int
 ) -> None:
     fits = pc.fill_null(fits, fill_value=False)
     if not pc.all(fits).as_py():
         row = pc.index(fits, False).as_py()
-        raise InvalidInputError(
-            f"{path} row {first_row + row}: {column} is {values[row].as_py()!r}, expected {expected}"
-        )
+        raise InvalidInputError(f"{path} row {first_row + row}: {column} is {_shown(values[row])}, expected {expected}")

@@ -24,14 +24,14 @@ STAGING = re.compile(r"(\.(?:adding|building|pulling)-\w+)(\.lock)?")
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
     """Hold the lock of a file, which is there as long, while the body runs. Waits for another holder, after a call of
-    `on_wait`."""
+    `on_wait`. Yields the file's descriptor: a process that inherits it holds the lock, too, until it ends."""
     while (file := _locked_file(path, on_wait)) is None:
         pass
     with file:
         try:
-            yield
+            yield file.fileno()
         finally:
             path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from baguni.settings import Endpoints
 from baguni.stores.history_store import HistoryWriter
 from streaming.histories import read_file
 from streaming.histories_cli import histories
+from tests.damage import damaged
 from tests.integration.streams import Shop, cancellation, click, deletion, order
 
 pytestmark = pytest.mark.stack
@@ -122,6 +124,29 @@ def test_what_is_no_parquet_or_lacks_a_column_is_refused(tmp_path: Path) -> None
     pq.write_table(pa.table({"user_id": ["u1"]}), tmp_path / "few.parquet")
     with pytest.raises(InvalidInputError, match="has no column item_id, action, order_id, time"):
         list(read_file(tmp_path / "few.parquet"))
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_a_damaged_file_is_read_or_named(tmp_path: Path, compression: str) -> None:
+    """Bits that turned, pages that were overwritten, files that were cut: bytes that are no text, and times without a date."""
+    rng, rows = random.Random(compression), 400
+    columns = {
+        "user_id": [f"u{row % 7}" for row in range(rows)],
+        "item_id": [f"소금 {row}" for row in range(rows)],
+        "action": ["order"] * rows,
+        "order_id": [f"o{row // 5}" for row in range(rows)],
+        "time": [datetime(2024, 1, 1 + row % 20, tzinfo=UTC) for row in range(rows)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "sound.parquet", compression=compression)
+    sound, refused = (tmp_path / "sound.parquet").read_bytes(), list[str]()
+    for _ in range(150):
+        (tmp_path / "events.parquet").write_bytes(damaged(sound, rng))
+        try:
+            list(read_file(tmp_path / "events.parquet", "UTC"))
+        except InvalidInputError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert all("events.parquet" in message for message in refused)
 
 
 CSV = """user_id,quantity,item_id,action,order_id,time

@@ -143,7 +143,9 @@ def _read(path: Path, stem: str, required: tuple[str, ...], found: Found) -> tup
     file = files[0]
     try:
         if file.suffix == ".parquet":
-            frame = pq.read_table(file).to_pandas(strings_to_categorical=False)
+            table = pq.read_table(file)
+            table.validate(full=True)  # a damaged page may have texts that are no UTF-8
+            frame = table.to_pandas(strings_to_categorical=False)
         else:
             frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
     except UnicodeDecodeError as error:

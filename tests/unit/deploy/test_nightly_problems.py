@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +21,11 @@ from hypothesis import strategies as st
 from baguni.domain.catalog import Catalog
 from baguni.domain.release import Release, ReleaseStore
 from baguni.domain.semantic_ids import SemanticIdTable
-from baguni.domain.staging import OLD_S, locked
+from baguni.domain.staging import OLD_S, locked, unheld
 from deploy.nightly import ids_problem, quality_problem, remove_runs, replay_problem, starts_warm
 from server.replay.cli import problems
 from server.replay.comparison import Comparison, Side
+from tests.waiting import eventually
 from trainer.base import Facts, write_base
 from trainer.evaluate import BEFORE, GENERATIVE, TEACHER
 from trainer.recipes import Recipe, recipe_named
@@ -186,3 +191,36 @@ def test_the_only_run_stays(tmp_path: Path) -> None:
     run = run_of(tmp_path, 1, "r_gone")
     assert remove_runs(tmp_path, tmp_path / "run-000000000002", ReleaseStore(tmp_path / "releases")) == []
     assert run.is_dir()
+
+
+NIGHT = """
+import subprocess, sys
+from pathlib import Path
+from baguni.domain.staging import locked
+from deploy import nightly
+sys.executable = sys.argv[2]  # stands for a training that takes long
+with locked(Path(sys.argv[1])) as lock:
+    nightly._command(lock, "train")
+"""
+
+
+def test_what_a_killed_night_has_started_keeps_the_lock(tmp_path: Path) -> None:
+    """Two trainings in one folder would write each other's checkpoints."""
+    training, lock = tmp_path / "training", tmp_path / "run.lock"
+    training.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    training.chmod(0o755)
+    night = subprocess.Popen([sys.executable, "-c", NIGHT, str(lock), str(training)])
+    pid = int(eventually(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text().strip(), "a training"))
+    night.kill()
+    night.wait()
+    try:
+        with unheld(lock) as is_free:
+            assert not is_free
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+    def is_free() -> bool:
+        with unheld(lock) as found:
+            return found
+
+    eventually(is_free, "the lock is free")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.history import Action
 from tests.conftest import repository
+from tests.damage import damaged
 from tests.tiny_shop import write_tiny_shop
 from trainer.data.cli import data
 from trainer.data.complete_journey import prepare
@@ -117,6 +119,24 @@ def test_a_naive_time_is_the_stores_and_a_zoned_one_is_an_instant(shop: Path) ->
     assert local_ms(datetime(2024, 1, 10, 8), "America/New_York") in times
     assert local_ms(datetime(2024, 1, 10, 13), "UTC") in times
     assert local_ms(datetime(2024, 1, 10, 8), "America/New_York") == local_ms(datetime(2024, 1, 10, 13), "UTC")
+
+
+@pytest.mark.parametrize("stem", ["items", "events"])
+def test_a_damaged_table_is_read_or_named(shop: Path, stem: str) -> None:
+    rng = random.Random(stem)
+    pd.read_csv(shop / f"{stem}.csv", dtype=str, keep_default_na=False).to_parquet(
+        shop / f"{stem}.parquet", compression=None
+    )
+    (shop / f"{stem}.csv").unlink()
+    sound, refused = (shop / f"{stem}.parquet").read_bytes(), list[str]()
+    for _ in range(100):
+        (shop / f"{stem}.parquet").write_bytes(damaged(sound, rng))
+        try:
+            load_dataset(shop)
+        except InvalidInputError as error:
+            refused.append(str(error))
+    assert len(refused) > 30
+    assert all(stem in message for message in refused)
 
 
 def test_parquet_and_csv_give_the_same_data(shop: Path) -> None:
