@@ -23,6 +23,11 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape", errors="surrogatepass").decode()
 
 
+def indented(text: str) -> str:
+    """Return text from outside for a place where lines are records: visible, and lines after the first are indented."""
+    return visible(text).replace("\n", "\n    ")
+
+
 class LogFormatter(logging.Formatter):
     """Formats a record so that a part of it cannot be taken for a record of its own: lines after the first are indented, other
     control characters are escapes, and what is too long is cut."""
@@ -32,7 +37,7 @@ class LogFormatter(logging.Formatter):
         text = super().format(record)
         if len(text) > MAX_RECORD:
             text = f"{text[:MAX_RECORD]}… and {len(text) - MAX_RECORD:,} characters more"
-        return visible(text).replace("\n", "\n    ")
+        return indented(text)
 
 
 def log_to_stderr(level: int, line: str) -> None:

@@ -1,8 +1,8 @@
 """Remove users who asked for it from the state of campaigns: what was prepared for them, what they were pushed, what a sink
 knows of them.
 
-The list of forgotten users is read before and after every run, and by `baguni crm serve`; each entry counts once and up to the
-time of its deletion, so what a user has got who has come back since stays.
+The list of forgotten users is read before and after every run, and by `baguni crm serve`; each entry counts up to the time of
+its deletion, however often it is read, so what a user has got who has come back since stays.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 
 def forget_listed(state: CampaignState, forgotten: ForgottenUsers) -> int:
     """Forget everybody who was added to the list since the last call, and again those of OVERLAP_MS before. The caller holds
-    the state's lock. Returns the number of users. Raises UnavailableError."""
-    num_users, position = 0, max(state.forgotten_until - OVERLAP_MS, 0)
+    the state's lock. Returns the number of those that are new. Raises UnavailableError."""
+    num_users, known = 0, state.forgotten_until
+    position = max(known - OVERLAP_MS, 0)
     while entries := forgotten.since(position):
         position = entries[-1].position
-        state.forget({entry.user_id: entry.until_ms for entry in entries}, max(position, state.forgotten_until))
-        num_users += len(entries)
+        state.forget({entry.user_id: entry.until_ms for entry in entries}, max(position, known))
+        num_users += sum(entry.position > known for entry in entries)
     return num_users
 
 

@@ -167,6 +167,9 @@ class Job:
             if resend_unknown:
                 doubtful = self._state.interrupted(run.run_id, sink.name, "unknown")
                 self._state.not_sent(run.run_id, sink.name, [push.user_id for push in doubtful])
+            for run_id, pushes in self._state.abandoned(sink.name).items():
+                self._doubt(sink, pushes)
+                self._state.unknown(run_id, sink.name, [push.user_id for push in pushes], "the run was discarded")
             interrupted = self._state.interrupted(run.run_id, sink.name)
             for start in range(0, len(interrupted), sink.batch):
                 self._settle(run, sink, interrupted[start : start + sink.batch], "the process died while it was sent")
@@ -297,6 +300,8 @@ class Job:
             is_first_settled = self._send(run, sink, pushes[:middle])
             return self._send(run, sink, pushes[middle:]) and is_first_settled
         except BaguniError:
+            if sink.is_repeatable:  # it was tried again, also after an attempt of which nobody knows what became
+                self._doubt(sink, pushes)
             self._state.not_sent(run.run_id, sink.name, user_ids)
             raise
         except Exception as error:  # nobody foresaw it: the sink may have taken the batch before

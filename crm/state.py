@@ -327,6 +327,17 @@ class CampaignState:
         )
         return [_unpacked(*row) for row in self._rows(query, run_id, sink, state)]
 
+    def abandoned(self, sink: str) -> dict[str, list[Push]]:
+        """Return what was being sent when something died, of runs that were discarded since, by run."""
+        query = (
+            "SELECT s.run_id, s.user_id, d.payload FROM sent AS s JOIN delivery AS d USING (run_id, user_id) "
+            "JOIN run USING (run_id) WHERE s.sink = ? AND s.state = 'sending' AND run.is_discarded"
+        )
+        found: dict[str, list[Push]] = {}
+        for run_id, user_id, payload in self._rows(query, sink):
+            found.setdefault(run_id, []).append(_unpacked(user_id, payload))
+        return found
+
     def told(self, sink: str, user_ids: Sequence[str]) -> dict[str, dict[str, str | bytes | None]]:
         """Return what the sink knows of users, by name; DOUBTFUL where nobody can tell."""
         found: dict[str, dict[str, str | bytes | None]] = {user_id: {} for user_id in user_ids}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from baguni.domain.errors import BaguniError, UnavailableError
 from baguni.domain.events import ITEM_TOPIC, USER_TOPICS, Event
 from baguni.domain.release import Release, ReleaseStore
-from baguni.logs import log_to_stderr
+from baguni.logs import indented, log_to_stderr
 from baguni.releases.item_updates import ItemServers, ItemUpdates, Rejections, carry_over
 from baguni.stores.forgotten import ForgottenUsers
 from baguni.stores.history_store import HistoryWriter
@@ -176,7 +176,7 @@ def main() -> None:
     try:
         consumers.consume_user_events() if sys.argv[1] == "user" else consumers.consume_item_events()
     except BaguniError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {indented(str(error))}")
     finally:
         consumers.close()
 

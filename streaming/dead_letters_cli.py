@@ -60,7 +60,7 @@ def list_letters(reason: str | None, topic: str | None, limit: int) -> None:
         )
     PlainConsole().print(table)
     for name, count in Counter(_headers(letter).get("dead_letter_reason", "") for letter in letters).most_common():
-        click.echo(f"{count:>8,}  {name}")
+        click.echo(f"{count:>8,}  {visible(name)}")
     _list_quarantined(reason, topic, limit)
 
 

@@ -4,6 +4,7 @@ it is called.
 
 from __future__ import annotations
 
+import importlib.util
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -22,7 +23,12 @@ class CommandGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry_point = self._registered().get(cmd_name)
-        return super().get_command(ctx, cmd_name) if entry_point is None else entry_point.load()
+        if entry_point is None:
+            return super().get_command(ctx, cmd_name)
+        package = entry_point.module.partition(".")[0]
+        if importlib.util.find_spec(package) is None:  # an image has the packages of its own processes
+            raise click.ClickException(f"`baguni {cmd_name}` needs the package {package}, which is not installed here")
+        return entry_point.load()
 
     def _registered(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=self._registry)}

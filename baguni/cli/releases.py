@@ -15,6 +15,7 @@ from baguni.cli.commands import CommandGroup
 from baguni.cli.plain_console import PlainConsole
 from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError
 from baguni.domain.release import Release, ReleaseStore
+from baguni.logs import indented
 from baguni.releases.release_transfer import Follower, Progress, RemoteReleases, follow
 from baguni.settings import Endpoints
 
@@ -168,7 +169,7 @@ def pull(store: ReleaseStore, release_id: str | None, url: str | None, follows: 
                     _show_brought(follower.look(show_stage), store)
                     follower.remove_old()
                 except (BaguniError, OSError) as error:  # tried again: a full disk may be emptied
-                    click.echo(str(error), err=True)
+                    click.echo(indented(str(error)), err=True)
                 time.sleep(FOLLOW_S)
         elif (brought := follow(remote, store, show_stage)) is not None:
             _show_brought(brought, store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -176,7 +177,7 @@ def _search(user_id: str, erase: bool) -> tuple[list[Finding], dict[str, str]]:
             continue
         try:
             found += [Finding(entry.name, what) for what in entry.load()(user_id, erase)]
-        except NotSearchedError as error:
+        except (NotSearchedError, InvalidInputError, OSError, sqlite3.Error) as error:
             not_searched[entry.name] = str(error)
     return found, not_searched
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from baguni.clients.channels import KEEPALIVE, RECONNECT, UNLIMITED, balanced, replicas
-from baguni.domain.errors import RefusedError, ReleaseMismatchError, UnavailableError
+from baguni.domain.errors import InvalidInputError, RefusedError, ReleaseMismatchError, UnavailableError
 from baguni.domain.history import HistoryEvent
 from baguni.domain.sequences import ModelInputs, event_batch, first_tokens, longest, model_inputs, sequence_arrays
 from baguni.domain.signature import ModelSignature, ModelSpec, model_specs, triton_model_name
@@ -31,6 +32,8 @@ Arrays = dict[str, NDArray[Any]]
 ATTEMPTS = 2  # of a call whose Triton is gone: the models keep nothing, so it may be asked of another
 CHANNEL = list({**UNLIMITED, **KEEPALIVE, **RECONNECT, **balanced("inference.GRPCInferenceService", ATTEMPTS)}.items())
 CHECK_TIMEOUT_S, LOAD_TIMEOUT_S = 10.0, 600.0  # a big engine on a busy machine
+LOOK_S = 0.2  # between two looks at a model that somebody else loads
+READY, CHANGING = "READY", ("LOADING", "UNLOADING")  # states of a model in Triton's repository
 log = logging.getLogger(__name__)
 
 
@@ -71,10 +74,10 @@ class InferenceClient:
             result = await self._client.infer(**_request(spec, self._release_id, inputs, timeout_s))
         except InferenceServerException as error:
             raise _unavailable(error) from error
-        outputs, problem = _outputs(spec, result)
-        if problem:
-            raise UnavailableError("triton", problem)
-        return outputs
+        try:
+            return _outputs(spec, inputs, result)
+        except (ValueError, InvalidInputError) as error:
+            raise UnavailableError("triton", str(error)) from error
 
     async def check(self) -> None:
         """Raise ReleaseMismatchError if a Triton's models carry another release id than the client's, UnavailableError if no
@@ -114,21 +117,24 @@ class SyncInferenceClient:
         self._release_id, self._specs = release_id, model_specs(signature)
 
     def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> Arrays:
-        """Return outputs by name, see InferenceClient.infer. Raises RefusedError for outputs that are not what the model
-        promises, because the inputs may be to blame."""
+        """Return outputs by name, see InferenceClient.infer. Raises RefusedError for values that no model may give, because the
+        inputs may be to blame."""
         spec = self._specs[model]
         try:
             result = self._client.infer(**_request(spec, self._release_id, inputs, timeout_s))
         except InferenceServerException as error:
             raise _unavailable(error) from error
-        outputs, problem = _outputs(spec, result)
-        if problem:
-            raise RefusedError("triton", problem)
-        return outputs
+        try:
+            return _outputs(spec, inputs, result)
+        except ValueError as error:
+            raise UnavailableError("triton", str(error)) from error
+        except InvalidInputError as error:
+            raise RefusedError("triton", str(error)) from error
 
     def load(self) -> None:
-        """Load every model of the release from Triton's repository, and check that it is this release's. A model is ready
-        once its warm-up requests have run."""
+        """Load every model of the release from Triton's repository, unless it is ready, and check that it is this release's. A
+        model is ready once its warm-up requests have run. One that somebody else loads is waited for: Triton would load it
+        again when it is ready, and its Python backend may abort the server then (triton-inference-server/server#8882)."""
         try:
             with ThreadPoolExecutor(len(self._specs)) as pool:  # mostly waiting: for a process, for a file to be read
                 list(pool.map(self._load, self._specs))
@@ -136,10 +142,18 @@ class SyncInferenceClient:
             raise _unavailable(error) from error
 
     def _load(self, name: str) -> None:
-        model = triton_model_name(name, self._release_id)
-        self._client.load_model(model, client_timeout=LOAD_TIMEOUT_S)
+        model, deadline = triton_model_name(name, self._release_id), time.monotonic() + LOAD_TIMEOUT_S
+        while (state := self._state(model)) in CHANGING and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        if state != READY:
+            self._client.load_model(model, client_timeout=LOAD_TIMEOUT_S)
         config = self._client.get_model_config(model, as_json=True, client_timeout=CHECK_TIMEOUT_S)["config"]
         _check_release(name, config, self._release_id)
+
+    def _state(self, model: str) -> str:
+        """Return the state of a model in Triton's words, "" for one that was never loaded."""
+        index = self._client.get_model_repository_index(as_json=True, client_timeout=CHECK_TIMEOUT_S).get("models", [])
+        return next((str(entry.get("state", "")) for entry in index if entry["name"] == model), "")
 
     def is_loaded(self) -> bool:
         """Return whether every model of the release is ready."""
@@ -170,7 +184,7 @@ def unload_models(url: str, models: Collection[str], is_unwanted: Callable[[str]
         index = client.get_model_repository_index(as_json=True, client_timeout=CHECK_TIMEOUT_S).get("models", [])
         for entry in index:
             model = re.fullmatch(rf"({'|'.join(models)})_(.+)", entry["name"])
-            if model and entry.get("state") == "READY" and is_unwanted(model[2]):
+            if model and entry.get("state") == READY and is_unwanted(model[2]):
                 client.unload_model(entry["name"], client_timeout=LOAD_TIMEOUT_S)
                 found.append(model[2])
     except InferenceServerException as error:
@@ -199,10 +213,11 @@ def _request(spec: ModelSpec, release_id: str, inputs: Mapping[str, NDArray[Any]
     }
 
 
-def _outputs(spec: ModelSpec, result: Any) -> tuple[Arrays, str]:
-    """Return outputs by name, and what is wrong with them."""
+def _outputs(spec: ModelSpec, inputs: Mapping[str, NDArray[Any]], result: Any) -> Arrays:
+    """Return outputs by name. Raises what `ModelSpec.check_outputs` raises."""
     outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in spec.outputs}
-    return outputs, spec.problem_with_outputs(outputs)
+    spec.check_outputs(inputs, outputs)
+    return outputs
 
 
 def _check_release(name: str, config: Mapping[str, Any], release_id: str) -> None:

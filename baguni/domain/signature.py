@@ -120,21 +120,23 @@ class ModelSpec:
             if problem:
                 raise InvalidInputError(f"{self.name}: {tensor.name} {problem}", tensor.name)
 
-    def problem_with_outputs(self, arrays: Mapping[str, NDArray[Any] | None]) -> str:
-        """Return what is wrong with the outputs of a call, "" if nothing: one is missing, has another shape, or has a value
-        that is no number. −∞ is the log-likelihood of what is impossible."""
+    def check_outputs(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any] | None]) -> None:
+        """Raise ValueError unless these are outputs of the model for these inputs: all are there, each has a row for each row
+        of the inputs, and the sizes of the named axes are theirs. Raise InvalidInputError for values that no model may give."""
+        sizes = {
+            axis: size
+            for tensor in self.inputs
+            for axis, size in zip(tensor.shape, inputs[tensor.name].shape[1:], strict=True)
+            if isinstance(axis, str)
+        }
+        rows = len(inputs[self.inputs[0].name])
         for tensor in self.outputs:
-            array = arrays[tensor.name]
-            if array is None:
-                return f"{self.name} gave no {tensor.name}"
-            fixed = [
-                (have, want) for have, want in zip(array.shape[1:], tensor.shape, strict=False) if isinstance(want, int)
-            ]
-            if array.ndim != len(tensor.shape) + 1 or any(have != want for have, want in fixed):
-                return f"{self.name} gave {tensor.name} in the shape {array.shape}, expected {tensor.shape} a row"
-            if tensor.dtype == "FP32" and not (array < np.inf).all():
-                return f"{self.name} gave {tensor.name} with a value that is no finite number"
-        return ""
+            array, expected = outputs[tensor.name], (rows, *(sizes.get(str(axis), axis) for axis in tensor.shape))
+            if array is None or array.shape != expected:
+                got = "nothing" if array is None else f"the shape {array.shape}"
+                raise ValueError(f"{self.name} gave {got} as {tensor.name}, expected {expected}")
+            if problem := problem_with(tensor, array):
+                raise InvalidInputError(f"{self.name} gave a {tensor.name} that {problem}", tensor.name)
 
     def _check_shape(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
         wanted = [sizes.get(axis, self.axes[axis]) if isinstance(axis, str) else axis for axis in tensor.shape]
@@ -193,7 +195,7 @@ def model_specs(signature: ModelSignature) -> dict[str, ModelSpec]:
             "generator",
             (*history, TensorSpec("node_mask", "BOOL", (NODES,))),
             (
-                TensorSpec("generated_item", "INT32", (signature.num_beams,)),
+                TensorSpec("generated_item", "INT32", (signature.num_beams,), -1, signature.num_items - 1),
                 TensorSpec("log_likelihood", "FP32", (signature.num_beams,)),
             ),
             (8, 32),
@@ -216,7 +218,7 @@ def model_specs(signature: ModelSignature) -> dict[str, ModelSpec]:
             "item_encoder",
             (text_embedding,),
             (
-                TensorSpec("codes", "INT32", (levels - 1,)),
+                TensorSpec("codes", "INT32", (levels - 1,), 0, last_code[:-1]),
                 TensorSpec("content_vector", "FP32", (signature.content_dim,)),
                 TensorSpec("item_vector", "FP32", (signature.vector_dim,)),
             ),

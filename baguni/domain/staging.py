@@ -10,6 +10,7 @@ and removed when it is old. Until then the command can be repeated, and goes on.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+log = logging.getLogger(__name__)
 OLD_S = 86_400.0  # after the last change: a command that was killed is repeated the next night at the latest
 STAGING = re.compile(r"(\.(?:adding|building|pulling)-\w+)(\.lock)?")
 
@@ -62,7 +64,10 @@ def unheld(lock: Path) -> Iterator[bool]:
             fcntl.flock(opened.enter_context(lock.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             pass
-        except OSError:
+        except BlockingIOError:
+            is_free = False
+        except OSError as error:
+            log.warning("not known whether somebody holds lock=%s error=%s", lock, error)
             is_free = False
         yield is_free
 

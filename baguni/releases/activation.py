@@ -193,20 +193,19 @@ def golden_distance(served: NDArray[np.float32], expected: NDArray[np.float32]) 
 
 
 def restore_live_items(index: ItemIndex, release: Release, redis_url: str) -> None:
-    """Bring a collection that was built from the release up to the items' changes since then, if there were any."""
-    client = connect(redis_url)
-    try:
-        changed = LiveItemWriter(client, release.release_id).changes()
-    finally:
-        client.close()
-    for start in range(0, len(changed), RESTORE_ROWS):
-        batch = changed[start : start + RESTORE_ROWS]
-        present = [IndexedItem(x.item, x.item_vector, x.content_vector) for x in batch if not x.removed]
-        removed = [x.item.item_id for x in batch if x.removed]
-        if present:
-            index.upsert(present)
-        if removed:
-            index.delete(removed)
+    """Bring a collection that was built from the release up to the items' changes since then, those included that a consumer
+    makes meanwhile: what it writes to the collection may be written over."""
+    with closing(connect(redis_url)) as client:
+        live_items = LiveItemWriter(client, release.release_id)
+        while changed := live_items.changes():
+            for start in range(0, len(changed), RESTORE_ROWS):
+                batch = changed[start : start + RESTORE_ROWS]
+                present = [IndexedItem(x.item, x.item_vector, x.content_vector) for x in batch if not x.removed]
+                removed = [x.item.item_id for x in batch if x.removed]
+                if present:
+                    index.upsert(present)
+                if removed:
+                    index.delete(removed)
 
 
 def carry_over_items(from_id: str, release: Release, endpoints: Endpoints) -> None:

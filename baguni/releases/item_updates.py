@@ -20,6 +20,7 @@ import redis
 from baguni.clients.inference import Arrays, SyncInferenceClient
 from baguni.clients.item_index import IndexedItem, ItemIndex
 from baguni.domain.catalog import AttributeValue, Item
+from baguni.domain.errors import RefusedError, UnavailableError
 from baguni.domain.events import Event, ItemRemoval, ItemUpsert, MalformedEvent
 from baguni.domain.release import Release
 from baguni.exposition import BoundedNames
@@ -192,7 +193,8 @@ class ItemUpdates:
 
     def _publish(self, live: Sequence[LiveItem]) -> None:
         """Write items where they are searched, then where they are announced: a gateway that knows an item can find it. Where
-        another consumer has announced a later event of an item meanwhile, the index gets that one again."""
+        another consumer has announced an event of an item meanwhile, the two may have reached the index in another order: it
+        gets the latest once more."""
         while live:
             present = [IndexedItem(x.item, x.item_vector, x.content_vector) for x in live if not x.removed]
             removed = [x.item.item_id for x in live if x.removed]
@@ -200,13 +202,19 @@ class ItemUpdates:
                 self._servers.index.upsert(present)
             if removed:
                 self._servers.index.delete(removed)
-            older = self._servers.live_items.write(live)
-            self._live.update((item.item.item_id, item) for item in live if item.item.item_id not in older)
-            if older:
+            known_ms = {item.item.item_id: self._live_ms(item.item.item_id) for item in live}
+            there_ms = self._servers.live_items.write(live, known_ms)
+            self._live.update(
+                (item.item.item_id, item) for item in live if there_ms.get(item.item.item_id, -1) <= item.time_ms
+            )
+            if there_ms:
                 self._live.update((item.item.item_id, item) for item in self._servers.live_items.changes())
-            refused_ms = {item.item.item_id: item.time_ms for item in live if item.item.item_id in older}
-            known = (self._known(item_id) for item_id in refused_ms)
-            live = [item for item in known if item is not None and item.time_ms > refused_ms[item.item.item_id]]
+            latest = (self._live.get(item_id) for item_id in there_ms)
+            live = [item for item in latest if item is not None and item.time_ms >= there_ms[item.item.item_id]]
+
+    def _live_ms(self, item_id: str) -> int:
+        """Return the time of the last event that this process knows of an item, -1 if it knows none."""
+        return self._live[item_id].time_ms if item_id in self._live else -1
 
     def _known(self, item_id: str) -> LiveItem | None:
         """The item as it is now: from an earlier event, or from the release."""
@@ -228,11 +236,26 @@ class ItemUpdates:
         """Items with the vectors of their texts; `codes` are content codes, without a suffix."""
         if not items:
             return {}
-        text = np.asarray([[item.text.encode()] for item in items], dtype=np.object_)
-        embedding = self._servers.inference.infer("text_encoder", {"text": text}, ENCODE_TIMEOUT_S)
-        encoded: Arrays = self._servers.inference.infer("item_encoder", embedding, ENCODE_TIMEOUT_S)
+        try:
+            encoded = self._encoded([item.text for item in items])
+        except RefusedError:
+            self._check_models()
+            raise
         rows = zip(items, encoded["codes"].tolist(), encoded["item_vector"], encoded["content_vector"], strict=True)
         return {item.item_id: LiveItem(item, tuple(codes), v, c, time_ms=0) for item, codes, v, c in rows}
+
+    def _encoded(self, texts: Sequence[str]) -> Arrays:
+        text = np.asarray([[text.encode()] for text in texts], dtype=np.object_)
+        embedding = self._servers.inference.infer("text_encoder", {"text": text}, ENCODE_TIMEOUT_S)
+        return self._servers.inference.infer("item_encoder", embedding, ENCODE_TIMEOUT_S)
+
+    def _check_models(self) -> None:
+        """Raise UnavailableError if Triton gives no numbers for a text that it had numbers for when the release was made: then
+        no item is to blame."""
+        try:
+            self._encoded([self._release.catalog.items[0].text])
+        except RefusedError as error:
+            raise UnavailableError("triton", str(error)) from error
 
     def _new_id(self, item_id: str, content_codes: tuple[int, ...]) -> tuple[int, ...] | None:
         if item_id in self._release.reserved_ids:

@@ -105,7 +105,9 @@ class ForgottenFollower:
         while True:
             with shared_redis_errors():
                 reply: Any = await self._read(keys=[KEY, _TIMES_KEY], args=[self._epoch, self._position, AT_ONCE])
-            self._epoch, entries = reply[0].decode(), _entries(reply)
+            epoch, entries = reply[0].decode(), _entries(reply)
+            if epoch != self._epoch:
+                self._epoch, self._position = epoch, 0
             self._position = entries[-1].position if entries else self._position
             found += entries
             if len(entries) < AT_ONCE:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -54,13 +55,17 @@ class LiveItemWriter:
         self._keys = _Keys(release_id)
         self._place = _Place()
 
-    def write(self, items: Sequence[LiveItem]) -> set[str]:
-        """Publish items, in their order, at once. Return the ids of those that were left out, because a later event of the
-        item was published before."""
-        arguments = [part for live in items for part in (live.item.item_id, live.time_ms, _encode(live))]
+    def write(self, items: Sequence[LiveItem], known_ms: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
+        """Publish items, in their order, at once; one of which a later event was published is left out. `known_ms`: the time of
+        the event that the caller knew of each item before. Return the time of the event that was there (-1 = none) of each
+        item of which it was another one: somebody else has changed it meanwhile."""
+        arguments: list[str | int] = []
+        for live in items:
+            item_id = live.item.item_id
+            arguments += [item_id, known_ms.get(item_id, -1), live.time_ms, _encode(live)]
         with shared_redis_errors():
-            older = cast("list[bytes]", self._write(keys=[*self._keys.changing, self._keys.times], args=arguments))
-        return {item_id.decode() for item_id in older}
+            reply = cast("list[bytes]", self._write(keys=[*self._keys.changing, self._keys.times], args=arguments))
+        return {item_id.decode(): int(time_ms) for item_id, time_ms in zip(reply[::2], reply[1::2], strict=True)}
 
     def changes(self) -> list[LiveItem]:
         """Return the items that anyone changed since the last call, in order; the first call, and the first after a restart

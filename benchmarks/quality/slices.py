@@ -23,7 +23,7 @@ Float32 = NDArray[np.float32]
 HISTORY_BUCKETS = ((0, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 BASKET_BUCKETS = ((1, 2), (3, 5), (6, 10), (11, 20), (21, None))
 SMALLEST_BUCKET = 30
-NEIGHBOUR_DAYS, NEIGHBOUR_SHARPNESS = 90.0, 15.0  # did best on November
+NEIGHBOUR_DAYS, NEIGHBOUR_SHARPNESS = 90.0, 15.0
 COLD_SHARE = 0.05
 
 

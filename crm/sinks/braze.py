@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from baguni.domain.errors import BaguniError, InvalidInputError, UnavailableError
 from crm.campaign import BrazeSink
 from crm.sinks import BadBatchError, Sent, UncertainError
-from crm.state import Push, Run
+from crm.state import DOUBTFUL, Push, Run
 
 log = logging.getLogger(__name__)
 Known = Mapping[str, str | bytes | None]
@@ -35,6 +36,7 @@ ATTEMPTS = 8  # of a batch, while Braze fails or has no room
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 LONGEST_RESET_S = 120.0  # a limit that is further away is not waited for
 MAX_SHOWN = 200  # characters of what Braze says
+TOLD_BY = re.compile(r"^[0-9a-f]{8} ")
 IN_BETWEEN = frozenset({408, 502, 504, *range(520, 525)})  # of what stands before Braze, which may have taken it
 REFUSALS = {
     401: "the API key is wrong or has expired; BAGUNI_CRM_BRAZE_KEY holds it",
@@ -49,7 +51,7 @@ class Braze:
     def __init__(self, sink: BrazeSink, key: str, told: Told, backoff_s: float = FIRST_BACKOFF_S) -> None:
         self._backoff_s = backoff_s
         self.name = f"braze {urlsplit(sink.url).netloc}"
-        # Workspaces share hosts; each has keys of its own, and knows nothing of what another was told.
+        # Workspaces share hosts, and one knows nothing of what another was told. Each has keys of its own.
         self._told_by = f"{hashlib.sha256(key.encode()).hexdigest()[:8]} "
         self._sink, self._told = sink, told
         self.batch = max(sink.batch // ((sink.attributes is not None) + (sink.event is not None)), 1)
@@ -105,12 +107,14 @@ class Braze:
         self._http.clear()
 
     def _known(self, user_ids: Sequence[str]) -> dict[str, Known]:
-        """Return the attributes that this workspace was told of each user."""
-        told, by = self._told(self.name, user_ids), self._told_by
-        return {
-            user_id: {name.removeprefix(by): value for name, value in each.items() if name.startswith(by)}
-            for user_id, each in told.items()
-        }
+        """Return the attributes that were told of each user with this key. Those that were told with another one, or by an
+        earlier version, are in doubt: it may have been another key of this workspace."""
+        known: dict[str, Known] = {}
+        for user_id, each in self._told(self.name, user_ids).items():
+            doubtful = {TOLD_BY.sub("", name): DOUBTFUL for name in each}
+            own = {name.removeprefix(self._told_by): x for name, x in each.items() if name.startswith(self._told_by)}
+            known[user_id] = {**doubtful, **own}
+        return known
 
     def _noted(self, push: Push, known: Known) -> dict[str, str | None]:
         """Return the attributes of a push by the names under which they are remembered."""
@@ -175,7 +179,7 @@ class Braze:
                     backoff_s = max(_reset_s(response.headers), FIRST_BACKOFF_S)
                     if backoff_s > LONGEST_RESET_S:
                         raise UnavailableError("braze", f"its limit is reached for another {backoff_s:.0f} s")
-                elif response.status in IN_BETWEEN and not self.is_repeatable:
+                elif response.status in IN_BETWEEN and body and not self.is_repeatable:
                     raise UncertainError(f"braze: {problem}")
                 elif response.status < 500 and response.status not in IN_BETWEEN:
                     reason = REFUSALS.get(response.status, "expected 2xx")

@@ -61,13 +61,22 @@ def active_models(repository: Path, releases: Path) -> list[str]:
 
 
 def load_missing(models: Sequence[str], url: str) -> list[str]:
-    """Load the models that are not ready in the server at `url`, and return their names. Raises OSError if it does not answer
-    or cannot load one."""
+    """Load the models that are not ready in the server at `url`, and return their names. Those that somebody else loads are
+    left to them. Raises OSError if it does not answer or cannot load one."""
     missing = [model for model in models if not _is_ready(f"{url}/v2/models/{model}/ready")]
+    changing = _changing(url) if missing else set()
+    missing = [model for model in missing if model not in changing]
     for model in missing:
         request = urllib.request.Request(f"{url}/v2/repository/models/{model}/load", b"{}", method="POST")  # noqa: S310
         urllib.request.urlopen(request, timeout=LOAD_TIMEOUT_S).close()  # noqa: S310 - our own server
     return missing
+
+
+def _changing(url: str) -> set[str]:
+    """Return the models that are being loaded or unloaded."""
+    request = urllib.request.Request(f"{url}/v2/repository/index", b"{}", method="POST")  # noqa: S310 - our own server
+    with urllib.request.urlopen(request, timeout=READY_TIMEOUT_S) as reply:  # noqa: S310 - our own server
+        return {entry["name"] for entry in json.load(reply) if entry.get("state") in ("LOADING", "UNLOADING")}
 
 
 def _is_ready(url: str) -> bool:

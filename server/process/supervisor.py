@@ -12,13 +12,14 @@ import json
 import logging
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
@@ -147,15 +148,11 @@ class Supervisor:
                 ended = self._counters / f"{kind}_{pid}.db"
                 if not ended.is_file():
                     continue
-                total = MmapedDict(str(self._counters / f"{kind}_ended.db"))  # type: ignore[no-untyped-call]
                 try:
-                    for key, value, time_s, _ in MmapedDict.read_all_values_from_file(ended):  # type: ignore[no-untyped-call]
-                        total.write_value(key, total.read_value(key)[0] + value, time_s)  # type: ignore[no-untyped-call]
-                except (ValueError, struct.error) as error:  # killed while the file grew
-                    log.warning("counts lost file=%s error=%s", ended.name, error)
-                finally:
-                    total.close()  # type: ignore[no-untyped-call]
-                    ended.unlink()
+                    _add_counts(ended, self._counters / f"{kind}_ended.db")
+                except Exception as error:  # killed while the file grew, or no descriptor is left
+                    log.warning("counts lost file=%s error=%r", ended.name, error)
+                ended.unlink(missing_ok=True)
 
     def _start(self, process: Process) -> None:
         environment = {
@@ -216,6 +213,14 @@ class Supervisor:
             return _reply(start_response, "200 OK" if is_ready else "503 Service Unavailable", states)
 
         return answer
+
+
+def _add_counts(ended: Path, total: Path) -> None:
+    """Add the values of one file of prometheus_client to those of another, which is made if it is not there."""
+    values = list(MmapedDict.read_all_values_from_file(ended))  # type: ignore[no-untyped-call]
+    with closing(MmapedDict(str(total))) as sums:  # type: ignore[no-untyped-call]
+        for key, value, time_s, _ in values:
+            sums.write_value(key, sums.read_value(key)[0] + value, time_s)
 
 
 def _random_key() -> str:

@@ -18,6 +18,7 @@ from rich.table import Table
 from baguni.cli.plain_console import PlainConsole
 from baguni.domain.errors import InvalidInputError, NotFoundError
 from baguni.domain.release import ReleaseStore
+from baguni.logs import visible
 from baguni.releases.activation import published
 from server.replay.comparison import Comparison
 from server.replay.comparison import replay as replay_requests
@@ -116,7 +117,7 @@ def recorded_requests(files: Sequence[Path], limit: int | None = None) -> tuple[
     skipped = Skipped()
     recorded = list(itertools.islice(read_log(files, skipped), limit))
     if words := str(skipped):
-        click.secho(f"skipped {words}", fg="yellow", err=True)
+        click.secho(f"skipped {visible(words)}", fg="yellow", err=True)
     return recorded, skipped
 
 

@@ -228,8 +228,16 @@ def remove_from_unused(folder: Path, removal: Removal) -> int:
 
 
 def _captured(folder: Path, names: re.Pattern[str] = CAPTURED) -> list[Path]:
-    """Return the files of gateways below a folder. Somebody may keep other files there."""
-    return sorted(path for path in folder.rglob("*") if names.fullmatch(path.name) and path.is_file())
+    """Return the files of gateways below a folder. Somebody may keep other files there. Raises OSError for a folder that cannot
+    be read."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # removed meanwhile
+            raise error
+
+    below = os.walk(folder, onerror=fail)
+    found = (Path(each, name) for each, _, files in below for name in files if names.fullmatch(name))
+    return sorted(path for path in found if path.is_file())
 
 
 def _written_beside(path: Path) -> Path:
@@ -310,8 +318,11 @@ class _PrivateFile(RotatingFileHandler):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._is_locked = True
-        except OSError:  # another process of this name writes it, too
+        except BlockingIOError:  # another process of this name writes it, too
             self._is_locked = False
+        except OSError as error:  # the file system has no locks; nobody else should have the name
+            log.warning("captured requests have no lock file=%s error=%s", self.baseFilename, error)
+            self._is_locked = True
         return os.fdopen(descriptor, "a", encoding="utf-8")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import time
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import cycle
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,7 @@ from baguni.stores.forgotten import ForgottenUsers
 from baguni.stores.history_store import HistoryWriter
 from baguni.stores.redis_client import connect
 from baguni.v1 import recommendation_pb2 as pb
+from crm import state as crm_state
 from crm.campaign import Audience, BrazeSink, Campaign, FileAudience, FileSink, KafkaSink, SinkChoice
 from crm.job import MAX_UNKNOWN, NO_ID, Job, Parts
 from crm.settings import CrmSettings
@@ -37,6 +40,7 @@ from crm.sinks.braze import LONGEST_RESET_S, Braze
 from crm.sinks.kafka import PushTopic
 from crm.state import CampaignState, Push, PushedItem, Run
 from deploy.local.braze_process import KEY, BrazeProcess, braze_process
+from tests.waiting import WAIT_S
 
 pytestmark = pytest.mark.stack
 DELIVER = Callable[[Any, Sequence[str]], tuple[Job, Run]]
@@ -244,6 +248,67 @@ def test_another_key_is_another_workspace(state: CampaignState, braze: BrazeProc
             assert attributes(workspace, "m") == {"moved_1": "rye"}
 
 
+def begun(state: CampaignState, number: int, user_id: str, items: Sequence[str]) -> Run:
+    """A run in which a user gets a list."""
+    run = state.begin(f"run {number}", "offers", "d", 1 + number)
+    state.select(run.run_id, [user_id])
+    state.prepare(run.run_id, [Push(user_id, tuple(PushedItem(item, -1.0) for item in items), "r1")], {})
+    return run
+
+
+@pytest.mark.parametrize("told_by", ["another key", ""])
+def test_a_new_key_of_a_workspace_takes_longer_lists_away(
+    state: CampaignState, braze: BrazeProcess, told_by: str
+) -> None:
+    """Keys are replaced; an earlier version noted none. What was told is there all the same."""
+    user_id, sink = f"rotated {told_by}", SinkChoice(braze=BrazeSink(url=braze.url, attributes="offer"))
+    for number, items in enumerate((["A", "B", "C"], ["A"])):
+        run = begun(state, number, user_id, items)
+        with closing(job_of(state, sink)) as job:
+            job.deliver(run)
+            own = job.sinks[0]._told_by  # type: ignore[union-attr]
+        other = f"{hashlib.sha256(told_by.encode()).hexdigest()[:8]} " if told_by else ""
+        if number == 0:
+            state._db.execute("UPDATE told SET name = ? || substr(name, ?)", (other, len(own) + 1))
+    assert attributes(braze, user_id) == {"offer_1": "A"}
+
+
+def test_attributes_are_right_after_attempts_that_all_seemed_to_fail(
+    state: CampaignState, braze: BrazeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user_id, sink = "all seemed to fail", SinkChoice(braze=BrazeSink(url=braze.url, attributes="offer"))
+    monkeypatch.setattr(braze_sink, "LONGEST_BACKOFF_S", 0.01)
+    for number, items in enumerate((["A"], ["B", "C"], ["A"])):
+        run = begun(state, number, user_id, items)
+        with closing(job_of(state, sink)) as job:
+            if number == 1:
+                braze.break_next(*[{"status": 504, "takes": True}] * braze_sink.ATTEMPTS)
+                with pytest.raises(UnavailableError):
+                    job.deliver(run)
+                state.discard(run.run_id)
+            else:
+                job.deliver(run)
+    assert attributes(braze, user_id) == {"offer_1": "A"}
+
+
+def test_attributes_are_right_after_a_run_that_was_killed_and_discarded(
+    state: CampaignState, braze: BrazeProcess
+) -> None:
+    user_id, sink = "killed", SinkChoice(braze=BrazeSink(url=braze.url, attributes="offer", event="killed"))
+    for number, items in enumerate((["A"], ["B", "C"], ["A"])):
+        run = begun(state, number, user_id, items)
+        with closing(job_of(state, sink)) as job:
+            if number == 1:
+                (its,) = job.sinks
+                assert isinstance(its, Braze)
+                state.sending(run.run_id, its.name, [user_id])
+                its.send(run, state.interrupted(run.run_id, its.name))  # and here the process is killed
+                state.discard(run.run_id)
+            else:
+                job.deliver(run)
+    assert attributes(braze, user_id) == {"offer_1": "A"}
+
+
 def test_two_sinks_of_one_name_are_refused(state: CampaignState, tmp_path: Path) -> None:
     """The second found that everybody had been sent to."""
     both = (BrazeSink(url="https://rest.example"), BrazeSink(url="https://rest.example", attributes=None, event="e"))
@@ -251,12 +316,22 @@ def test_two_sinks_of_one_name_are_refused(state: CampaignState, tmp_path: Path)
         job_of(state, *(SinkChoice(braze=each) for each in both))
 
 
-def test_a_campaign_waits_for_who_holds_the_state_for_a_moment(state: CampaignState) -> None:
+def test_a_campaign_waits_for_who_holds_the_state_for_a_moment(
+    state: CampaignState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = Event()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        Event().wait(seconds)
+
+    monkeypatch.setattr(crm_state, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     with closing(CampaignState(state.folder)) as other, ThreadPoolExecutor(1) as pool:
         with other.lock():
             with pytest.raises(InvalidInputError, match="another campaign"), state.lock(wait_s=0):
                 pass
             waiting = pool.submit(run_locked, state.folder)
+            assert waits.wait(WAIT_S)
             assert not waiting.done()
         assert waiting.result() == "ran"
 

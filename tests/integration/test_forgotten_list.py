@@ -15,7 +15,7 @@ import redis.asyncio
 from baguni.domain.events import UserEvents
 from baguni.domain.history import Action, Deletion, HistoryEvent
 from baguni.domain.signed_tokens import TokenSigner, new_key
-from baguni.stores.forgotten import APPLIED_WITHIN_MS, KEPT_S, KEY, ForgottenFollower, ForgottenUsers
+from baguni.stores.forgotten import APPLIED_WITHIN_MS, KEPT_S, KEY, OVERLAP_MS, ForgottenFollower, ForgottenUsers
 from baguni.stores.history_store import HistoryWriter
 from baguni.stores.placements import PlacementWriter
 from baguni.v1 import recommendation_pb2 as pb
@@ -76,6 +76,20 @@ def test_a_user_who_came_back_keeps_what_is_new_although_the_deletion_is_read_ag
     num_entries = forget_listed(state, ForgottenUsers(client))
     assert num_entries == int(is_emptied)  # the same entry, or one of the same deletion
     assert state.rows_of("u") == before == dict.fromkeys(("delivery", "sent", "push", "told"), 1)
+
+
+@pytest.mark.parametrize("behind_ms", [0, 5_000, OVERLAP_MS - 10_000])
+def test_campaigns_forget_whom_a_new_primary_with_a_clock_behind_has(
+    client: redis.Redis, state: CampaignState, behind_ms: int
+) -> None:
+    push(state, "u", now_ms() - DAY_MS)
+    user_updates(client).apply([UserEvents("other", (Deletion(now_ms()),))])
+    assert forget_listed(state, ForgottenUsers(client)) == 1
+    client.flushdb()  # the new primary has lost the entry, and gives positions anew
+    user_updates(client).apply([UserEvents("u", (Deletion(now_ms()),))])
+    client.zadd(KEY, {"u": state.forgotten_until - behind_ms})
+    forget_listed(state, ForgottenUsers(client))
+    assert state.rows_of("u") == {}
 
 
 def test_lists_that_were_made_before_the_deletion_was_applied_go_too(client: redis.Redis, state: CampaignState) -> None:

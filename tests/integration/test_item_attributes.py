@@ -5,10 +5,11 @@ the module's own, Milvus is embedded; no text changes, so Triton is not asked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from baguni.domain.semantic_ids import SemanticIdTable
 from baguni.domain.signature import ModelSignature
 from baguni.releases.item_updates import ItemServers, ItemUpdates, carry_over
 from baguni.settings import Endpoints
-from baguni.stores.live_items import LiveItem, LiveItemWriter
+from baguni.stores.live_items import LiveItemWriter
 
 NUM_ITEMS, DIM = 20, 8
 TIME_MS = 1_700_000_000_000
@@ -111,20 +112,23 @@ def test_what_is_newer_is_carried_over_although_it_has_fewer_attributes(client: 
         assert live(client, new) == expected
 
 
-def test_an_older_event_never_ends_above_a_newer_one(client: redis.Redis, tmp_path: Path) -> None:
-    """Two consumers have events of the same items, as when a topic has got more partitions: one reads what is known, the other
-    publishes, the first publishes."""
+@pytest.mark.parametrize(
+    "meets", ["before it writes", "between index and Redis", "between the other's index and Redis"]
+)
+def test_an_older_event_never_ends_above_a_newer_one(client: redis.Redis, tmp_path: Path, meets: str) -> None:
+    """Two consumers have events of the same items, as when a topic has got more partitions."""
     release = release_of(tmp_path / "old", "r_old", OLD)
+    older, newer = sent({"price": 2.0}), [*sent({"price": 3.0}, TIME_MS + 1)[1:], ItemRemoval("item-0", TIME_MS + 1)]
     with item_updates(release, client, tmp_path) as (slow, _), item_updates(release, client, tmp_path) as (quick, _):
-        publish = slow._publish
-        newer = [*sent({"price": 3.0}, TIME_MS + 1)[1:], ItemRemoval("item-0", TIME_MS + 1)]
-
-        def publish_late(changed: Sequence[LiveItem]) -> None:
-            assert quick.apply(newer) == []
-            publish(changed)
-
-        slow._publish = publish_late  # type: ignore[method-assign]
-        assert slow.apply(sent({"price": 2.0})) == []
+        if meets == "before it writes":
+            meanwhile(slow, "_publish", lambda: quick.apply(newer))
+            slow.apply(older)
+        elif meets == "between index and Redis":
+            meanwhile(slow._servers.live_items, "write", lambda: quick.apply(newer))
+            slow.apply(older)
+        else:
+            meanwhile(quick._servers.live_items, "write", lambda: slow.apply(older))
+            quick.apply(newer)
         items = live(client, release)
         assert {item.attributes["price"] for item in items.values()} == {3.0}
         assert items.keys() == {f"item-{n}" for n in range(1, NUM_ITEMS)}
@@ -132,3 +136,15 @@ def test_an_older_event_never_ends_above_a_newer_one(client: redis.Redis, tmp_pa
         for name in collection_names(release.release_id):
             rows = index._client.query(name, filter="item_key >= 0", output_fields=["attribute_price"])
             assert [row["attribute_price"] for row in rows] == [3.0] * (NUM_ITEMS - 1)
+
+
+def meanwhile(target: Any, method: str, does: Callable[[], object]) -> None:
+    """Let something happen once, as a method begins."""
+    original = getattr(target, method)
+
+    def wrapped(*arguments: Any) -> Any:
+        setattr(target, method, original)
+        does()
+        return original(*arguments)
+
+    setattr(target, method, wrapped)

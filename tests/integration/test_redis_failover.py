@@ -136,7 +136,7 @@ def live_item(item_id: str, time_ms: int) -> LiveItem:
 
 def write_items(server: redis.Redis, first: int, stop: int) -> None:
     items = [live_item(f"item-{number}", number) for number in range(first, stop)]
-    assert LiveItemWriter(server, "r").write(items) == set()
+    assert LiveItemWriter(server, "r").write(items) == {}
 
 
 @pytest.mark.parametrize("again", [4, 10, 16])

@@ -30,7 +30,7 @@ from baguni.domain.events import ItemRemoval, ItemUpsert
 from baguni.domain.history import Action, HistoryEvent
 from baguni.domain.release import RESERVED_IDS, Release, ReleaseStore, load_release
 from baguni.domain.semantic_ids import write_ids
-from baguni.domain.signature import model_specs
+from baguni.domain.signature import model_specs, triton_model_name
 from baguni.releases.activation import activate, check_golden_queries, copy_models, publish
 from baguni.releases.item_updates import ItemServers, ItemUpdates
 from baguni.releases.pruning import prune
@@ -42,7 +42,7 @@ from baguni.stores.live_items import LiveItemWriter
 from baguni.v1 import recommendation_pb2 as pb
 from baguni.v1 import recommendation_pb2_grpc as pb_grpc
 from tests.tiny_release import renamed
-from tests.waiting import eventually
+from tests.waiting import WAIT_S, eventually
 
 pytestmark = pytest.mark.stack
 
@@ -387,14 +387,18 @@ def test_two_activations_at_once_end_with_what_the_later_one_wanted(
 def test_the_same_models_can_be_loaded_twice_at_once(
     running: Endpoints, active_release: Release, tmp_path: Path
 ) -> None:
-    """An activation loads what a container that follows the pointer is loading, too."""
+    """An activation waits for what a container that follows the pointer is loading."""
     release = ReleaseStore(running.releases).add(renamed(active_release, tmp_path / "twice", "r20990601_0000aaaa").path)
     copy_models(release, running.triton_repository)
     clients = [SyncInferenceClient(running.triton_url, release.release_id, release.signature) for _ in range(2)]
     try:
         with ThreadPoolExecutor(2) as pool:
-            for loaded in [pool.submit(client.load) for client in clients]:
-                loaded.result(timeout=600)
+            first = pool.submit(clients[0].load)
+            models = [triton_model_name(name, release.release_id) for name in model_specs(release.signature)]
+            eventually(lambda: all(map(clients[1]._state, models)), "the first loads")
+            second = pool.submit(clients[1].load)
+            for loaded in (first, second):
+                loaded.result(timeout=WAIT_S)
         check_golden_queries(release, clients[0])
         clients[0].unload()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from baguni.clients.inference import triton_inputs
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.sequences import ModelInputs
-from baguni.domain.signature import ModelSignature, ModelSpec, model_specs
+from baguni.domain.signature import ModelSignature, ModelSpec, TensorSpec, model_specs
 from trainer.triton_config import Target, render_config
 
 SIGNATURE = ModelSignature(
@@ -201,29 +202,33 @@ def test_padding_and_items_training_never_saw_reach_the_models_as_such() -> None
     assert arrays["codes"].tolist() == [[[5, 6, 1], [7, 7, 2], [-1, -1, -1]]]
 
 
-def outputs_of(spec: ModelSpec, batch: int) -> dict[str, Any]:
-    """What a model that works gives."""
-    kinds = {"FP32": np.float32, "INT32": np.int32}
-    shapes = {
-        tensor.name: [s if isinstance(s, int) else spec.axes[s][0] for s in tensor.shape] for tensor in spec.outputs
+def sized(tensors: Sequence[TensorSpec], spec: ModelSpec, rows: int) -> dict[str, Any]:
+    """Arrays of ones in the shapes of a call; a named axis has its first size."""
+    kinds = {"FP32": np.float32, "INT32": np.int32, "BOOL": np.bool_, "STRING": np.object_}
+    return {
+        each.name: np.ones(
+            (rows, *(s if isinstance(s, int) else spec.axes[s][0] for s in each.shape)), kinds[each.dtype]
+        )
+        for each in tensors
     }
-    return {tensor.name: np.ones((batch, *shapes[tensor.name]), kinds[tensor.dtype]) for tensor in spec.outputs}
 
 
 @pytest.mark.parametrize("spec", model_specs(SIGNATURE).values(), ids=lambda spec: spec.name)
 def test_outputs_that_are_not_what_a_model_promises_are_named(spec: ModelSpec) -> None:
     """A faulty GPU, an overflow in fp16 or another backend gives numbers that are none; a list must not be made of them."""
-    assert spec.problem_with_outputs(outputs_of(spec, 3)) == ""
+    inputs, outputs = sized(spec.inputs, spec, 3), sized(spec.outputs, spec, 3)
+    spec.check_outputs(inputs, outputs)
     for tensor in spec.outputs:
-        wrong = [None, np.ones(3, np.float32), np.ones((3, *([99] * len(tensor.shape)), 2), np.float32)]
-        if tensor.dtype == "FP32":
-            for value in (np.nan, np.inf):
-                array = outputs_of(spec, 3)[tensor.name]
-                array.flat[-1] = value
-                wrong.append(array)
-        for array in wrong:
-            assert tensor.name in spec.problem_with_outputs({**outputs_of(spec, 3), tensor.name: array})
-        if tensor.dtype == "FP32":
-            impossible = outputs_of(spec, 3)[tensor.name]
-            impossible.flat[0] = -np.inf
-            assert spec.problem_with_outputs({**outputs_of(spec, 3), tensor.name: impossible}) == ""
+        array = outputs[tensor.name]
+        sizes = [None, array[:2], array[..., :-1], np.repeat(array, 2, axis=-1), array[0], array[..., None]]
+        for wrong in sizes:
+            with pytest.raises(ValueError, match=tensor.name):
+                spec.check_outputs(inputs, {**outputs, tensor.name: wrong})
+        values: list[Any] = [array.astype(np.float64)]
+        for value in (np.nan, np.inf, -np.inf) if tensor.dtype == "FP32" else (-2, 10_000):
+            changed = array.copy()
+            changed.flat[-1] = value
+            values.append(changed)
+        for wrong in values:
+            with pytest.raises(InvalidInputError, match=tensor.name):
+                spec.check_outputs(inputs, {**outputs, tensor.name: wrong})

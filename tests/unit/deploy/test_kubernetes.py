@@ -293,6 +293,9 @@ def test_with_an_object_store_pods_bring_releases_to_their_own_disks(render: Cal
         volumes = overlay.pods()[name]["spec"]["volumes"]
         assert "baguni-releases" in [each.get("persistentVolumeClaim", {}).get("claimName") for each in volumes]
     assert "--push" in overlay.pods()["nightly"]["spec"]["containers"][0]["args"]
+    secrets = {"secretRef": {"name": "baguni-object-store", "optional": True}}
+    for name in ("nightly", "operator"):  # an operator pushes the pointer after a rollback
+        assert secrets in overlay.pods()[name]["spec"]["containers"][0]["envFrom"]
 
 
 def _mounted(container: Object, volume: str) -> tuple[str, bool]:

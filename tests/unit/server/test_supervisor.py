@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -126,11 +127,25 @@ def test_counts_of_processes_that_ended_stay_and_take_no_more_room(tmp_path: Pat
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", COUNTS, str(folder)], capture_output=True, text=True, check=True)
         supervised.supervisor._add_counts_of(int(done.stdout))
-    (folder / "counter_99.db").write_bytes(b"\xff" * 40)  # of one that was killed as it wrote
-    supervised.supervisor._add_counts_of(99)
+    cut = struct.pack("iiii", 64, 0, 10_000, 0).ljust(64)  # of one that was killed as it wrote: a key beyond the end
+    for content in (cut, b"", b"\xff" * 40):
+        (folder / "counter_99.db").write_bytes(content)
+        supervised.supervisor._add_counts_of(99)
     assert {path.name for path in folder.iterdir()} == {"counter_ended.db", "histogram_ended.db"}
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, str(folder))
     assert registry.get_sample_value("asked_total", {"by": "소금"}) == 6
     assert registry.get_sample_value("took_count") == 3
     assert registry.get_sample_value("took_bucket", {"le": "1.0"}) == 0
+
+
+def test_counts_that_cannot_be_added_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervised = Supervised(tmp_path)
+
+    def refuses(*arguments: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(supervisor, "MmapedDict", refuses)
+    (supervised.supervisor._counters / "counter_99.db").write_bytes(b"")
+    supervised.supervisor._add_counts_of(99)
+    assert list(supervised.supervisor._counters.iterdir()) == []
