@@ -18,7 +18,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
-
+WRITTEN = ("benchmarks/results", "docs/benchmarks.md")  # by benchmarks, from the root
 
 Beside = tuple[str, float]
 """The name and the value of something else that was measured in the same run."""
@@ -147,8 +147,10 @@ def render(results: Sequence[dict[str, Any]]) -> str:
 
 
 def commit() -> str:
-    """What the numbers were measured on: the commit, and whether the tree had changes beyond it."""
-    return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
+    """Return what the numbers were measured on: the commit, and whether the tree had changes beyond it. Results are none: a
+    benchmark writes them."""
+    changes = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in WRITTEN))
+    return _git("rev-parse", "HEAD") + ("+changes" if changes else "")
 
 
 def _git(*arguments: str) -> str:

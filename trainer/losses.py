@@ -13,16 +13,20 @@ from trainer.model import MASKED
 
 
 def multi_positive_infonce(
-    scores_BN: Tensor, positive_BN: Tensor, log_q_N: Tensor | None = None, combined: Literal["mean", "sum"] = "mean"
+    scores_BN: Tensor,
+    positive_BN: Tensor,
+    log_q_N: Tensor | None = None,
+    combined: Literal["mean", "sum"] = "mean",
+    size_power: float = 0.0,
 ) -> Tensor:
-    """Mean over users of InfoNCE with several positives, in nats; the softmax is over all N.
+    """Weighted mean over users of InfoNCE with several positives, in nats; the softmax is over all N.
 
     mean: the mean over a user's positives of −log softmax(score): each must be likely
     sum:  −log of the sum over the positives of softmax(score): one of them must be (the loss of the design)
 
     `log_q_N` is the log of each item's chance of being among the N when they were sampled; it is subtracted from the scores
-    (Bengio & Senécal 2008), so that popular items are not punished for being drawn often. Users without a positive do not
-    count; without any user the loss is 0.
+    (Bengio & Senécal 2008), so that popular items are not punished for being drawn often. A user's weight is the number of
+    positives to the power of `size_power`. Users without a positive do not count; without any user the loss is 0.
     """
     logits = scores_BN.float() if log_q_N is None else scores_BN.float() - log_q_N
     log_prob = F.log_softmax(logits, dim=-1)
@@ -32,7 +36,8 @@ def multi_positive_infonce(
         per_user = -(log_prob * positive_BN).sum(-1) / num_positives.clamp(min=1)
     else:
         per_user = -log_prob.masked_fill(positive_BN == 0, MASKED).logsumexp(-1)
-    return (per_user * has_positive).sum() / has_positive.sum().clamp(min=1)
+    weight = has_positive * num_positives.clamp(min=1) ** size_power
+    return (per_user * weight).sum() / weight.sum().clamp(min=1)
 
 
 def code_loss(log_likelihood_BQL: Tensor, weight_BQ: Tensor) -> Tensor:

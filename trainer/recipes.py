@@ -66,8 +66,10 @@ class Recipe:
         newest first, which says only what was done and how many orders ago
     content: what items are described by: "text", their text embeddings, or "codes", the sum of their codebook entries
     positives: how InfoNCE combines the items of the next order: "mean" of their log-probabilities, or log of their "sum"
-    negatives: "catalogue" scores every item at every step, which is exact and affordable up to about 50,000 items; "sampled"
-        scores the batch's own items, hard negatives and `num_random_negatives` others, with logQ correction
+    size_power: an order counts in InfoNCE as its number of items to this power: 0 = every order alike, 1 = every line alike
+    negatives: "catalogue" scores every item at every step, which is exact and affordable up to about 50,000 items; "ordered"
+        scores those that were ordered before, so that no training pushes the others away; "sampled" scores the batch's own
+        items, hard negatives and `num_random_negatives` others, with logQ correction
     teacher: what the retrieval head is distilled from; None: the run's own model before distillation
     rescored_share: share of the generative head's log-likelihood in the order of the first 200 items that are served where
         everything counts; 0 saves asking it
@@ -104,6 +106,7 @@ class Recipe:
     tokens: Literal["items", "lines"] = "items"
     content: Literal["text", "codes"] = "text"
     positives: Literal["mean", "sum"] = "mean"
+    size_power: float = 0.0
     steps: int = 360
     batch_size: int = 192
     learning_rate: float = 1e-3
@@ -117,7 +120,7 @@ class Recipe:
     num_targets: int = 6
     target_power: float = 0.5
     novel_share: float = 0.0
-    negatives: Literal["catalogue", "sampled"] = "catalogue"
+    negatives: Literal["catalogue", "ordered", "sampled"] = "catalogue"
     num_random_negatives: int = 1024
     everything_weight: float = 1.0
     novel_weight: float = 0.5

@@ -40,6 +40,13 @@ def whole_catalogue(num_items: int, device: torch.device | None = None) -> Candi
     return Candidates(item_N, None, torch.cat([item_N.new_tensor([num_items]), item_N]))
 
 
+def some_items(item_M: Tensor, num_items: int, log_q_M: Tensor | None = None) -> Candidates:
+    """The items with these indexes."""
+    slot_N1 = torch.full((num_items + 1,), len(item_M), device=item_M.device)
+    slot_N1[item_M + 1] = torch.arange(len(item_M), device=item_M.device)
+    return Candidates(item_M, log_q_M, slot_N1)
+
+
 def sampled(
     batch: Batch, shelves: Shelves, popularity_N: Tensor, num_random: int, generator: torch.Generator
 ) -> Candidates:
@@ -59,9 +66,7 @@ def sampled(
         bought = batch.owned_item[random(len(target), len(batch.owned_item))]
     item_M = torch.cat([target, similar, bought, random(num_random, num_items)]).unique()
     expected_N = expected_draws(shelves, popularity_N / popularity_N.sum(), len(target), len(bought), num_random)
-    slot_N1 = torch.full_like(torch.arange(num_items + 1, device=target.device), len(item_M))
-    slot_N1[item_M + 1] = torch.arange(len(item_M), device=target.device)
-    return Candidates(item_M, (-torch.expm1(-expected_N[item_M])).log(), slot_N1)
+    return some_items(item_M, num_items, (-torch.expm1(-expected_N[item_M])).log())
 
 
 def expected_draws(shelves: Shelves, share_N: Tensor, num_targets: int, num_bought: int, num_random: int) -> Tensor:
@@ -97,7 +102,8 @@ class RetrievalScores:
             (recipe.novel_weight, self.new_BM, self.positive_BM * (1 - self.owned_BM)),
         ):
             if weight > 0:
-                total = total + weight * multi_positive_infonce(scores_BM, positive_BM, log_q_M, recipe.positives)
+                loss = multi_positive_infonce(scores_BM, positive_BM, log_q_M, recipe.positives, recipe.size_power)
+                total = total + weight * loss
         return total
 
 

@@ -31,7 +31,7 @@ from trainer.files import written_whole
 from trainer.losses import code_loss
 from trainer.model import DualHeadModel, ModelConfig
 from trainer.recipes import Recipe
-from trainer.retrieval import sampled, score, whole_catalogue
+from trainer.retrieval import sampled, score, some_items, whole_catalogue
 from trainer.samples import Batch, OrderSamples, Shelves, sample_targets
 from trainer.statistics import ItemStatistics
 
@@ -120,6 +120,8 @@ class TrainingStep(nn.Module):
         candidates = catalogue
         if is_sampled:
             candidates = sampled(batch, shelves, self.frequency_N + 1, recipe.num_random_negatives, generator)
+        elif recipe.negatives == "ordered":
+            candidates = some_items((self.frequency_N > 0).nonzero()[:, 0], len(self.text_NT))
         with record_function("items"):
             vectors_NX = model.item_vectors(self.text_NT)
         with record_function("encoder"):
@@ -129,7 +131,7 @@ class TrainingStep(nn.Module):
             with record_function("retrieval head"):
                 scored = catalogue if teacher else candidates  # a teacher's candidates may be any items
                 scores = score(model, memory, batch, scored, vectors_NX, self.values_TNP)
-                trained = scores.among(candidates.item_M) if teacher and is_sampled else scores
+                trained = scores.among(candidates.item_M) if scored is not candidates else scores
                 losses["retrieval"] = trained.loss(candidates.log_q_M, recipe)
         if recipe.generative_weight > 0:
             with record_function("generative head"):

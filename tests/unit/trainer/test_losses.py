@@ -30,6 +30,17 @@ def test_infonce_is_the_mean_over_positives_then_over_users_that_have_one() -> N
     assert multi_positive_infonce(torch.tensor(scores), positive).item() == pytest.approx((first + second) / 2)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_users_weight_is_the_size_of_the_order_to_a_power(power: float) -> None:
+    scores = [[1.0, 2.0, 0.5], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]]
+    positive = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    first = -(math.log(softmax(scores[0])[0]) + math.log(softmax(scores[0])[1])) / 2
+    second = -math.log(softmax(scores[1])[2])
+    expected = (2**power * first + second) / (2**power + 1)
+    loss = multi_positive_infonce(torch.tensor(scores), positive, size_power=power)
+    assert loss.item() == pytest.approx(expected)
+
+
 def test_infonce_of_the_design_is_the_log_of_the_sum_over_positives() -> None:
     scores = [[1.0, 2.0, 0.5], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0]]
     positive = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])

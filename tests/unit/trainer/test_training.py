@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from trainer.recipes import RECIPES, Recipe, recipe_of
 from trainer.retrieval import RetrievalScores, expected_draws, sampled, score, whole_catalogue
 from trainer.run import Run
 from trainer.samples import Batch, OrderSamples, sample_targets
-from trainer.train import step_samples, train
+from trainer.train import TrainingStep, step_samples, train
 
 PARTS = (torch.tensor([[True, True, False, False]]), torch.tensor([[False, False, True, True]]))
 
@@ -165,6 +166,27 @@ def test_training_with_sampled_negatives_learns_too(trained: Run) -> None:
     recipe = replace(trained.recipe, steps=60, negatives="sampled", num_random_negatives=10)
     losses = train(trained.fresh_model(), trained.training_set, recipe)
     assert np.mean([s["retrieval"] for s in losses[-10:]]) < np.mean([s["retrieval"] for s in losses[:10]])
+
+
+@pytest.mark.parametrize("is_distilling", [False, True])
+def test_items_that_nobody_has_ordered_may_be_left_out_of_the_softmax(trained: Run, is_distilling: bool) -> None:
+    data = trained.training_set
+    batch = data.samples.batch(np.arange(100, 108))
+    present = torch.cat([batch.target_item_P, batch.owned_item, (batch.sequences.item_BS - 1).flatten().long()])
+    item = int(np.setdiff1d(np.arange(data.num_items), present.numpy())[0])
+    frequency_N, text_NT = data.frequency_N.clone(), data.text_NT.clone()
+    frequency_N[item] = 0
+    text_NT[item] *= 9
+
+    def loss(text_NT: torch.Tensor, negatives: Literal["catalogue", "ordered"]) -> float:
+        recipe = replace(trained.recipe, negatives=negatives, generative_weight=0.0)
+        teacher = trained.model(distilled=False) if is_distilling else None
+        changed = replace(data, frequency_N=frequency_N, text_NT=text_NT)
+        step = TrainingStep(trained.model(distilled=False), changed, recipe, teacher).eval()
+        return step(batch, 0)["retrieval"].item()
+
+    assert loss(text_NT, "ordered") == pytest.approx(loss(data.text_NT, "ordered"), abs=1e-6)
+    assert loss(text_NT, "catalogue") != pytest.approx(loss(data.text_NT, "catalogue"), abs=1e-6)
 
 
 @pytest.mark.parametrize("num_beams", [0, 8])
