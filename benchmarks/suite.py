@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -49,8 +50,9 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def fixed_s() -> float:
-    """Return the seconds that a fixed computation takes, the least of five: what this machine is worth now."""
-    return min(timeit.repeat("sum(range(10_000_000))", number=1, repeat=5))
+    """Return the seconds that a fixed computation takes, the median of fifteen: what is left of this machine for a process now.
+    The least would be of a moment in which nothing else ran."""
+    return statistics.median(timeit.repeat("sum(range(10_000_000))", number=1, repeat=15))
 
 
 @cache
