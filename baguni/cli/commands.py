@@ -28,7 +28,8 @@ class CommandGroup(click.Group):
         package = entry_point.module.partition(".")[0]
         if importlib.util.find_spec(package) is None:  # an image has the packages of its own processes
             raise click.ClickException(f"`baguni {cmd_name}` needs the package {package}, which is not installed here")
-        return entry_point.load()
+        command: click.Command = entry_point.load()
+        return command
 
     def _registered(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=self._registry)}

@@ -220,7 +220,7 @@ def _add_counts(ended: Path, total: Path) -> None:
     values = list(MmapedDict.read_all_values_from_file(ended))  # type: ignore[no-untyped-call]
     with closing(MmapedDict(str(total))) as sums:  # type: ignore[no-untyped-call]
         for key, value, time_s, _ in values:
-            sums.write_value(key, sums.read_value(key)[0] + value, time_s)
+            sums.write_value(key, sums.read_value(key)[0] + value, time_s)  # type: ignore[no-untyped-call]
 
 
 def _random_key() -> str:
