@@ -314,7 +314,8 @@ class Job:
 
     def _doubt(self, sink: Sink, pushes: Sequence[Push]) -> None:
         """Forget what a sink knows of some users: the next run tells it everything."""
-        self._state.doubt(sink.name, {push.user_id: sink.names(push) for push in pushes})
+        if pushes:
+            self._state.doubt(sink.name, {push.user_id: sink.names(push) for push in pushes})
 
     def _settle(self, run: Run, sink: Sink, pushes: Sequence[Push], reason: str) -> bool:
         """Find out what became of a batch. Returns False if it must be sent again."""

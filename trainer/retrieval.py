@@ -36,8 +36,7 @@ class Candidates:
 
 def whole_catalogue(num_items: int, device: torch.device | None = None) -> Candidates:
     """Every item."""
-    item_N = torch.arange(num_items, device=device)
-    return Candidates(item_N, None, torch.cat([item_N.new_tensor([num_items]), item_N]))
+    return some_items(torch.arange(num_items, device=device), num_items)
 
 
 def some_items(item_M: Tensor, num_items: int, log_q_M: Tensor | None = None) -> Candidates:

@@ -99,6 +99,7 @@ class TrainingStep(nn.Module):
     codes_NL: Tensor
     frequency_N: Tensor
     values_TNP: Tensor
+    ordered_M: Tensor
 
     def __init__(
         self, model: DualHeadModel, data: TrainingSet, recipe: Recipe, teacher: DualHeadModel | None = None
@@ -109,6 +110,7 @@ class TrainingStep(nn.Module):
         self._teacher: Teacher | None = None  # made at the first step, on the device of the tables
         for name in ("text_NT", "codes_NL", "frequency_N", "values_TNP"):
             self.register_buffer(name, getattr(data, name), persistent=False)
+        self.register_buffer("ordered_M", (data.frequency_N > 0).nonzero()[:, 0], persistent=False)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         model, recipe, device = self.model, self.recipe, self.text_NT.device
@@ -116,12 +118,11 @@ class TrainingStep(nn.Module):
         shelves = Shelves(*(part.to(device) for part in self._shelves))
         teacher = self._its_teacher(device)
         catalogue = whole_catalogue(len(self.text_NT), device)
-        is_sampled = recipe.negatives == "sampled"
         candidates = catalogue
-        if is_sampled:
+        if recipe.negatives == "sampled":
             candidates = sampled(batch, shelves, self.frequency_N + 1, recipe.num_random_negatives, generator)
         elif recipe.negatives == "ordered":
-            candidates = some_items((self.frequency_N > 0).nonzero()[:, 0], len(self.text_NT))
+            candidates = some_items(self.ordered_M, len(self.text_NT))
         with record_function("items"):
             vectors_NX = model.item_vectors(self.text_NT)
         with record_function("encoder"):

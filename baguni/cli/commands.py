@@ -25,11 +25,16 @@ class CommandGroup(click.Group):
         entry_point = self._registered().get(cmd_name)
         if entry_point is None:
             return super().get_command(ctx, cmd_name)
-        package = entry_point.module.partition(".")[0]
-        if importlib.util.find_spec(package) is None:  # an image has the packages of its own processes
+        if package := missing_package(entry_point):
             raise click.ClickException(f"`baguni {cmd_name}` needs the package {package}, which is not installed here")
         command: click.Command = entry_point.load()
         return command
 
     def _registered(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=self._registry)}
+
+
+def missing_package(entry_point: EntryPoint) -> str:
+    """Return the package of an entry point if it is not installed here, else "": an image has those of its own processes."""
+    package = entry_point.module.partition(".")[0]
+    return package if importlib.util.find_spec(package) is None else ""

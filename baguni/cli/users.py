@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sqlite3
 import time
@@ -16,6 +15,7 @@ import click
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 
+from baguni.cli.commands import missing_package
 from baguni.cli.lists import item_name, opened_release, semantic_id
 from baguni.cli.plain_console import PlainConsole
 from baguni.clients.topics import retentions
@@ -171,8 +171,7 @@ def _search(user_id: str, erase: bool) -> tuple[list[Finding], dict[str, str]]:
     with closing(connect(Endpoints().redis_url)) as client:
         found = in_redis(client, user_id, erase)
     for entry in sorted(entry_points(group="baguni.personal_data"), key=lambda entry: entry.name):
-        package = entry.module.partition(".")[0]
-        if importlib.util.find_spec(package) is None:  # an image has the packages of its own processes
+        if package := missing_package(entry):
             not_searched[entry.name] = f"the package {package} is not installed here"
             continue
         try:

@@ -16,7 +16,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -98,11 +98,15 @@ def log_files(log: Path) -> list[Path]:
     """Return the files of a log, oldest first: itself, or those in a folder and below it."""
     if log.is_file():
         return [log]
+    return _oldest_first(Path(folder, name) for folder, _, names in os.walk(log) for name in names if ".jsonl" in name)
+
+
+def _oldest_first(paths: Iterable[Path]) -> list[Path]:
+    """Return the files that are there, by when they were written last."""
     written: dict[Path, int] = {}
-    for folder, _, names in os.walk(log):
-        for path in (Path(folder, name) for name in names if ".jsonl" in name):
-            with suppress(FileNotFoundError):  # rotated since it was listed
-                written[path] = path.stat().st_mtime_ns
+    for path in paths:
+        with suppress(FileNotFoundError):  # rotated since it was listed
+            written[path] = path.stat().st_mtime_ns
     return sorted(written, key=lambda path: (written[path], path))
 
 
@@ -303,11 +307,7 @@ class _PrivateFile(RotatingFileHandler):
 
     def _files(self) -> list[Path]:
         """Return this file and those before it, oldest first."""
-        written: dict[Path, float] = {}
-        for path in self._path.parent.glob(f"{glob.escape(self._path.name)}*"):
-            with suppress(FileNotFoundError):
-                written[path] = path.stat().st_mtime
-        return sorted(written, key=lambda path: written[path])
+        return _oldest_first(self._path.parent.glob(f"{glob.escape(self._path.name)}*"))
 
     def shouldRollover(self, record: logging.LogRecord) -> int:  # noqa: N802 - the standard library's name
         """Return whether the file is full; while lines are removed from the one before it, it may grow."""

@@ -202,14 +202,12 @@ DOUBTS: list[dict[str, Any]] = [
 def test_attributes_are_right_after_an_answer_that_was_lost(
     state: CampaignState, braze: BrazeProcess, fault: dict[str, Any], event: str | None
 ) -> None:
-    """What was told before such an answer is not what Braze has now: neither its values nor how long the list is."""
+    """A lost answer leaves Braze with other values, and with a list of another length, than those that were told before."""
     user_id = f"{fault} {event}"
     sink = SinkChoice(braze=BrazeSink(url=braze.url, attributes="offer", event=event))
     lists = (["A"], ["B", "C", "D"], ["A"])
     for number, items in enumerate(lists):
-        run = state.begin(f"run {number}", "offers", "d", 1 + number)
-        state.select(run.run_id, [user_id])
-        state.prepare(run.run_id, [Push(user_id, tuple(PushedItem(item, -1.0) for item in items), "r1")], {})
+        run = begun(state, number, user_id, items)
         if number == 1:
             braze.break_next(fault)
         with closing(job_of(state, sink)) as job:
@@ -236,9 +234,7 @@ def test_another_key_is_another_workspace(state: CampaignState, braze: BrazeProc
     """Workspaces share hosts: what one was told, the other does not know."""
     with braze_process("another key") as production:
         for number, (key, workspace) in enumerate(((KEY, braze), ("another key", production), (KEY, braze))):
-            run = state.begin(f"run {number}", "offers", "d", 1 + number)
-            state.select(run.run_id, ["m"])
-            state.prepare(run.run_id, [Push("m", (PushedItem("rye", -1.0),), "r1")], {})
+            run = begun(state, number, "m", ["rye"])
             moved = SinkChoice(braze=BrazeSink(url=workspace.url, attributes="moved"))
             with closing(job_of(state, moved, key=key)) as job:
                 (its,) = job.sinks

@@ -1,4 +1,4 @@
-"""What others send cannot look like a line of the log, whatever it contains."""
+"""Text that others send cannot look like a line of the log, whatever it contains."""
 
 from __future__ import annotations
 
