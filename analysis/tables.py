@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from baguni import parquet
 from baguni.clients.topics import Record, TopicReader
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.events import EXPOSURE_TOPIC, LOOKED_AT, TOPICS
@@ -116,8 +117,7 @@ def write_parquet(tables: Tables, folder: Path) -> None:
 
 def _frame(path: Path, columns: dict[str, pa.DataType]) -> pd.DataFrame:
     try:
-        table = pq.read_table(path)
-        table.validate(full=True)  # a damaged page may have texts that are no UTF-8
+        table = parquet.read_parquet(path)
     except (OSError, pa.ArrowException) as error:
         raise InvalidInputError(f"{path} is no Parquet file: {error}") from error
     missing = [name for name in columns if name not in table.column_names]

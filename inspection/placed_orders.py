@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from baguni.domain.errors import InvalidInputError
+from baguni.parquet import read_parquet
 
 COLUMNS = ["user_id", "item_id", "action", "order_id", "time"]
 
@@ -70,9 +70,7 @@ def read_orders(folder: Path) -> OrderLog:
 def _events(folder: Path) -> pd.DataFrame:
     file = folder / "events.parquet"
     if file.is_file():
-        table = pq.read_table(file, columns=COLUMNS)
-        table.validate(full=True)  # a damaged page may have texts that are no UTF-8
-        events: pd.DataFrame = table.to_pandas()
+        events: pd.DataFrame = read_parquet(file, COLUMNS).to_pandas()
         return events
     return pd.read_csv(folder / "events.csv", usecols=COLUMNS, dtype=str, keep_default_na=False)
 

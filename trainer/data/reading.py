@@ -16,12 +16,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from baguni.domain.catalog import CATEGORY_SEPARATOR, Catalog, Item
 from baguni.domain.errors import InvalidInputError
 from baguni.domain.events import MAX_ID_LENGTH
 from baguni.domain.history import Action
+from baguni.parquet import read_parquet
 from trainer.data.dataset import Dataset
 
 ACTIONS = {"order": Action.ORDERED, "click": Action.CLICKED, "cart": Action.CARTED}
@@ -143,9 +143,7 @@ def _read(path: Path, stem: str, required: tuple[str, ...], found: Found) -> tup
     file = files[0]
     try:
         if file.suffix == ".parquet":
-            table = pq.read_table(file)
-            table.validate(full=True)  # a damaged page may have texts that are no UTF-8
-            frame = table.to_pandas(strings_to_categorical=False)
+            frame = read_parquet(file).to_pandas(strings_to_categorical=False)
         else:
             frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
     except UnicodeDecodeError as error:
