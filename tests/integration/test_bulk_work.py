@@ -42,17 +42,22 @@ def data(tiny_release: Release) -> Path:
 @pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Ray cluster of two nodes with one CPU each; its address. Drivers are processes of their own, and so is what
-    Ray does to a process."""
+    Ray does to a process. By default, Ray listens on the same ports everywhere, which other servers may have."""
     address, folder = f"127.0.0.1:{free_port()}", tmp_path_factory.mktemp("ray")
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+    ray += ["--min-worker-port=0", "--max-worker-port=0"]  # any that are free
     head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+    head += [f"--{name}-port={free_port()}" for name in ("ray-client-server", "dashboard")]
     nodes = []
     try:
         for name, options in (("head", head), ("second", [f"--address={address}"])):
             with (folder / name).open("wb") as log:
-                node = subprocess.Popen([*ray, *options], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
+                own = f"--dashboard-agent-listen-port={free_port()}"
+                node = subprocess.Popen([*ray, own, *options], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
             nodes.append(node)
-            eventually(lambda name=name: "Ray runtime started" in (folder / name).read_text())
+            eventually(
+                lambda name=name: "Ray runtime started" in (folder / name).read_text(), seen=lambda: logged(folder)
+            )
         eventually(lambda: num_nodes(ray[0], address) == 2, "the head knows the second node", interval_s=1.0)
         yield address
     finally:
@@ -60,6 +65,11 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             for process in [*psutil.Process(node.pid).children(recursive=True), node]:
                 process.kill()
             node.wait(COMMAND_S)
+
+
+def logged(folder: Path) -> str:
+    """Return the end of each node's log."""
+    return "\n".join(f"{path.name}: {path.read_text()[-2_000:]}" for path in sorted(folder.iterdir()))
 
 
 def num_nodes(ray: str, address: str) -> int:
