@@ -64,16 +64,21 @@ def top_k(scores_QN: NDArray[np.floating], k: int, rng: np.random.Generator) -> 
 
 
 def mean_interval(
-    value_Q: Float64, user_Q: Int64, rng: np.random.Generator, num_resamples: int = 1000
+    value_Q: Float64,
+    user_Q: Int64,
+    rng: np.random.Generator,
+    num_resamples: int = 1000,
+    weight_Q: NDArray[np.number] | None = None,
 ) -> tuple[float, float, float]:
-    """Mean over orders and its 95 % interval, by resampling users, whose orders belong together. Give the difference of
-    two models' values for a paired interval."""
+    """Return the mean over orders and its 95 % interval, by resampling users, whose orders belong together. Give the difference
+    of two models' values for a paired interval. `weight_Q`: of the orders; None = all alike."""
     _, user = np.unique(user_Q, return_inverse=True)
-    total, count = np.bincount(user, weights=value_Q), np.bincount(user)
+    weight_Q = np.ones(len(value_Q)) if weight_Q is None else weight_Q
+    total, count = np.bincount(user, weights=value_Q * weight_Q), np.bincount(user, weights=weight_Q)
     drawn = rng.integers(0, len(total), (num_resamples, len(total)))
     means = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return float(value_Q.mean()), float(low), float(high)
+    return float(np.average(value_Q, weights=weight_Q)), float(low), float(high)
 
 
 def coverage(top_Qk: NDArray[np.integer], num_items: int) -> float:

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from benchmarks.result import Row
     from trainer.recipes import Recipe
 
-DATASETS = ("complete-journey", "amazon-beauty", "amazon-sports")
+DATASETS = (
+    "complete-journey",
+    "amazon-beauty",
+    "amazon-beauty-literature",
+    "amazon-sports",
+    "amazon-sports-literature",
+)
 COLD_ITEMS = "cold-items"
 OURS = ("A", "B", "C", "served", "teacher", "generative", COLD_ITEMS)
 
@@ -55,16 +61,20 @@ def quality(
     baguni benchmark quality --contenders C,EASE --seeds 0    two of them, once
     baguni data prepare amazon .baguni/amazon-beauty --source PATH
     baguni benchmark quality --dataset amazon-beauty          the field's standard data
+    baguni benchmark quality --dataset amazon-beauty-literature     without training on the validation month
     """
     chosen_seeds = _seeds(seeds)
+    from benchmarks.quality.shop import LITERATURE
     from trainer.recipes import recipe_named
 
-    path = data or Path(".baguni") / dataset
+    path = data or Path(".baguni") / dataset.removesuffix(LITERATURE)
     if not report_only or (work / dataset).is_dir():
         shop = _open(dataset, path, work, may_prepare=data is None)
         names = [name.strip() for name in contenders.split(",") if name.strip()]
         needs_recipe = bool({"ours", *OURS} & set(names))
-        recipe = recipe_named(recipe_name or dataset) if needs_recipe and not report_only else None
+        recipe = None
+        if needs_recipe and not report_only:
+            recipe = recipe_named(recipe_name or shop.data, until_ms=shop.until_ms)
         if not report_only:
             _run(shop, names, chosen_seeds, recipe)
         _measure(shop, chosen_seeds[0])
@@ -79,14 +89,14 @@ def _seeds(text: str) -> list[int]:
 
 
 def _open(dataset: str, path: Path, work: Path, may_prepare: bool) -> Shop:
-    from benchmarks.quality.shop import MIN_ORDERS, Shop
+    from benchmarks.quality.shop import LITERATURE, MIN_ORDERS, Shop
     from trainer.data.complete_journey import prepare
 
     if not path.is_dir():
         if dataset != DATASETS[0] or not may_prepare:
             raise InvalidInputError(f"{path} does not exist: `baguni data prepare` writes it, see docs/quality.md")
         prepare(path)
-    return Shop.open(dataset, path, work, MIN_ORDERS[dataset])
+    return Shop.open(dataset, path, work, MIN_ORDERS[dataset.removesuffix(LITERATURE)])
 
 
 def _run(shop: Shop, names: list[str], seeds: list[int], recipe: Recipe | None) -> None:
@@ -104,10 +114,13 @@ def _run(shop: Shop, names: list[str], seeds: list[int], recipe: Recipe | None) 
 
 def _chosen(shop: Shop, names: list[str], recipe: Recipe | None) -> tuple[list[Contender], bool]:
     """The contenders of these names or groups, in the order of the report, and whether cold items are to be tried."""
-    from benchmarks.quality.run import our_contenders, peer_contenders, sasrec_contender
+    from benchmarks.quality.run import our_contenders, peer_contenders, trained_peers, trees_contender
+    from benchmarks.quality.shop import NO_REPEATS
     from benchmarks.quality.store import slug
 
-    peers = [*peer_contenders(shop), sasrec_contender(shop)]
+    peers = [*peer_contenders(shop), *trained_peers(shop)]
+    if shop.data not in NO_REPEATS:
+        peers.append(trees_contender(shop))
     groups = {"peers": [slug(peer.name) for peer in peers], "ours": list(OURS)}
     known = [*groups["peers"], *OURS]
     wanted = {each for name in names for each in groups.get(name, [name])}
@@ -128,7 +141,7 @@ def _measure(shop: Shop, seed: int) -> None:
     if not records:
         return
     table = shop.folder / "runs" / f"seed{seed}" / "semantic_ids.npz"
-    summary = summarise(shop, KS[shop.name], SemanticIdTable.load(table) if table.is_file() else None)
+    summary = summarise(shop, KS[shop.data], SemanticIdTable.load(table) if table.is_file() else None)
     write_summary(RESULTS / "quality" / shop.name, summary)
     write_runs(RESULTS / "quality" / shop.name, summary, records, _command())
 

@@ -151,18 +151,21 @@ class Paired:
         return self.difference / self.base if self.base else None
 
 
-def estimate(value_by_seed: Sequence[Float64], user_Q: Int64) -> Estimate:
-    """Mean over orders and seeds. The interval is over users: each order's value is its mean over the seeds."""
-    mean, low, high = mean_interval(np.mean(value_by_seed, axis=0), user_Q, np.random.default_rng(0))
-    seeds = tuple(float(value.mean()) for value in value_by_seed)
+def estimate(value_by_seed: Sequence[Float64], user_Q: Int64, weight_Q: Int64 | None = None) -> Estimate:
+    """Return the mean over orders and seeds. The interval is over users: each order's value is its mean over the seeds.
+    `weight_Q`: what each order counts; None = all alike."""
+    value_Q = np.mean(value_by_seed, axis=0)
+    mean, low, high = mean_interval(value_Q, user_Q, np.random.default_rng(0), weight_Q=weight_Q)
+    seeds = tuple(float(np.average(value, weights=weight_Q)) for value in value_by_seed)
     return Estimate(mean, low, high, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None, seeds)
 
 
-def compare(ours: Sequence[Float64], theirs: Sequence[Float64], user_Q: Int64) -> Paired:
-    """First minus second, order by order, each averaged over its own seeds."""
+def compare(ours: Sequence[Float64], theirs: Sequence[Float64], user_Q: Int64, weight_Q: Int64 | None = None) -> Paired:
+    """Return first minus second, order by order, each averaged over its own seeds. `weight_Q`: what each order counts."""
     mean_ours, mean_theirs = np.mean(ours, axis=0), np.mean(theirs, axis=0)
-    difference, low, high = mean_interval(mean_ours - mean_theirs, user_Q, np.random.default_rng(0))
-    return Paired(difference, low, high, float(mean_theirs.mean()))
+    rng = np.random.default_rng(0)
+    difference, low, high = mean_interval(mean_ours - mean_theirs, user_Q, rng, weight_Q=weight_Q)
+    return Paired(difference, low, high, float(np.average(mean_theirs, weights=weight_Q)))
 
 
 def breadth(lists: Lists, truth: Truth, frequency_N: Float64, setting: Setting) -> dict[str, float]:

@@ -15,6 +15,7 @@ from benchmarks.quality.measure import (
     Float64,
     Int64,
     K,
+    Paired,
     Setting,
     Truth,
     Values,
@@ -27,10 +28,13 @@ from benchmarks.quality.shop import COLD_ORDERS, Shop
 from benchmarks.quality.slices import (
     BASKET_BUCKETS,
     HISTORY_BUCKETS,
+    SMALLEST_BUCKET,
+    bucket_name,
     by_bucket,
     category_popularity_lists,
     cold_item_recall,
     cold_users,
+    in_bucket,
     text_neighbour_lists,
 )
 from benchmarks.quality.store import Record
@@ -108,7 +112,7 @@ class Measured:
                         ours, theirs = (self.series(name, setting, metric, mode) for name in (first, second))
                         paired = compare(ours, theirs, users)
                         where = {"first": first, "second": second, "mode": mode, "setting": setting, "metric": metric}
-                        rows.append(where | asdict(paired) | {"relative": paired.relative})
+                        rows.append(where | _paired(paired))
         return rows
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -142,6 +146,26 @@ class Measured:
                 buckets_found = by_bucket(values, users, size_Q[kept], buckets)
                 found[title][name] = {key: {"orders": n} | _interval(e) for key, (n, e) in buckets_found.items()}
         return found
+
+    def baskets(self) -> dict[str, Any] | None:
+        """Return what is served minus the best peer in NDCG@10 of rolling orders, in the first setting: by size of the order,
+        and over all orders, each counted as its number of items. None without both."""
+        setting = self.shop.settings[0]
+        served = next((name for name in ("served", "C") if name in self.records), None)
+        peer = self.best(self.family("peer"), setting)
+        if served is None or peer is None:
+            return None
+        ours, theirs = (self.series(name, setting, SCORE, "rolling") for name in (served, peer))
+        users, size_Q = self.users(setting, "rolling"), self.truth.size_Q[self.truth.kept(setting)]
+        sizes = {}
+        for low, high in BASKET_BUCKETS:
+            inside = in_bucket(size_Q, low, high)
+            if inside.sum() >= SMALLEST_BUCKET:
+                first, second = ([value[inside] for value in values] for values in (ours, theirs))
+                paired = compare(first, second, users[inside])
+                sizes[bucket_name(low, high)] = {"orders": int(inside.sum())} | _paired(paired)
+        names = {"first": served, "second": peer, "setting": setting}
+        return names | {"by_size": sizes, "by_items": _paired(compare(ours, theirs, users, size_Q))}
 
     def cold_users(self, names: Iterable[str]) -> dict[str, Any]:
         """Each user's first order, by what is known of the user."""
@@ -228,6 +252,10 @@ def _contender(records: Sequence[Record]) -> dict[str, Any]:
         "date": newest.date,
         "machine": newest.machine,
     }
+
+
+def _paired(paired: Paired) -> dict[str, Any]:
+    return asdict(paired) | {"relative": paired.relative}
 
 
 def _interval(estimated: Estimate) -> dict[str, float]:

@@ -102,10 +102,12 @@ class ItemKnn:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A peer with the settings that did best on validation, for each setting of the benchmark."""
+    """A peer with the settings that did best on validation, for each setting of the benchmark. `fill`: for users of whom no
+    order is known."""
 
     all: Peer
     novel: Peer
+    fill: Peer = Popularity(28)  # noqa: RUF009 - frozen
 
 
 COMPLETE_JOURNEY = {
@@ -129,24 +131,42 @@ COMPLETE_JOURNEY = {
 _AMAZON_KNN = ItemKnn("bm25", 200, "users", UserVectors(log_counts=False))
 _AMAZON_EASE = Ease(100, UserVectors(log_counts=False))
 AMAZON = {
-    "global popularity": Tuned(Popularity(), Popularity()),
-    "ItemKNN": Tuned(_AMAZON_KNN, _AMAZON_KNN),
-    "EASE": Tuned(_AMAZON_EASE, _AMAZON_EASE),
+    "global popularity": Tuned(Popularity(), Popularity(), Popularity()),
+    "ItemKNN": Tuned(_AMAZON_KNN, _AMAZON_KNN, Popularity()),
+    "EASE": Tuned(_AMAZON_EASE, _AMAZON_EASE, Popularity()),
 }
 """Nobody reviews a product twice: what lives on repeated purchases has nothing to say here."""
 PEERS = {"complete-journey": COMPLETE_JOURNEY, "amazon-beauty": AMAZON, "amazon-sports": AMAZON}
 
 
 def peer_lists(
-    dataset: Dataset, queries: OrderQueries, peer: Tuned, settings: Iterable[Setting] = SETTINGS, seed: int = 0
+    dataset: Dataset,
+    queries: OrderQueries,
+    peer: Tuned,
+    until_ms: int | None = None,
+    settings: Iterable[Setting] = SETTINGS,
+    seed: int = 0,
 ) -> Lists:
-    """Fit a peer on the log before the queries' window and rank all items for every query."""
-    log = log_purchases(dataset, queries.start_ms)
+    """Fit a peer on the log before `until_ms` (None: before the queries' window) and rank all items for every query."""
+    log = log_purchases(dataset, queries.start_ms if until_ms is None else until_ms)
     scores: dict[str, Scores] = {}
+    fill = peer.fill.fit(log)
     lists: dict[Setting, Int64] = {}
     for setting in settings:
         model: Peer = getattr(peer, setting)
         if repr(model) not in scores:
-            scores[repr(model)] = model.fit(log)
+            scores[repr(model)] = filled(model.fit(log), fill)
         lists[setting] = ranked(queries, scores[repr(model)], setting == "novel", K, np.random.default_rng(seed))
     return lists
+
+
+def filled(scores: Scores, fill: Scores) -> Scores:
+    """Return scores that are those of `fill` for users without an order."""
+
+    def of(queries: Purchases) -> Float64:
+        found_BN, unknown_B = scores(queries), queries.num_orders_B == 0
+        if unknown_B.any():
+            found_BN[unknown_B] = fill(queries)[unknown_B]
+        return found_BN
+
+    return of

@@ -26,7 +26,7 @@ class Published:
 _TIGER = "arXiv:2305.05065"
 _SOFTMAX = "RecSys'25, blondered/transformer_benchmark"
 PUBLISHED = {
-    "amazon-beauty": (
+    "amazon-beauty-literature": (
         Published("SASRec, binary cross-entropy", _TIGER, (0.0387, 0.0249, 0.0605, 0.0318)),
         Published("TIGER", _TIGER, (0.0454, 0.0321, 0.0648, 0.0384)),
         Published("TIGER, reproduced", "PreferredAI/cornac", (0.0419, 0.0270, 0.0634, 0.0338)),
@@ -38,7 +38,7 @@ PUBLISHED = {
         Published("SASRec, sampled softmax", _SOFTMAX, (None, None, 0.0921, 0.0531)),
         Published("eSASRec", _SOFTMAX, (None, None, 0.0928, 0.0523)),
     ),
-    "amazon-sports": (
+    "amazon-sports-literature": (
         Published("SASRec, binary cross-entropy", _TIGER, (0.0233, 0.0154, 0.0350, 0.0192)),
         Published("TIGER", _TIGER, (0.0264, 0.0181, 0.0400, 0.0225)),
         Published("TIGER, reproduced", "PreferredAI/cornac", (0.0240, 0.0155, 0.0394, 0.0204)),

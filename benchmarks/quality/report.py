@@ -13,7 +13,7 @@ from benchmarks.quality.promises import DATASETS, SOURCE_OF_TEACHER, SOURCE_OVER
 from benchmarks.quality.published import METRICS as PUBLISHED_METRICS
 from benchmarks.quality.published import PUBLISHED
 from benchmarks.quality.report_slices import breadth, cold_items, cold_users, health, slices
-from benchmarks.quality.tables import cell, number, picture, signed, spread, table
+from benchmarks.quality.tables import cell, number, percent, picture, signed, spread, table
 from benchmarks.result import Row, in_words
 
 MODES = {
@@ -36,12 +36,19 @@ PROTOCOL = (
 
 AMAZON = (
     "Amazon reviews 2014, 5-core (McAuley et al. 2015; the sequences of S3-Rec, arXiv:2008.07873), leave-one-out: a user's "
-    "last item is the test month's order. The files are not part of this project; `baguni data prepare amazon` reads yours."
+    "last item is the test month's order. The files are not part of this project; `baguni data prepare amazon` reads yours. "
+)
+ON_ALL_BEFORE = "Everybody is trained on all that comes before it, as a shop would."
+AS_IN_LITERATURE = (
+    "Everybody is trained without each user's last two items, as in the literature; the last but one chooses epochs, if any, "
+    "and is in the history of the last."
 )
 ORIGINS = {
     "complete-journey": "A year of grocery orders (84.51° / dunnhumby, 2017), by `baguni data prepare complete-journey`.",
-    "amazon-beauty": AMAZON,
-    "amazon-sports": AMAZON,
+    "amazon-beauty": AMAZON + ON_ALL_BEFORE,
+    "amazon-beauty-literature": AMAZON + AS_IN_LITERATURE,
+    "amazon-sports": AMAZON + ON_ALL_BEFORE,
+    "amazon-sports-literature": AMAZON + AS_IN_LITERATURE,
 }
 
 
@@ -193,7 +200,7 @@ def differences(summary: dict[str, Any]) -> Iterator[str]:
             WORDS[row["setting"]],
             row["metric"],
             signed(row),
-            "" if row["relative"] is None else f"{100 * row['relative']:+.1f}\u00a0%".replace("-", "−"),
+            percent(row),
             "yes" if row["low"] > 0 or row["high"] < 0 else "no",
         )
         for row in summary["comparisons"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.quality.promises import WORDS
-from benchmarks.quality.tables import cell, number, picture, signed, table
+from benchmarks.quality.tables import cell, number, percent, picture, signed, table
 
 
 def cold_users(summary: dict[str, Any]) -> Iterator[str]:
@@ -60,6 +60,19 @@ def slices(summary: dict[str, Any]) -> Iterator[str]:
         rows = [("orders", *(f"{bucket['orders']:,}" for bucket in buckets.values()))]
         rows += [(name, *(cell(bucket) for bucket in cells.values())) for name, cells in found.items()]
         yield from table((title, *buckets), rows)
+    yield from _baskets(summary)
+
+
+def _baskets(summary: dict[str, Any]) -> Iterator[str]:
+    """What is served against the best peer, by size of the order."""
+    found = summary.get("baskets")  # not in the summaries of earlier versions
+    if found is None or len(found["by_size"]) < 2:
+        return
+    yield from (f"{found['first']} − {found['second']}, paired, NDCG@10:", "")
+    rows = [(name, f"{row['orders']:,}", signed(row), percent(row)) for name, row in found["by_size"].items()]
+    whole = found["by_items"]
+    rows.append(("all, each counted as its number of items", "", signed(whole), percent(whole)))
+    yield from table(("items in the order", "orders", "difference", "relative"), rows)
 
 
 def breadth(summary: dict[str, Any]) -> Iterator[str]:

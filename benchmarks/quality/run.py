@@ -10,20 +10,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks.quality import ours, peers
+from benchmarks.quality.lightgcn import LIGHTGCN, LightGcn, LightGcnRecipe
 from benchmarks.quality.measure import Lists
-from benchmarks.quality.sasrec import SASREC, SasRec
+from benchmarks.quality.sasrec import SASREC, SasRec, SasRecRecipe
 from benchmarks.quality.shop import COLD_ORDERS, Shop
 from benchmarks.quality.slices import cold_item_queries, cold_users, held_out_items
 from benchmarks.quality.store import ColdItems, ListStore, Record
+from benchmarks.quality.trees import Trees, TreesRecipe
 from benchmarks.result import commit, machine
-from trainer.data.dataset import Dataset
 from trainer.data.queries import OrderQueries
 from trainer.data.reading import load_dataset
 from trainer.recipes import Recipe
 from trainer.run import Progress
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Bars = Callable[[], AbstractContextManager[Progress]]
 
@@ -81,7 +86,7 @@ def our_contenders(shop: Shop, recipe: Recipe) -> Iterator[Contender]:
 class FittedPeer:
     """A classic peer, fitted anew for each set of queries: that takes seconds."""
 
-    dataset: Dataset
+    shop: Shop
     peer: peers.Tuned
     seed: int
     training_s: float = 0.0
@@ -89,15 +94,15 @@ class FittedPeer:
 
     def lists(self, queries: OrderQueries) -> Lists:
         """Rank for every query."""
-        return peers.peer_lists(self.dataset, queries, self.peer, seed=self.seed)
+        return peers.peer_lists(self.shop.dataset, queries, self.peer, self.shop.train_until_ms, seed=self.seed)
 
 
 def peer_contenders(shop: Shop) -> Iterator[Contender]:
     """The classic peers."""
-    for name, peer in peers.PEERS[shop.name].items():
+    for name, peer in peers.PEERS[shop.data].items():
 
         def make(seed: int, progress: Progress, peer: peers.Tuned = peer) -> Trained:
-            return FittedPeer(shop.dataset, peer, seed)
+            return FittedPeer(shop, peer, seed)
 
         def settings(seed: int, peer: peers.Tuned = peer) -> dict[str, Any]:
             return {"all": repr(peer.all), "novel": repr(peer.novel)}
@@ -106,18 +111,57 @@ def peer_contenders(shop: Shop) -> Iterator[Contender]:
         yield Contender(name, "peer", description, make, settings, seeded=False)
 
 
-def sasrec_contender(shop: Shop) -> Contender:
-    """SASRec with a softmax loss."""
-    recipe = SASREC[shop.name]
+def trained_peers(shop: Shop) -> Iterator[Contender]:
+    """Neural peers, which are trained in an environment of their own."""
+    sasrec, lightgcn = SASREC[shop.data], LIGHTGCN[shop.data]
+    yield Contender(
+        "SASRec",
+        "peer",
+        "A Transformer over the sequence of order lines, softmax loss.",
+        partial(_train_sasrec, shop, sasrec),
+        partial(_settings, sasrec),
+    )
+    yield Contender(
+        "LightGCN",
+        "peer",
+        "A graph of users and items: vectors are means of the neighbours', layer by layer.",
+        partial(_train_lightgcn, shop, lightgcn),
+        partial(_settings, lightgcn),
+        asked_cold=False,  # it has learned a vector of each user from all their orders
+    )
+
+
+def trees_contender(shop: Shop) -> Contender:
+    """Trees on the numbers that our model reads."""
 
     def make(seed: int, progress: Progress) -> Trained:
-        folder = shop.folder / "runs" / f"sasrec-seed{seed}"
-        return SasRec.train(shop.dataset, shop.queries.start_ms, replace(recipe, seed=seed), folder, progress)
+        return Trees.train(shop.dataset, shop.train_until_ms, replace(TreesRecipe(), seed=seed), progress)
 
-    def settings(seed: int) -> dict[str, Any]:
-        return asdict(replace(recipe, seed=seed))
+    description = (
+        "Gradient-boosted trees over what our model reads of a user's items, and EASE's first among the others."
+    )
+    settings = partial(_settings, TreesRecipe())
+    return Contender("trees", "peer", description, make, settings, asked_cold=False)
 
-    return Contender("SASRec", "peer", "A Transformer over the sequence of order lines, softmax loss.", make, settings)
+
+def _train_sasrec(shop: Shop, recipe: SasRecRecipe, seed: int, progress: Progress) -> SasRec:
+    """Train it on what the others are trained on. With `patience`, it leaves out each user's newest line before the test month
+    to find the best epoch, as the literature does. Where that line is trained on, it is trained anew for as many epochs."""
+    recipe, folder, before_ms = replace(recipe, seed=seed), shop.folder / "runs", shop.queries.start_ms
+    model = SasRec.train(shop.dataset, before_ms, recipe, folder / f"sasrec-seed{seed}", progress)
+    if not recipe.patience or shop.until_ms is not None:
+        return model
+    again = replace(recipe, max_epochs=model.process.facts["best_epoch"], patience=0)
+    return SasRec.train(shop.dataset, before_ms, again, folder / f"sasrec-again-seed{seed}", progress)
+
+
+def _train_lightgcn(shop: Shop, recipe: LightGcnRecipe, seed: int, progress: Progress) -> LightGcn:
+    folder = shop.folder / "runs" / f"lightgcn-seed{seed}"
+    return LightGcn.train(shop.dataset, shop.train_until_ms, replace(recipe, seed=seed), folder, progress)
+
+
+def _settings(recipe: DataclassInstance, seed: int) -> dict[str, Any]:
+    return asdict(recipe) | {"seed": seed}
 
 
 def run_contenders(shop: Shop, contenders: Sequence[Contender], seeds: Sequence[int], bars: Bars) -> None:

@@ -1,34 +1,27 @@
 """SASRec with a softmax loss as a peer: what it is trained on, its recipes, and the process that trains and ranks.
 
-`rectools` needs numpy 1, so the model lives in .venv-peers (`make peers`) and is spoken to by files: see
-sasrec_rectools.py. This side knows the data and no model.
+The model is trained and asked in .venv-peers, see `sasrec_rectools`. This side knows the data and no model.
 """
 
 # Q = queries, S = places of a sequence, P = order lines, N = items, k = length of the lists
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from baguni.domain.errors import BaguniError, InvalidInputError, NotFoundError
+from baguni.domain.errors import InvalidInputError
 from benchmarks.quality.measure import Lists
-from benchmarks.result import REPOSITORY
+from benchmarks.quality.peer_process import PeerProcess
 from trainer.data.dataset import Dataset
 from trainer.data.queries import OrderQueries, Purchases, log_purchases
 from trainer.run import Progress, silent
 
 Bool = NDArray[np.bool_]
 Int64 = NDArray[np.int64]
-PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 SCRIPT = Path(__file__).with_name("sasrec_rectools.py")
 MAX_VALIDATION_USERS = 5000
 
@@ -87,50 +80,33 @@ SASREC = {"complete-journey": COMPLETE_JOURNEY, "amazon-beauty": AMAZON, "amazon
 class SasRec:
     """A trained model, in its folder."""
 
-    folder: Path
+    process: PeerProcess
+    recipe: SasRecRecipe
+    samples_per_s: float = 0.0  # a sample is a sequence of lines, no order
 
     @classmethod
     def train(
         cls, dataset: Dataset, before_ms: int, recipe: SasRecRecipe, folder: Path, progress: Progress = silent
     ) -> SasRec:
         """Train on the log before a time; a folder with a model of the same recipe is used as it is."""
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(recipe), indent=2) + "\n"
-        kept = folder / "recipe.json"
-        if kept.exists() and kept.read_text() != text:
-            raise InvalidInputError(f"{folder} holds a SASRec of another recipe: give another folder or remove it")
-        if not (folder / "training.json").exists():
-            kept.write_text(text)
-            np.savez(
-                folder / "log.npz", allow_pickle=False, **training_arrays(log_purchases(dataset, before_ms), recipe)
-            )
-            _run("train", folder, progress)
-        return cls(folder)
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """seconds, cpu_seconds, best_epoch and the validation score of every epoch."""
-        return dict(json.loads((self.folder / "training.json").read_text()))
+        process = PeerProcess("SASRec", SCRIPT, folder)
+        process.train(recipe, lambda: training_arrays(log_purchases(dataset, before_ms), recipe), progress)
+        return cls(process, recipe)
 
     @property
     def training_s(self) -> float:
         """Seconds of training, validation included."""
-        return float(self.facts["seconds"])
-
-    @property
-    def samples_per_s(self) -> float:
-        """Orders trained on a second: unknown, a sample is a sequence of lines."""
-        return 0.0
+        return float(self.process.facts["seconds"])
 
     def lists(self, queries: OrderQueries) -> Lists:
         """Rank for every query."""
-        recipe = SasRecRecipe(**json.loads((self.folder / "recipe.json").read_text()))
-        with np.load(self.folder / "log.npz") as log:
+        folder = self.process.folder
+        with np.load(folder / "log.npz") as log:
             known, count_N = np.unique(log["item_P"]), log["count_N"]
-        arrays = query_arrays(queries.purchases(), known, recipe)
-        np.savez(self.folder / "queries.npz", allow_pickle=False, **arrays, count_N=count_N)
-        _run("rank", self.folder, silent)
-        with np.load(self.folder / "lists.npz") as found:
+        arrays = query_arrays(queries.purchases(), known, self.recipe)
+        np.savez(folder / "queries.npz", allow_pickle=False, **arrays, count_N=count_N)
+        self.process.run("rank", silent)
+        with np.load(folder / "lists.npz") as found:
             return {"all": found["all"], "novel": found["novel"]}
 
 
@@ -222,23 +198,3 @@ def places_from_end(row_P: Int64) -> Int64:
 def last_of_each(row_P: Int64) -> Bool:
     """The last line of each row; rows ascend."""
     return np.asarray(places_from_end(row_P) == 0)
-
-
-def _run(command: str, folder: Path, progress: Progress) -> None:
-    """Run the script in its environment; what it says besides epochs is kept in the folder."""
-    if not PYTHON.exists():
-        raise NotFoundError(f"{PYTHON.parent.parent.name} does not exist: `make peers` makes it, SASRec needs it")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""  # small models; and on the same processor the same numbers
-    with (
-        (folder / f"{command}.log").open("w") as log,
-        subprocess.Popen(
-            [PYTHON, "-P", SCRIPT, command, folder], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-        ) as process,
-    ):
-        for line in process.stdout or ():
-            if line.startswith("{"):
-                epoch = json.loads(line)
-                progress("SASRec", epoch["epoch"], epoch["max_epochs"], f"validation {epoch['score']:.4f}")
-    if process.returncode:
-        raise BaguniError(f"SASRec could not {command}: the last lines of {log.name} say why")

@@ -28,38 +28,55 @@ KS = {"complete-journey": (10,), "amazon-beauty": (5, 10), "amazon-sports": (5, 
 """Lengths at which lists are measured."""
 
 
+LITERATURE = "-literature"
+"""Ends the name of a shop whose validation month is not trained on, as the literature does it with Amazon data."""
+
+
 @dataclass(frozen=True)
 class Shop:
-    """A data set with its test month; `folder` takes lists and training runs."""
+    """A data set with its test month; `folder` takes lists and training runs. `until_ms`: the moment at which training ends, ms
+    UTC; None = where the test month starts."""
 
     name: str
     path: Path
     folder: Path
     dataset: Dataset
     queries: OrderQueries
+    until_ms: int | None = None
 
     @classmethod
     def open(cls, name: str, path: Path, folder: Path, min_orders: int) -> Shop:
-        """Read the data set. The test month is its last one, the month before is for validation; `min_orders`: orders of
-        a user before both."""
+        """Read the data set. The test month is its last one, the month before is for validation: it is trained on unless the
+        name says otherwise, see `LITERATURE`. `min_orders`: orders of a user before both."""
         dataset = load_dataset(path)
         test_ms = last_month_start_ms(dataset)
         validation_ms = last_month_start_ms(dataset.before(test_ms))
         queries = OrderQueries.of(dataset, test_ms, min_orders=min_orders, eligible_before_ms=validation_ms)
         if len(queries) == 0:
             raise InvalidInputError(f"{path} has no order to predict in its last month")
-        return cls(name, path, folder / name, dataset, queries)
+        until_ms = validation_ms if name.endswith(LITERATURE) else None
+        return cls(name, path, folder / name, dataset, queries, until_ms)
+
+    @property
+    def data(self) -> str:
+        """Return the name of the data set."""
+        return self.name.removesuffix(LITERATURE)
+
+    @property
+    def train_until_ms(self) -> int:
+        """Return the moment at which training ends, ms UTC."""
+        return self.queries.start_ms if self.until_ms is None else self.until_ms
 
     @cached_property
     def frequency_N(self) -> Float64:  # noqa: N802 - a shape suffix
-        """Orders of each item before the test month, [N]."""
-        before = self.dataset.before(self.queries.start_ms).orders()
+        """Orders of each item that are trained on, [N]."""
+        before = self.dataset.before(self.train_until_ms).orders()
         return np.bincount(before.item_P, minlength=len(self.dataset.catalog)).astype(np.float64)
 
     @property
     def settings(self) -> tuple[Setting, ...]:
         """What is reported; by the first, heads and peers are compared."""
-        return ("novel",) if self.name in NO_REPEATS else SETTINGS
+        return ("novel",) if self.data in NO_REPEATS else SETTINGS
 
     @property
     def store(self) -> ListStore:

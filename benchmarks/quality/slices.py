@@ -32,6 +32,11 @@ def bucket_name(low: int, high: int | None) -> str:
     return f"{low}+" if high is None else f"{low}–{high}"
 
 
+def in_bucket(size_Q: Int64, low: int, high: int | None) -> NDArray[np.bool_]:
+    """Return [Q], whether a size is in a bucket; `high` None = no upper end."""
+    return (size_Q >= low) & (size_Q <= (size_Q.max(initial=0) if high is None else high))
+
+
 def by_bucket(
     value_by_seed: Sequence[Float64],
     user_Q: Int64,
@@ -41,7 +46,7 @@ def by_bucket(
     """Number of orders and mean of each bucket of sizes; buckets of fewer than 30 orders are left out."""
     found = {}
     for low, high in buckets:
-        inside = (size_Q >= low) & (size_Q <= (size_Q.max(initial=0) if high is None else high))
+        inside = in_bucket(size_Q, low, high)
         if inside.sum() >= SMALLEST_BUCKET:
             values = [value[inside] for value in value_by_seed]
             found[bucket_name(low, high)] = (int(inside.sum()), estimate(values, user_Q[inside]))

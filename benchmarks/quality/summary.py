@@ -8,6 +8,8 @@ breadth      {name: {setting: {coverage, popularity lift, Gini}}}
 best_peer    {setting: name}: the peer with the best NDCG@10, rolling; best_head: the same of our heads, in the first setting
 comparisons  [{first, second, mode, setting, metric, difference, low, high, base, relative}], paired
 slices       {"orders before" | "items in the order": {name: {bucket: {orders, mean, low, high}}}}: NDCG@10, first setting
+baskets      what is served against the best peer: {first, second, setting, by_size: {bucket: {orders, difference, low, high,
+             base, relative}}, by_items: the same of all orders, each counted as its number of items}; NDCG@10, rolling
 cold_users   {name: {"0" | "1" | "3" | "whole": {setting: {metric: {mean, low, high}}}}}, each user's first order
 cold_items   recall@10 of held-out items: {held_out, orders, model, category, neighbours, random, over_category,
              over_neighbours}
@@ -46,6 +48,7 @@ def summarise(shop: Shop, ks: Sequence[int], table: SemanticIdTable | None) -> d
         "best_head": measured.best(measured.family("ours"), shop.settings[0]),
         "comparisons": measured.comparisons(),
         "slices": measured.slices(shown),
+        "baskets": measured.baskets(),
         "cold_users": measured.cold_users(shown),
         "cold_items": measured.cold_items(),
         "health": semantic_id_health(table, shop.dataset.catalog) if table else None,

@@ -36,6 +36,11 @@ def signed(row: dict[str, Any]) -> str:
     return f"{found[0]} [{found[1]}, {found[2]}]".replace(" ", NO_BREAK)
 
 
+def percent(row: dict[str, Any]) -> str:
+    """Return a paired difference in percent of its base, empty for a base of 0."""
+    return "" if row["relative"] is None else f"{100 * row['relative']:+.1f}\u00a0%".replace("-", "−")
+
+
 def spread(cells: dict[str, Any]) -> str:
     """How far the seeds lie apart, empty where there is one."""
     deviation = cells["NDCG@10"]["spread"]

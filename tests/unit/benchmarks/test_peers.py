@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from baguni.domain.catalog import Catalog, Item
 from baguni.domain.history import Action
-from benchmarks.quality.peers import AMAZON, COMPLETE_JOURNEY, ItemKnn, TifuKnn, Tuned, peer_lists
+from benchmarks.quality.peers import AMAZON, COMPLETE_JOURNEY, ItemKnn, TifuKnn, Tuned, filled, peer_lists
 from trainer.data.complete_journey import prepare
 from trainer.data.dataset import Dataset
 from trainer.data.queries import OrderQueries, Purchases, log_purchases
@@ -229,7 +229,9 @@ def test_equal_scores_are_ranked_by_chance_and_the_same_chance_for_the_same_seed
     dataset = shop([(0, 1, [0]), (0, 20, [1])], 50)
     queries = OrderQueries.of(dataset, 10 * DAY, min_orders=1)
     peer = Tuned(Popularity(), Popularity())
-    firsts = [peer_lists(dataset, queries, peer, ["novel"], seed)["novel"][0].tolist() for seed in (0, 0, 1)]
+    firsts = [
+        peer_lists(dataset, queries, peer, settings=["novel"], seed=seed)["novel"][0].tolist() for seed in (0, 0, 1)
+    ]
     assert firsts[0] == firsts[1] != firsts[2]
 
 
@@ -239,6 +241,17 @@ def test_users_without_any_order_before_are_ranked_too() -> None:
     assert (queries.purchases().num_orders_B == 0).any()
     for peer in PEERS:
         assert np.isfinite(peer.fit(log_purchases(dataset, 25 * DAY))(queries.purchases())).all(), peer
+
+
+def test_users_without_any_order_get_what_is_popular() -> None:
+    dataset = shop(random_orders(1), 30)
+    queries, log = OrderQueries.of(dataset, 0, min_orders=0), log_purchases(dataset, 25 * DAY)
+    bought, popular = queries.purchases(), Popularity().fit(log)
+    unknown = bought.num_orders_B == 0
+    for peer in PEERS:
+        own, scores = peer.fit(log)(bought), filled(peer.fit(log), popular)(bought)
+        np.testing.assert_array_equal(scores[unknown], popular(bought)[unknown])
+        np.testing.assert_array_equal(scores[~unknown], own[~unknown])
 
 
 # Written by the reference protocol, one loop over baskets, on the same data: mean over the orders of December. Lists of

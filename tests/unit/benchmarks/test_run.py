@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.quality.measure import Truth, check_lists
 from benchmarks.quality.ours import without_bought
-from benchmarks.quality.run import Bars, our_contenders, run_cold_items, run_contenders
+from benchmarks.quality.run import Bars, our_contenders, peer_contenders, run_cold_items, run_contenders
 from benchmarks.quality.shop import Shop
 from tests.tiny_release import tiny_run
 from trainer.data.reading import load_dataset
@@ -94,6 +94,23 @@ def test_held_out_items_are_in_no_order_before_the_test_month_and_alone_in_the_l
     assert len(before.item_E) == (~np.isin(shop.dataset.before(shop.queries.start_ms).item_E, cold.held_out)).sum()
     assert set(np.unique(cold.top_Qk).tolist()) <= {-1, *cold.held_out.tolist()}
     assert (cold.top_Qk >= 0).any()
+
+
+def test_in_the_literatures_protocol_nobody_is_trained_on_the_validation_month(tmp_path: Path) -> None:
+    tiny_run(tmp_path)
+    names = ("amazon-beauty", "amazon-beauty-literature")
+    plain, literature = (Shop.open(name, tmp_path / "shop", tmp_path / "work", min_orders=1) for name in names)
+    assert plain.train_until_ms == plain.queries.start_ms
+    assert literature.train_until_ms < literature.queries.start_ms
+    np.testing.assert_array_equal(literature.queries.order_Q, plain.queries.order_Q)  # and all the same are asked
+    assert literature.queries.purchases().item_P.tolist() == plain.queries.purchases().item_P.tolist()
+    for shop in (plain, literature):
+        (popular,) = (peer for peer in peer_contenders(shop) if peer.name == "global popularity")
+        lists = popular.make(0, silent).lists(shop.queries)
+        trained_on = shop.dataset.before(shop.train_until_ms)
+        sold_N = np.bincount(trained_on.item_E[trained_on.order_E >= 0], minlength=len(shop.dataset.catalog))
+        np.testing.assert_array_equal(shop.frequency_N, sold_N)
+        assert (np.diff(sold_N[lists["all"]], axis=1) <= 0).all()
 
 
 def test_bought_items_leave_novel_lists_and_the_rest_moves_up(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from baguni.domain.catalog import Catalog, Item
 from baguni.domain.errors import InvalidInputError, NotFoundError
 from baguni.domain.history import Action
-from benchmarks.quality import sasrec
+from benchmarks.quality import peer_process
 from benchmarks.quality.sasrec import (
     SasRec,
     SasRecRecipe,
@@ -126,12 +126,12 @@ def test_what_validates_is_left_out_of_training() -> None:
 
 
 def test_without_its_environment_it_says_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sasrec, "PYTHON", tmp_path / ".venv-peers" / "bin" / "python")
+    monkeypatch.setattr(peer_process, "PYTHON", tmp_path / ".venv-peers" / "bin" / "python")
     with pytest.raises(NotFoundError, match=r"\.venv-peers does not exist: `make peers`"):
         SasRec.train(circular_shop(), 10 * DAY, TINY, tmp_path / "run")
 
 
-@pytest.mark.skipif(not sasrec.PYTHON.exists(), reason="make peers makes .venv-peers")
+@pytest.mark.skipif(not peer_process.PYTHON.exists(), reason="make peers makes .venv-peers")
 @pytest.mark.parametrize("order_ends", [False, True])
 def test_it_learns_what_follows_what_and_respects_what_is_asked(tmp_path: Path, order_ends: bool) -> None:
     dataset, recipe = circular_shop(), replace(TINY, order_ends=order_ends, max_length=12 if order_ends else 6)
@@ -153,13 +153,13 @@ def test_it_learns_what_follows_what_and_respects_what_is_asked(tmp_path: Path, 
         SasRec.train(dataset, 11 * DAY, replace(recipe, width=8), tmp_path)
 
 
-@pytest.mark.skipif(not sasrec.PYTHON.exists(), reason="make peers makes .venv-peers")
+@pytest.mark.skipif(not peer_process.PYTHON.exists(), reason="make peers makes .venv-peers")
 def test_it_stops_when_validation_no_longer_improves_and_ranks_users_without_history(tmp_path: Path) -> None:
     dataset = circular_shop()
     recipe = replace(TINY, num_negatives=8, shared_negatives=True, max_epochs=30, patience=2)
     model = SasRec.train(dataset, 11 * DAY, recipe, tmp_path)
-    scores = model.facts["scores"]
-    assert len(scores) == min(30, model.facts["best_epoch"] + 2)
-    assert scores[model.facts["best_epoch"] - 1] == max(scores)
+    scores = model.process.facts["scores"]
+    assert len(scores) == min(30, model.process.facts["best_epoch"] + 2)
+    assert scores[model.process.facts["best_epoch"] - 1] == max(scores)
     nothing = OrderQueries.of(dataset, 0, 1, min_orders=0)
     assert (model.lists(nothing)["all"] >= 0).all()
