@@ -186,7 +186,7 @@ def retrieval_ranker(model: DualHeadModel, run: Run, rescored_share: float = 0.0
         user_BQX = model.user_embedding(memory)
         if novel:
             return _top(_without_owned(user_BQX[:, NOVEL] @ vectors_NX.T, batch))
-        repeat_BS = model.repeat_score(memory, batch.sequences)
+        repeat_BS = model.served_repeat_score(memory, batch.sequences)
         score_BN = with_repeat_score(user_BQX[:, EVERYTHING] @ vectors_NX.T, repeat_BS, batch.sequences, catalogue)
         if rescored_share > 0:
             first = score_BN.topk(min(NUM_CANDIDATES, score_BN.shape[1]), dim=-1)

@@ -25,6 +25,7 @@ from baguni.domain.errors import InvalidInputError
 from baguni.domain.release import RESERVED_IDS, Release, ReleaseStore, sha256_of, write_manifest
 from baguni.domain.scoring import candidate_codes
 from baguni.domain.semantic_ids import SemanticIdTable, write_ids
+from baguni.domain.sequences import NUM_FEATURES
 from baguni.domain.signature import (
     GOLDEN_OUTPUTS,
     NUM_CANDIDATES,
@@ -190,6 +191,7 @@ def release_signature(run: Run, model: DualHeadModel, table: SemanticIdTable) ->
         num_beams=run.recipe.num_beams,
         store_timezone=run.dataset.store_timezone,
         rescored_share=run.recipe.rescored_share,
+        num_features=NUM_FEATURES,
     )
 
 

@@ -57,7 +57,7 @@ class UserEncoderGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         sequences = self.items.sequences(item_index, codes, position, actions, features, context)
         memory = self.model.encode(sequences, self.items.vectors_NX)
-        return self.model.user_embedding(memory), self.model.repeat_score(memory, sequences)
+        return self.model.user_embedding(memory), self.model.served_repeat_score(memory, sequences)
 
 
 class GeneratorGraph(nn.Module):

@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
-from baguni.domain.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_FEATURES, NUM_POSITIONS
+from baguni.domain.sequences import DECAYED_SHARE, NUM_ACTIONS, NUM_CONTEXT, NUM_POSITIONS
 from baguni.domain.signature import NUM_QUERIES
 
 MASKED = -1e4  # large, finite, and representable in fp16
 FACTOR_GAIN = 2.0  # the logarithm of what a user's sum of factors is multiplied by, at the start
 MAX_GAIN = 6.0
+READ_FEATURES = DECAYED_SHARE  # of a token, the first ones
 TINY = 1e-20  # keeps the logarithm of a probability finite
 
 
@@ -39,6 +40,7 @@ class ModelConfig:
     identity: whether an item has a learned vector besides that of its text
     interest: whether a user's query starts as a weighted sum of the vectors of their items
     repeat: whether known items gain a repeat score
+    habit_weight: what a served repeat score gains for each 1 of the item's decayed share of the user's orders
     copying: whether the generative head may copy codes from the history
     code_attention: whether the decoder reads the codes so far by self-attention; otherwise it reads their sum
     """
@@ -61,6 +63,7 @@ class ModelConfig:
     identity: bool = True
     interest: bool = True
     repeat: bool = True
+    habit_weight: float = 0.0
     copying: bool = True
     code_attention: bool = False
 
@@ -262,7 +265,7 @@ class DualHeadModel(nn.Module):
         super().__init__()
         self.config = config
         self.num_described = config.num_statistics - config.num_factors
-        width, described = config.width, NUM_FEATURES + self.num_described
+        width, described = config.width, READ_FEATURES + self.num_described
         self.item_tower = ItemTower(
             config, torch.ones(config.num_items, dtype=torch.bool) if ordered_N is None else ordered_N
         )
@@ -335,7 +338,9 @@ class DualHeadModel(nn.Module):
 
     def _described(self, sequences: Sequences) -> Tensor:
         """What is known of each token in numbers, [B, S, F + P - K]: factors are no description, their axes turn."""
-        return torch.cat([sequences.features_BSF, sequences.statistics_BSP[:, :, : self.num_described]], dim=-1)
+        return torch.cat(
+            [sequences.features_BSF[:, :, :READ_FEATURES], sequences.statistics_BSP[:, :, : self.num_described]], dim=-1
+        )
 
     def _known(self, states_BMD: Tensor, sequences: Sequences) -> Tensor:
         """All that is known of each token: its state, and the numbers it was made of."""
@@ -370,6 +375,12 @@ class DualHeadModel(nn.Module):
         if not self.config.repeat:
             return torch.zeros_like(sequences.item_BS, dtype=torch.float32)
         return self.repeat_head(self._known(memory.states_BMD, sequences)).squeeze(-1).float() * sequences.present_BS
+
+    def served_repeat_score(self, memory: Memory, sequences: Sequences) -> Tensor:
+        """[B, S]: the repeat score, and the item's decayed share of the user's orders times a constant weight. The share is no
+        part of training, which would learn the opposite and take it away again (ADR 32)."""
+        habit_BS = self.config.habit_weight * sequences.features_BSF[:, :, DECAYED_SHARE]
+        return self.repeat_score(memory, sequences) + habit_BS
 
     def item_vectors(self, text_NT: Tensor) -> Tensor:
         """[N, V + 1]: the learned part of the whole catalogue's item vectors, the bias last."""

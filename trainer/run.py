@@ -60,7 +60,7 @@ ITEM_FILES = ("embeddings.npy", "rqvae.pt", "semantic_ids.npz")
 """Files of a run that depend on items only."""
 ENCODING = ("encoder", "latent_dim", "hidden", "num_levels", "codebook_size", "distinct")
 """Fields of a quantiser's recipe that decide the codes of a text, besides the weights."""
-NOT_TRAINED = {"num_beams", "rescored_share"}  # of a recipe: what a release decides, not a training
+NOT_TRAINED = {"num_beams", "rescored_share", "habit_weight"}  # of a recipe: what a release decides, not a training
 
 Progress = Callable[[str, int, int, str], None]
 """(stage, done, total, what it says) after every step of a stage."""

@@ -55,6 +55,7 @@ def triton_inputs(inputs: ModelInputs, codes_NL: NDArray[np.int32], signature: M
     """
     length = next(size for size in signature.buckets if size >= longest(inputs))
     arrays = sequence_arrays(first_tokens(inputs, length), codes_NL)
+    arrays["features"] = np.ascontiguousarray(arrays["features"][:, :, : signature.num_features])
     arrays["item_index"] = np.where(arrays["item_index"] <= signature.num_items, arrays["item_index"], np.int32(0))
     return arrays
 

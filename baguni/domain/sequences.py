@@ -25,13 +25,15 @@ from numpy.typing import NDArray
 
 from baguni.domain.history import Action, HistoryEvent
 
-NUM_FEATURES = 16
+NUM_FEATURES = 17
+DECAYED_SHARE = 16  # the feature that models only weigh, and do not read
 NUM_CONTEXT = 10
 NUM_POSITIONS = 64  # older orders share the last position
 NUM_ACTIONS = 8  # bit set: 1 ordered, 2 clicked, 4 carted; 0 is padding
 DAY_MS = 86_400_000
 DECAY_DAYS = (7.0, 30.0, 90.0, 270.0)
-ORDER_DECAY = 0.97
+ORDER_DECAY_DAYS = 270.0  # an order counts e^(-age / this) …
+ORDER_DECAY = 0.97  # … times this to the power of the number of orders since
 
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
@@ -135,7 +137,7 @@ def model_inputs(events: EventBatch, now_ms_B: Int64, max_tokens: int, store_tim
     events = _known_items(events)
     order_row_O, order_time_O, order_of_E = _orders(events)
     position_E = _positions(events, order_row_O, order_time_O, len(now_ms_B))
-    groups = _group_by_item(events, position_E, now_ms_B)
+    groups = _group_by_item(events, position_E, order_of_E, now_ms_B)
     num_orders_B = np.bincount(order_row_O, minlength=len(now_ms_B))
     features_GF = token_features(groups, num_orders_B)
     slot_G = _rank_in_row(groups.row_G, -groups.importance_G, groups.item_G)
@@ -190,11 +192,15 @@ class _Groups:
     last_event_age_G: NDArray[np.float64]
     orders_since_last_G: Int64
     decayed_GD: NDArray[np.float64]
+    decayed_share_G: NDArray[np.float64]
     importance_G: NDArray[np.float64]
 
 
 def token_features(groups: _Groups, num_orders_B: Int64) -> Float32:
-    """One row per (user, item): counts, recency, rhythm. Every column lies roughly in [-1, 5]."""
+    """Return [G, F]: counts, recency and rhythm of an item in a user's history. Every column lies roughly in [-1, 5].
+
+    Releases of earlier versions have fewer features, always the first of these: new ones are appended.
+    """
     ordered = groups.num_orders_G > 0
     count = groups.num_orders_G
     interval = (groups.first_order_age_G - groups.last_order_age_G) / np.maximum(count - 1, 1)
@@ -215,6 +221,7 @@ def token_features(groups: _Groups, num_orders_B: Int64) -> Float32:
         repeated.astype(float),
         ordered & (groups.orders_since_last_G == 0),
         (groups.num_other_G > 0) & (groups.position_G == 0),
+        groups.decayed_share_G,
     ]
     return np.stack(columns, axis=1).astype(np.float32)
 
@@ -302,7 +309,19 @@ def _positions(events: EventBatch, order_row_O: Int64, order_time_O: Int64, num_
     return end_B[events.row_E] - before_E
 
 
-def _group_by_item(events: EventBatch, position_E: Int64, now_ms_B: Int64) -> _Groups:
+def _sum_of_orders(
+    row_E: Int64, order_of_E: Int64, weight_E: NDArray[np.float64], num_users: int
+) -> NDArray[np.float64]:
+    """Return [B], the sum over each user's orders of what the lines of an order weigh; the largest, if they differ."""
+    ordered = order_of_E >= 0
+    num_orders = int(order_of_E.max(initial=-1)) + 1
+    weight_O, row_O = np.zeros(num_orders), np.zeros(num_orders, np.int64)
+    np.maximum.at(weight_O, order_of_E[ordered], weight_E[ordered])
+    row_O[order_of_E[ordered]] = row_E[ordered]
+    return np.bincount(row_O, weights=weight_O, minlength=num_users).astype(np.float64)
+
+
+def _group_by_item(events: EventBatch, position_E: Int64, order_of_E: Int64, now_ms_B: Int64) -> _Groups:
     key_E = events.row_E * (int(events.item_E.max(initial=0)) + 1) + events.item_E
     _, first, group_E = np.unique(key_E, return_index=True, return_inverse=True)
     num_groups = len(first)
@@ -328,7 +347,9 @@ def _group_by_item(events: EventBatch, position_E: Int64, now_ms_B: Int64) -> _G
     done = {action: total((events.action_E == action).astype(float)) > 0 for action in Action}
     actions = sum(seen.astype(np.int64) << (int(action) - 1) for action, seen in done.items())
     decayed = np.stack([total(ordered_E * np.exp(-age_E / days)) for days in DECAY_DAYS], axis=1)
-    habit = total(ordered_E * np.exp(-age_E / 270.0) * np.power(ORDER_DECAY, np.maximum(position_E - 1, 0)))
+    weight_E = ordered_E * np.exp(-age_E / ORDER_DECAY_DAYS) * np.power(ORDER_DECAY, np.maximum(position_E - 1, 0))
+    habit = total(weight_E)
+    orders_G = _sum_of_orders(events.row_E, order_of_E, weight_E, len(now_ms_B))[events.row_E[first]]
     interest = total(~ordered_E * np.exp(-age_E / 2.0))
     return _Groups(
         row_G=events.row_E[first],
@@ -342,6 +363,7 @@ def _group_by_item(events: EventBatch, position_E: Int64, now_ms_B: Int64) -> _G
         last_event_age_G=smallest(age_E, anything),
         orders_since_last_G=orders_since,
         decayed_GD=decayed,
+        decayed_share_G=np.minimum(np.divide(habit, orders_G, out=np.zeros(num_groups), where=orders_G > 0), 1.0),
         importance_G=np.round(habit + interest, 9),
     )
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baguni.domain.errors import InvalidInputError
-from baguni.domain.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_FEATURES, NUM_POSITIONS
+from baguni.domain.sequences import NUM_ACTIONS, NUM_CONTEXT, NUM_POSITIONS
 
 NUM_QUERIES = 2  # user embeddings: 0 = the next order, 1 = items never bought before
 EVERYTHING, NOVEL = 0, 1
@@ -39,7 +39,8 @@ GOLDEN_OUTPUTS = {
 @dataclass(frozen=True)
 class ModelSignature:
     """The sizes that fix every tensor of a release, and how its heads are mixed: `rescored_share` is what the generative
-    head's log-likelihood counts in the order of the first NUM_CANDIDATES items, the retrieval head's score the rest."""
+    head's log-likelihood counts in the order of the first NUM_CANDIDATES items, the retrieval head's score the rest.
+    `num_features`: of a token, the first of `baguni.domain.sequences.token_features`; releases without the field have 16."""
 
     num_items: int
     max_tokens: int
@@ -52,6 +53,7 @@ class ModelSignature:
     store_timezone: str = "UTC"
     max_batch_size: int = 32
     rescored_share: float = 0.0
+    num_features: int = 16
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -172,7 +174,7 @@ def model_specs(signature: ModelSignature) -> dict[str, ModelSpec]:
         TensorSpec("codes", "INT32", (TOKENS, levels), -1, last_code),
         TensorSpec("position", "INT32", (TOKENS,), 0, NUM_POSITIONS - 1),
         TensorSpec("actions", "INT32", (TOKENS,), 0, NUM_ACTIONS - 1),
-        TensorSpec("features", "FP32", (TOKENS, NUM_FEATURES)),
+        TensorSpec("features", "FP32", (TOKENS, signature.num_features)),
         TensorSpec("context", "FP32", (NUM_CONTEXT,)),
     )
     text_embedding = TensorSpec("text_embedding", "FP32", (signature.text_dim,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from baguni.clients.inference import triton_inputs
 from baguni.domain.errors import InvalidInputError
-from baguni.domain.sequences import ModelInputs
+from baguni.domain.sequences import NUM_CONTEXT, NUM_FEATURES, ModelInputs
 from baguni.domain.signature import ModelSignature, ModelSpec, TensorSpec, model_specs
 from trainer.triton_config import Target, render_config
 
@@ -26,6 +27,7 @@ SIGNATURE = ModelSignature(
     text_dim=16,
     num_nodes=150,
     num_beams=16,
+    num_features=NUM_FEATURES,
 )
 ITEM_ENCODER = r"""# Rendered by trainer/triton_config.py from baguni/domain/signature.py: edit these, then `baguni export`.
 name: "item_encoder_r1"
@@ -187,14 +189,29 @@ def test_a_signature_survives_its_file(tmp_path) -> None:
     assert ModelSignature.load(tmp_path / "signature.json") == SIGNATURE
 
 
+def test_a_release_of_an_earlier_version_gets_the_features_that_it_knows(tmp_path) -> None:
+    path = tmp_path / "signature.json"
+    SIGNATURE.save(path)
+    saved = json.loads(path.read_text())
+    del saved["num_features"]
+    path.write_text(json.dumps(saved))
+    earlier = ModelSignature.load(path)
+    item_BS = np.zeros((1, 4), np.int32)
+    features_BSF = np.arange(4 * NUM_FEATURES, dtype=np.float32).reshape(1, 4, NUM_FEATURES)
+    inputs = ModelInputs(item_BS, item_BS, item_BS, features_BSF, np.zeros((1, NUM_CONTEXT), np.float32))
+    arrays = triton_inputs(inputs, np.zeros((1, 3), np.int32), earlier)
+    np.testing.assert_array_equal(arrays["features"], features_BSF[:, :, :16])
+    model_specs(earlier)["user_encoder"].check(arrays)
+
+
 def test_padding_and_items_training_never_saw_reach_the_models_as_such() -> None:
     """Of three tokens one is known to training, one is new and known by its codes only, one is padding."""
     inputs = ModelInputs(
         item_BS=np.array([[1, 2, -1]], np.int32),
         position_BS=np.array([[1, 0, 0]], np.int32),
         actions_BS=np.array([[1, 2, 0]], np.int32),
-        features_BSF=np.zeros((1, 3, 16), np.float32),
-        context_BC=np.zeros((1, 10), np.float32),
+        features_BSF=np.zeros((1, 3, NUM_FEATURES), np.float32),
+        context_BC=np.zeros((1, NUM_CONTEXT), np.float32),
     )
     codes_NL = np.array([[0, 0, 0], [5, 6, 1], [7, 7, 2]], np.int32)
     arrays = triton_inputs(inputs, codes_NL, replace(SIGNATURE, num_items=2, max_tokens=3))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from baguni.domain.history import Action, HistoryEvent
 from baguni.domain.sequences import (
+    DECAYED_SHARE,
     NUM_CONTEXT,
     NUM_FEATURES,
     NUM_POSITIONS,
@@ -106,8 +107,30 @@ def test_the_features_of_a_token_by_hand() -> None:
         1.0,  # ordered more than once
         1.0,  # in the newest order
         0.0,  # clicked since the newest order
+        1.0,  # its decayed share of the user's orders
     ]
     assert rye.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_decayed_share_is_of_the_users_orders_whatever_their_size() -> None:
+    history = [ordered("rye", 2, "o1"), ordered("milk", 2, "o1"), ordered("jam", 2, "o1"), ordered("milk", 1, "o2")]
+    got = inputs([[*history, ordered("milk", 1, "o2"), clicked("소금", 1)], [clicked("rye", 1)], []])
+    new, old = math.exp(-1 / 270), math.exp(-2 / 270) * 0.97
+    shares = dict(zip(got.item_BS[0].tolist(), got.features_BSF[0, :, DECAYED_SHARE].tolist(), strict=True))
+    assert shares == pytest.approx({0: old / (old + new), 1: 1.0, 2: old / (old + new), 3: 0.0}, rel=1e-6)
+    assert not got.features_BSF[1:, :, DECAYED_SHARE].any()
+
+
+@given(HISTORIES)
+def test_a_decayed_share_is_a_share(histories: list[list[HistoryEvent]]) -> None:
+    share_BS = inputs(histories).features_BSF[:, :, DECAYED_SHARE]
+    assert (share_BS >= 0).all()
+    assert (share_BS <= 1).all()
+
+
+def test_the_decayed_share_does_not_vanish_with_age() -> None:
+    ancient = inputs([[ordered("rye", 12_000, "o1"), ordered("milk", 12_000, "o1")]])
+    assert ancient.features_BSF[0, :2, DECAYED_SHARE].tolist() == [1.0, 1.0]
 
 
 def test_the_context_by_hand() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from baguni.domain.sequences import DECAYED_SHARE
 from trainer.decoding import BeamSearch
 from trainer.export import frozen_items
 from trainer.graphs import ItemEncoderGraph, UserEncoderGraph
@@ -84,6 +85,23 @@ def test_beam_search_as_wide_as_the_catalogue_finds_the_exact_order(
     later[:, :, -1] = 0  # a code never depends on those after it
     one, other = (model.code_log_likelihood(memory, each)[:, :, :-1] for each in (codes_BQL, later))
     torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_only_a_served_repeat_score_has_the_habit_weight(trained: Run) -> None:
+    recipes = (replace(trained.recipe, habit_weight=weight) for weight in (0.0, 5.0))
+    without, with_habit = (trained.fresh_model(recipe).eval() for recipe in recipes)
+    sequences = some_batch(trained).sequences
+    memory = encode(trained, without, sequences)
+    learned = without.repeat_score(memory, sequences)
+    torch.testing.assert_close(without.served_repeat_score(memory, sequences), learned)
+    torch.testing.assert_close(with_habit.repeat_score(memory, sequences), learned)
+    share_BS = sequences.features_BSF[:, :, DECAYED_SHARE]
+    assert share_BS.any()
+    torch.testing.assert_close(with_habit.served_repeat_score(memory, sequences), learned + 5 * share_BS)
+    changed = sequences._replace(features_BSF=sequences.features_BSF.clone())
+    changed.features_BSF[:, :, DECAYED_SHARE] = 0.5
+    assert torch.equal(encode(trained, without, changed).states_BMD, memory.states_BMD)  # nothing else reads it
 
 
 @torch.no_grad()
