@@ -58,7 +58,8 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             eventually(
                 lambda name=name: "Ray runtime started" in (folder / name).read_text(), seen=lambda: logged(folder)
             )
-        eventually(lambda: num_nodes(ray[0], address) == 2, "the head knows the second node", interval_s=1.0)
+        awaited = "the head knows the second node and its processor"
+        eventually(lambda: num_nodes(ray[0], address) == (2, 2), awaited, interval_s=1.0)
         yield address
     finally:
         for node in reversed(nodes):
@@ -72,13 +73,16 @@ def logged(folder: Path) -> str:
     return "\n".join(f"{path.name}: {path.read_text()[-2_000:]}" for path in sorted(folder.iterdir()))
 
 
-def num_nodes(ray: str, address: str) -> int:
-    """Return how many nodes work, by `ray status`; the head does not know a node at once that has started."""
+def num_nodes(ray: str, address: str) -> tuple[int, int]:
+    """Return how many nodes work, and how many processors they have, by `ray status`; the head does not know at once what a
+    node has that started."""
     command = [ray, "status", "--address", address]
     status = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=COMMAND_S, check=False
     ).stdout
-    return len(re.findall(r"^ \d+ node_\w+", status.partition("Pending:")[0], re.M))
+    processors = re.search(r"^ [\d.]+/(\d+)[\d.]* CPU$", status, re.M)
+    nodes = re.findall(r"^ \d+ node_\w+", status.partition("Pending:")[0], re.M)
+    return len(nodes), int(processors[1]) if processors else 0
 
 
 def run(*arguments: object) -> str:

@@ -14,8 +14,8 @@ from baguni.domain.sequences import ModelInputs, event_batch, model_inputs
 from baguni.settings import Endpoints
 from tests.tiny_release import tiny_run
 from trainer.decoding import BeamSearch
-from trainer.export import frozen_items
-from trainer.graphs import ItemEncoderGraph, UserEncoderGraph
+from trainer.export import frozen_items, item_encoder
+from trainer.graphs import UserEncoderGraph
 from trainer.model import Sequences
 from trainer.run import Run
 from trainer.samples import to_sequences
@@ -99,6 +99,6 @@ def test_a_text_in_triton_gets_the_codes_and_vectors_of_training(run: Run, trito
     served = triton.infer("item_encoder", embedding, 10.0)
     np.testing.assert_array_equal(served["codes"], active_release.semantic_ids.codes_NL[:20, :-1])
     np.testing.assert_allclose(served["content_vector"], active_release.content_vectors[:20], atol=1e-4)
-    graph = ItemEncoderGraph(run.rqvae(), run.model(), run.statistics_from_text)
+    graph = item_encoder(run, run.rqvae(), run.model())
     _, _, vectors = graph(torch.from_numpy(run.embeddings()[:20]))
     np.testing.assert_allclose(served["item_vector"], vectors.numpy(), atol=1e-4)
