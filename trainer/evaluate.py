@@ -177,8 +177,7 @@ def retrieval_ranker(model: DualHeadModel, run: Run, rescored_share: float = 0.0
     """The retrieval head as it is served: one dot product per item, and the repeat score where everything counts; there the
     generative head's log-likelihood may have a share in the order of the first NUM_CANDIDATES."""
     catalogue, codes_NL = whole_catalogue(len(run.semantic_ids())), run.training_set.codes_NL
-    with torch.no_grad():
-        vectors_NX = model.served_vectors(run.training_set.text_NT, torch.from_numpy(run.statistics.newest_NP))
+    vectors_NX = run.served_vectors(model)
 
     @torch.no_grad()
     def rank(batch: Batch, novel: bool) -> Lists:

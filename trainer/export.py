@@ -91,7 +91,7 @@ def build_release(
         "user_encoder": UserEncoderGraph(model, items).eval(),
         "generator": GeneratorGraph(BeamSearch(model, table.trie, signature.num_beams), items).eval(),
         "scorer": ScorerGraph(model, items).eval(),
-        "item_encoder": ItemEncoderGraph(rqvae, model, run.statistics_from_text).eval(),
+        "item_encoder": item_encoder(run, rqvae, model),
     }
     progress("export", 0, len(specs) + 1, "catalogue, vectors and golden queries")
     run.dataset.catalog.save(folder / "catalog.parquet")
@@ -195,13 +195,17 @@ def release_signature(run: Run, model: DualHeadModel, table: SemanticIdTable) ->
     )
 
 
+def item_encoder(run: Run, rqvae: RqVae, model: DualHeadModel) -> ItemEncoderGraph:
+    """Return the graph that places what comes later, as an item without an order."""
+    offset = float(run.bias_offset(np.zeros(1, np.float32))[0])
+    return ItemEncoderGraph(rqvae, model, run.statistics_from_text, offset).eval()
+
+
 def _save_vectors(run: Run, model: DualHeadModel, rqvae: RqVae, folder: Path) -> None:
-    text_NT = torch.from_numpy(run.embeddings())
     with torch.no_grad():
-        _, content = rqvae(text_NT)
-        vectors = model.served_vectors(rqvae.standardise(text_NT), torch.from_numpy(run.statistics.newest_NP))
+        _, content = rqvae(torch.from_numpy(run.embeddings()))
     np.save(folder / "content_vectors.npy", content.numpy())
-    np.save(folder / "item_vectors.npy", vectors.numpy())
+    np.save(folder / "item_vectors.npy", run.served_vectors(model).numpy())
     np.save(folder / "popularity.npy", run.recent_popularity())
 
 

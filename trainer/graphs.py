@@ -107,14 +107,21 @@ class ScorerGraph(nn.Module):
 
 
 class ItemEncoderGraph(nn.Module):
-    """Text embedding → codes, content vector, item vector: what a new item gets within seconds."""
+    """Text embedding → codes, content vector, item vector: what a new item gets within seconds. `bias_offset` is added to
+    its bias."""
 
     weight_TP: Tensor
     bias_P: Tensor
+    offset_X: Tensor
 
-    def __init__(self, rqvae: RqVae, model: DualHeadModel, statistics: TextRegression) -> None:
+    def __init__(
+        self, rqvae: RqVae, model: DualHeadModel, statistics: TextRegression, bias_offset: float = 0.0
+    ) -> None:
         super().__init__()
         self.rqvae, self.model = rqvae, model
+        offset_X = torch.zeros(model.config.served_dim)
+        offset_X[-1] = bias_offset
+        self.register_buffer("offset_X", offset_X, persistent=False)
         self.register_buffer("weight_TP", torch.from_numpy(statistics.weight_XP), persistent=False)
         self.register_buffer("bias_P", torch.from_numpy(statistics.bias_P), persistent=False)
 
@@ -124,7 +131,7 @@ class ItemEncoderGraph(nn.Module):
         vector_BX = self.model.item_tower.from_text(text_BT)
         if self.model.config.num_statistics > 0:
             vector_BX = with_statistics(vector_BX, text_BT @ self.weight_TP + self.bias_P)
-        return codes_BL.int(), content_BZ, vector_BX
+        return codes_BL.int(), content_BZ, vector_BX + self.offset_X
 
 
 def export_onnx(module: nn.Module, spec: ModelSpec, path: Path) -> None:

@@ -73,6 +73,8 @@ class Recipe:
     teacher: what the retrieval head is distilled from; None: the run's own model before distillation
     rescored_share: share of the generative head's log-likelihood in the order of the first 200 items that are served where
         everything counts; 0 saves asking it
+    popularity_discount: what is taken from a served item's bias for each 1 of the logarithm of its share of orders; 0 serves
+        what training found, more lists fewer bestsellers
     until_ms: training reads no event from this moment on, ms UTC; None: from the start of the log's last calendar month
     is_warm: whether training starts from the weights of the run's base, see `trainer.base`
     warm_share, warm_rate: of the steps and of the learning rates, for a training that starts from a base; at the full rate, it
@@ -129,6 +131,7 @@ class Recipe:
     click_rate: float = 0.2
     num_beams: int = 64
     rescored_share: float = 0.0
+    popularity_discount: float = 0.0
     checkpoint_every: int = 50
     min_test_orders: int = 5
     until_ms: int | None = None

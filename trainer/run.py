@@ -60,7 +60,8 @@ ITEM_FILES = ("embeddings.npy", "rqvae.pt", "semantic_ids.npz")
 """Files of a run that depend on items only."""
 ENCODING = ("encoder", "latent_dim", "hidden", "num_levels", "codebook_size", "distinct")
 """Fields of a quantiser's recipe that decide the codes of a text, besides the weights."""
-NOT_TRAINED = {"num_beams", "rescored_share", "habit_weight"}  # of a recipe: what a release decides, not a training
+NOT_TRAINED = {"num_beams", "rescored_share", "habit_weight", "popularity_discount"}
+"""Fields of a recipe that decide what is served, not what is trained."""
 
 Progress = Callable[[str, int, int, str], None]
 """(stage, done, total, what it says) after every step of a stage."""
@@ -163,6 +164,20 @@ class Run:
         model = build_model(recipe or self.recipe, self.semantic_ids(), content_dim, self.statistics, frequency_N > 0)
         start_from_popularity(model, frequency_N)
         return model
+
+    def served_vectors(self, model: DualHeadModel) -> Tensor:
+        """Return [N, V + P + 1], item vectors as the vector index stores them: learned part, statistics, and the bias less the
+        recipe's discount of what is popular."""
+        with torch.no_grad():
+            vectors_NX = model.served_vectors(self._content_NT, torch.from_numpy(self.statistics.newest_NP))
+            vectors_NX[:, -1] += torch.from_numpy(self.bias_offset(self.frequency_N))
+        return vectors_NX
+
+    def bias_offset(self, orders_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return [N], what the recipe adds to the biases of items that were ordered so often."""
+        share_N = np.log((orders_N + 1) / (self.frequency_N + 1).sum())
+        mean = np.log((self.frequency_N + 1) / (self.frequency_N + 1).sum()).mean()
+        return np.asarray(-self.recipe.popularity_discount * (share_N - mean), np.float32)
 
     @property
     def reserved_ids(self) -> SemanticIds:

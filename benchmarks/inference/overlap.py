@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from baguni.clients.inference import summarise, triton_inputs
@@ -38,7 +37,7 @@ def rows(path: Path, folder: Path) -> Iterator[Row]:
     model, table = run.model(), run.semantic_ids()
     items, signature = frozen_items(run, model), release_signature(run, model, table)
     histories = _histories(run, table)
-    vectors_NX = model.served_vectors(run.training_set.text_NT, torch.from_numpy(run.statistics.newest_NP))
+    vectors_NX = run.served_vectors(model)
     everyone = np.ones((len(histories["context"]), 1), bool)
     for name, graph, more in (
         ("user_encoder", UserEncoderGraph(model, items), {}),

@@ -24,8 +24,8 @@ DATASETS = (
     "amazon-sports",
     "amazon-sports-literature",
 )
-COLD_ITEMS = "cold-items"
-OURS = ("A", "B", "C", "served", "teacher", "generative", COLD_ITEMS)
+COLD_ITEMS, DISCOUNTS = "cold-items", "discounts"
+OURS = ("A", "B", "C", "served", "teacher", "generative", COLD_ITEMS, DISCOUNTS)
 
 
 @click.group()
@@ -102,18 +102,19 @@ def _open(dataset: str, path: Path, work: Path, may_prepare: bool) -> Shop:
 def _run(shop: Shop, names: list[str], seeds: list[int], recipe: Recipe | None) -> None:
     from dataclasses import replace
 
-    from benchmarks.quality.run import run_cold_items, run_contenders
+    from benchmarks.quality.run import run_cold_items, run_contenders, run_discounts
     from trainer.cli import progress_bars
 
-    contenders, with_cold_items = _chosen(shop, names, recipe)
+    contenders, more = _chosen(shop, names, recipe)
     run_contenders(shop, contenders, seeds, progress_bars)
-    if with_cold_items and recipe is not None:
-        with progress_bars() as progress:
-            run_cold_items(shop, replace(recipe, seed=seeds[0]), progress)
+    for name, run_one in ((COLD_ITEMS, run_cold_items), (DISCOUNTS, run_discounts)):
+        if name in more and recipe is not None:
+            with progress_bars() as progress:
+                run_one(shop, replace(recipe, seed=seeds[0]), progress)
 
 
-def _chosen(shop: Shop, names: list[str], recipe: Recipe | None) -> tuple[list[Contender], bool]:
-    """The contenders of these names or groups, in the order of the report, and whether cold items are to be tried."""
+def _chosen(shop: Shop, names: list[str], recipe: Recipe | None) -> tuple[list[Contender], set[str]]:
+    """Return the contenders of these names or groups, in the order of the report, and all names that are wanted."""
     from benchmarks.quality.run import our_contenders, peer_contenders, trained_peers, trees_contender
     from benchmarks.quality.shop import NO_REPEATS
     from benchmarks.quality.store import slug
@@ -127,7 +128,7 @@ def _chosen(shop: Shop, names: list[str], recipe: Recipe | None) -> tuple[list[C
     for name in wanted - set(known):
         raise InvalidInputError(f"--contenders names {name!r}, expected some of {', '.join([*groups, *known])}")
     ours = [] if recipe is None else list(our_contenders(shop, recipe))
-    return [one for one in (*peers, *ours) if slug(one.name) in wanted], COLD_ITEMS in wanted
+    return [one for one in (*peers, *ours) if slug(one.name) in wanted], wanted
 
 
 def _measure(shop: Shop, seed: int) -> None:

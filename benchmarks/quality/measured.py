@@ -24,7 +24,7 @@ from benchmarks.quality.measure import (
     estimate,
     order_values,
 )
-from benchmarks.quality.shop import COLD_ORDERS, Shop
+from benchmarks.quality.shop import COLD_ORDERS, DISCOUNTS, Shop, discount_part
 from benchmarks.quality.slices import (
     BASKET_BUCKETS,
     HISTORY_BUCKETS,
@@ -166,6 +166,21 @@ class Measured:
                 sizes[bucket_name(low, high)] = {"orders": int(inside.sum())} | _paired(paired)
         names = {"first": served, "second": peer, "setting": setting}
         return names | {"by_size": sizes, "by_items": _paired(compare(ours, theirs, users, size_Q))}
+
+    def discounts(self) -> list[dict[str, Any]]:
+        """Return NDCG@10 and breadth of C at each discount of what is popular, rolling, of one seed."""
+        seeds = self.seeds("C", discount_part(DISCOUNTS[0])) if "C" in self.records else []
+        found = []
+        for discount in DISCOUNTS if seeds else ():
+            lists = self.shop.store.load("C", seeds[0], discount_part(discount))
+            values = order_values(lists, self.truth)
+            settings = {
+                setting: {"NDCG@10": float(values[setting][SCORE].mean())}
+                | breadth(lists, self.truth, self.shop.frequency_N, setting)
+                for setting in self.shop.settings
+            }
+            found.append({"discount": discount} | settings)
+        return found
 
     def cold_users(self, names: Iterable[str]) -> dict[str, Any]:
         """Each user's first order, by what is known of the user."""

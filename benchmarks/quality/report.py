@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.quality.promises import DATASETS, SOURCE_OF_TEACHER, SOURCE_OVER_ALONE, WORDS, comparison
 from benchmarks.quality.published import METRICS as PUBLISHED_METRICS
 from benchmarks.quality.published import PUBLISHED
-from benchmarks.quality.report_slices import breadth, cold_items, cold_users, health, slices
+from benchmarks.quality.report_slices import breadth, cold_items, cold_users, discounts, health, slices
 from benchmarks.quality.tables import cell, number, percent, picture, signed, spread, table
 from benchmarks.result import Row, in_words
 
@@ -104,6 +104,7 @@ def dataset_section(summary: dict[str, Any]) -> list[str]:
         cold_items(summary),
         slices(summary),
         breadth(summary),
+        discounts(summary),
         health(summary),
     ]
     return [line for part in parts for line in part]

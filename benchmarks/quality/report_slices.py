@@ -90,6 +90,26 @@ def breadth(summary: dict[str, Any]) -> Iterator[str]:
     yield from table(("contender", *titles), rows)
 
 
+def discounts(summary: dict[str, Any]) -> Iterator[str]:
+    """What it costs to list fewer bestsellers."""
+    found = summary.get("discounts")  # not in the summaries of earlier versions
+    if not found:
+        return
+    yield from ("### Fewer bestsellers", "")
+    yield "C with the recipe's `popularity_discount`, which takes so much from an item's bias for each 1 of the logarithm of"
+    yield from ("its share of orders. It changes what is exported, not what is trained. One seed, rolling.", "")
+    names = ("NDCG@10", "popularity lift", "coverage")
+    rows = [
+        (
+            f"{row['discount']:.1f}",
+            *(number(row[setting][name]) for setting in summary["settings"] for name in names),
+        )
+        for row in found
+    ]
+    titles = (f"{name}, {WORDS[setting]}" for setting in summary["settings"] for name in names)
+    yield from table(("discount", *titles), rows)
+
+
 def health(summary: dict[str, Any]) -> Iterator[str]:
     """Whether the codes are used, tell items apart and follow the categories."""
     if summary["health"] is None:

@@ -17,7 +17,7 @@ from benchmarks.quality import ours, peers
 from benchmarks.quality.lightgcn import LIGHTGCN, LightGcn, LightGcnRecipe
 from benchmarks.quality.measure import Lists
 from benchmarks.quality.sasrec import SASREC, SasRec, SasRecRecipe
-from benchmarks.quality.shop import COLD_ORDERS, Shop
+from benchmarks.quality.shop import COLD_ORDERS, DISCOUNTS, Shop, discount_part
 from benchmarks.quality.slices import cold_item_queries, cold_users, held_out_items
 from benchmarks.quality.store import ColdItems, ListStore, Record
 from benchmarks.quality.trees import Trees, TreesRecipe
@@ -25,7 +25,7 @@ from benchmarks.result import commit, machine
 from trainer.data.queries import OrderQueries
 from trainer.data.reading import load_dataset
 from trainer.recipes import Recipe
-from trainer.run import Progress
+from trainer.run import Progress, Run
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -202,6 +202,18 @@ def run_cold_items(shop: Shop, recipe: Recipe, progress: Progress) -> None:
     query = cold_item_queries(shop.queries, held_out)
     asked = ours.same_orders(shop.queries.at(query), load_dataset(data))
     shop.store.save_cold("C", recipe.seed, ColdItems(held_out, query, model.held_out_lists(asked, held_out)))
+
+
+def run_discounts(shop: Shop, recipe: Recipe, progress: Progress) -> None:
+    """Rank with C at each discount of what is popular. Needs the same seed's run of C."""
+    run, queries = Run(shop.folder / "runs" / f"seed{recipe.seed}", shop.path, recipe), shop.queries
+    for number, discount in enumerate(DISCOUNTS):
+        part = discount_part(discount)
+        if not shop.store.has("C", recipe.seed, part):
+            served = replace(recipe, popularity_discount=discount)
+            model = ours.TrainedModel(Run(run.path, run.dataset_path, served), "C", 0.0)
+            shop.store.save("C", recipe.seed, model.lists(queries), part)
+        progress("discounts", number + 1, len(DISCOUNTS), f"{discount}")
 
 
 def _missing(store: ListStore, contender: Contender, seed: int) -> list[str]:

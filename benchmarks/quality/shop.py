@@ -28,8 +28,15 @@ KS = {"complete-journey": (10,), "amazon-beauty": (5, 10), "amazon-sports": (5, 
 """Lengths at which lists are measured."""
 
 
+DISCOUNTS = (0.0, 0.1, 0.2, 0.3, 0.5)
+"""Values of a recipe's `popularity_discount` at which lists are measured."""
 LITERATURE = "-literature"
 """Ends the name of a shop whose validation month is not trained on, as the literature does it with Amazon data."""
+
+
+def discount_part(discount: float) -> str:
+    """Return the part of the store with the lists of a discount."""
+    return f"discount{discount}"
 
 
 @dataclass(frozen=True)

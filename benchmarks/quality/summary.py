@@ -10,6 +10,7 @@ comparisons  [{first, second, mode, setting, metric, difference, low, high, base
 slices       {"orders before" | "items in the order": {name: {bucket: {orders, mean, low, high}}}}: NDCG@10, first setting
 baskets      what is served against the best peer: {first, second, setting, by_size: {bucket: {orders, difference, low, high,
              base, relative}}, by_items: the same of all orders, each counted as its number of items}; NDCG@10, rolling
+discounts    [{discount, setting: {NDCG@10, coverage, popularity lift, Gini}}]: C with less of what is popular, one seed
 cold_users   {name: {"0" | "1" | "3" | "whole": {setting: {metric: {mean, low, high}}}}}, each user's first order
 cold_items   recall@10 of held-out items: {held_out, orders, model, category, neighbours, random, over_category,
              over_neighbours}
@@ -49,6 +50,7 @@ def summarise(shop: Shop, ks: Sequence[int], table: SemanticIdTable | None) -> d
         "comparisons": measured.comparisons(),
         "slices": measured.slices(shown),
         "baskets": measured.baskets(),
+        "discounts": measured.discounts(),
         "cold_users": measured.cold_users(shown),
         "cold_items": measured.cold_items(),
         "health": semantic_id_health(table, shop.dataset.catalog) if table else None,

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks.quality.measure import Truth, check_lists
+from benchmarks.quality.measured import Measured
 from benchmarks.quality.ours import without_bought
-from benchmarks.quality.run import Bars, our_contenders, peer_contenders, run_cold_items, run_contenders
-from benchmarks.quality.shop import Shop
+from benchmarks.quality.report_slices import discounts
+from benchmarks.quality.run import Bars, our_contenders, peer_contenders, run_cold_items, run_contenders, run_discounts
+from benchmarks.quality.shop import DISCOUNTS, Shop
 from tests.tiny_release import tiny_run
 from trainer.data.reading import load_dataset
 from trainer.recipes import Recipe
@@ -94,6 +96,17 @@ def test_held_out_items_are_in_no_order_before_the_test_month_and_alone_in_the_l
     assert len(before.item_E) == (~np.isin(shop.dataset.before(shop.queries.start_ms).item_E, cold.held_out)).sum()
     assert set(np.unique(cold.top_Qk).tolist()) <= {-1, *cold.held_out.tolist()}
     assert (cold.top_Qk >= 0).any()
+
+
+def test_a_larger_discount_lists_less_of_what_is_popular(recipe_and_shop: tuple[Recipe, Shop]) -> None:
+    recipe, shop = recipe_and_shop
+    run_discounts(shop, recipe, silent)
+    rows = Measured(shop, shop.store.records(), (10,)).discounts()
+    assert [row["discount"] for row in rows] == list(DISCOUNTS)
+    np.testing.assert_array_equal(shop.store.load("C", 0, "discount0.0")["all"], shop.store.load("C", 0)["all"])
+    assert rows[-1]["novel"]["popularity lift"] < rows[0]["novel"]["popularity lift"]
+    summary = {"discounts": rows, "settings": ["all", "novel"]}
+    assert sum(line.startswith("| 0.") for line in discounts(summary)) == len(DISCOUNTS)
 
 
 def test_in_the_literatures_protocol_nobody_is_trained_on_the_validation_month(tmp_path: Path) -> None:

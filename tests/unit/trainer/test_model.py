@@ -10,7 +10,7 @@ import torch
 
 from baguni.domain.sequences import DECAYED_SHARE
 from trainer.decoding import BeamSearch
-from trainer.export import frozen_items
+from trainer.export import frozen_items, item_encoder
 from trainer.graphs import ItemEncoderGraph, UserEncoderGraph
 from trainer.model import DualHeadModel, Memory, Sequences, mix_copied
 from trainer.retrieval import score_items
@@ -211,3 +211,17 @@ def test_an_item_that_comes_later_is_placed_as_one_of_the_catalogue_that_nobody_
     graph = ItemEncoderGraph(trained.rqvae(), model, from_text)
     _, _, vector_BX = graph(torch.from_numpy(trained.embeddings()[5:6]))
     torch.testing.assert_close(vector_BX[0], served_NX[5], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_discount_takes_from_the_bias_of_what_is_popular_and_from_nothing_else(trained: Run) -> None:
+    model, discount = trained.model(), 0.5
+    discounted = Run(trained.path, trained.dataset_path, replace(trained.recipe, popularity_discount=discount))
+    plain_NX, less_NX = trained.served_vectors(model), discounted.served_vectors(model)
+    torch.testing.assert_close(less_NX[:, :-1], plain_NX[:, :-1])
+    taken_N, log_orders_N = plain_NX[:, -1] - less_NX[:, -1], torch.from_numpy(trained.frequency_N + 1).log()
+    torch.testing.assert_close(taken_N, discount * (log_orders_N - log_orders_N.mean()), atol=1e-5, rtol=1e-5)
+    embedding = torch.from_numpy(trained.embeddings()[:1])
+    vectors = [item_encoder(run, run.rqvae(), model)(embedding)[2][0] for run in (trained, discounted)]
+    gained = discount * float(log_orders_N.mean())  # an item that comes later has no order: the logarithm is 0
+    torch.testing.assert_close(vectors[1][-1] - vectors[0][-1], torch.tensor(gained), atol=1e-5, rtol=1e-5)
