@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PACKAGES := baguni trainer server streaming crm analysis inspection deploy benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults test-hostile test-releases bench-demo bench-quality bench-ladder bench-nights bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts published proto check format clean
+.PHONY: help setup tools demo test test-unit bench-tests test-faults test-streaming-faults test-hostile test-releases bench-demo bench-quality bench-ladder bench-nights bench-months bench-training bench-inference bench-gateway bench-streaming bench-index bench-crm bench-scale bench-segments bench-page observability docs check-tensorrt peers analysis lint types contracts published proto check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ bench-ladder: setup ## The claim of the design, one part of the model at a time,
 
 bench-nights: setup ## Four weeks of nightly releases beside a monthly one, hours → benchmarks/results/nights.json
 	$(BIN)/python -m benchmarks.nights
+
+bench-months: setup ## The default recipe beside the best simple peer, month by month, an hour → benchmarks/results/months.json
+	$(BIN)/python -m benchmarks.months
 
 bench-training: setup ## Orders a second in training, and where a step's time goes → benchmarks/results/training-*.json
 	$(BIN)/python -m benchmarks.training $(or $(DATASET),complete-journey)
