@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from threading import Event, Thread
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -34,8 +37,9 @@ from benchmarks.result import Row
 from deploy.containers.triton import load_missing
 from deploy.local.settings import StackSettings, free_port
 from deploy.local.stack import LocalStack
+from tests.conftest import repository
 from tests.faults.load import NOW_MS
-from tests.faults.memory import listening, memory_mb
+from tests.faults.memory import MB, listening, memory_mb
 from tests.faults.proxy import Proxy
 from tests.faults.streams import Own
 from tests.faults.test_server_faults import Broker
@@ -48,6 +52,7 @@ OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 PROBE_S = 5.0
 SENT = 'baguni_exposures_total{outcome="sent"}'
 SHAPE_PASSES, CALLS, CANCEL_ROUNDS, AT_ONCE, AWAY_S, MILVUS_RESTARTS = 4, 1_000_000, 100, 50, 600.0, 100
+BARE_CALLS = 200_000
 CHANGING_ITEMS, CHANGING_DIM, CHANGES_A_S, CHANGING_S = 100_000, 64, 50, 3_600
 IDLE_S = 200.0  # gRPC pings ever more rarely, and a server ends a connection after the third
 LOAD_S = 200.0  # of an engine that Triton reads over a network
@@ -179,29 +184,60 @@ async def test_calls_that_are_cancelled(
     """As clients do that hedge: half of the calls are cancelled at any moment."""
     rng = random.Random(4)
     with gateway_process(stack, tmp_path, max_in_flight=64, max_lag_s=10) as gateway:
-        used: list[float] = []
         async with grpc.aio.insecure_channel(gateway.address) as channel:
             stub = pb_grpc.RecommendationServiceStub(channel)
 
-            async def call() -> None:
-                answered = stub.Recommend(
-                    pb.RecommendRequest(user_id=f"u{rng.randrange(100)}", page_size=3), timeout=30
-                )
-                if rng.random() < 0.5:
-                    await asyncio.sleep(rng.random() * 0.004)
-                    answered.cancel()
-                with suppress(grpc.RpcError, asyncio.CancelledError):
-                    await answered
+            def start() -> grpc.aio.UnaryUnaryCall:
+                return stub.Recommend(pb.RecommendRequest(user_id=f"u{rng.randrange(100)}", page_size=3), timeout=30)
 
-            for _ in range(CANCEL_ROUNDS):
-                for _ in range(CALLS // CANCEL_ROUNDS // AT_ONCE):
-                    await asyncio.gather(*(call() for _ in range(AT_ONCE)))
-                used.append(memory_mb(gateway.process))
-    # Memory rises and falls with the garbage collector's rounds, so a fifth of the samples is compared with another.
-    fifth = CANCEL_ROUNDS // 5
-    first, last = float(np.median(used[fifth : 2 * fifth])), float(np.median(used[-fifth:]))
+            first, last = await memory_beside(start, gateway.process, CALLS, rng)
     what = f"{CALLS:,} calls, half of them cancelled: MB of the gateway's memory in the last fifth, median"
     record(Row.at_most_times(what, last, "MB", 1.05, ("in the second fifth", first)))
+    record(Row.reported("the same: bytes that stay of each call", bytes_a_call(first, last, CALLS), "B"))
+
+
+async def test_calls_that_are_cancelled_by_a_server_with_nothing_of_ours(record: Callable[[Row], None]) -> None:
+    """grpc.aio keeps the operations of a batch that fails, as of an answer whose call was cancelled (grpc/grpc#43360)."""
+    rng = random.Random(4)
+    server = psutil.Popen([sys.executable, "-m", "tests.faults.bare_server"], cwd=repository(), stdout=subprocess.PIPE)
+    try:
+        port = int(server.stdout.readline())
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method = channel.unary_unary("/any/Method")
+            first, last = await memory_beside(lambda: method(b"request", timeout=30), server, BARE_CALLS, rng)
+    finally:
+        server.kill()
+        server.wait()
+    what = f"a gRPC server with nothing of ours, {BARE_CALLS:,} calls, half of them cancelled: bytes that stay of each call"
+    record(Row.reported(what, bytes_a_call(first, last, BARE_CALLS), "B"))
+
+
+async def memory_beside(
+    start: Callable[[], grpc.aio.UnaryUnaryCall], server: psutil.Process, calls: int, rng: random.Random
+) -> tuple[float, float]:
+    """Make calls, half of which are cancelled within 4 ms. Return the median of the server's memory in the second and in the
+    last fifth, in MB: memory rises and falls with the garbage collector's rounds."""
+
+    async def call() -> None:
+        answered = start()
+        if rng.random() < 0.5:
+            await asyncio.sleep(rng.random() * 0.004)
+            answered.cancel()
+        with suppress(grpc.RpcError, asyncio.CancelledError):
+            await answered
+
+    used: list[float] = []
+    for _ in range(CANCEL_ROUNDS):
+        for _ in range(calls // CANCEL_ROUNDS // AT_ONCE):
+            await asyncio.gather(*(call() for _ in range(AT_ONCE)))
+        used.append(memory_mb(server))
+    fifth = CANCEL_ROUNDS // 5
+    return float(np.median(used[fifth : 2 * fifth])), float(np.median(used[-fifth:]))
+
+
+def bytes_a_call(first_mb: float, last_mb: float, calls: int) -> float:
+    """Return the growth for each call between the middles of the second and of the last fifth."""
+    return (last_mb - first_mb) * MB / (0.6 * calls)
 
 
 def test_a_broker_that_is_away_for_minutes(
