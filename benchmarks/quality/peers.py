@@ -1,4 +1,4 @@
-"""The classic peers: those of `trainer.peers`, TIFU-KNN and item-item neighbours.
+"""The classic peers: those of `trainer.peers`, TIFU-KNN, item-item neighbours, and what is bought for the first time.
 
 `PEERS` contains the settings that did best on November (the validation month), for both questions: "all" (all items of the next
 order count) and "novel" (only items that the user never bought, and none of the others may be recommended).
@@ -9,15 +9,17 @@ order count) and "novel" (only items that the user never bought, and none of the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender
 from implicit.utils import ParameterWarning
+from numpy.typing import NDArray
 from scipy import sparse
 
+from baguni.domain.errors import InvalidInputError
 from benchmarks.quality.measure import SETTINGS, Float64, Int64, K, Lists, Setting
 from trainer.data.dataset import Dataset
 from trainer.data.queries import OrderQueries, Purchases, log_purchases
@@ -32,6 +34,8 @@ from trainer.peers import (
     UserVectors,
     ranked,
 )
+
+FEW, LEAST = 0.5, 1e-3  # keep logarithms of 0 finite
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,40 @@ class ItemKnn:
 
 
 @dataclass(frozen=True)
+class FirstPurchases:
+    """What a user may buy for the first time, in closed form: log EASE, a share of the log of how often each item was lately
+    bought for the first time, and a share of the log of its text's likeness to what the user bought.
+
+    text_NT: text embeddings of the catalogue; `sharpness`: of their likeness, exp(sharpness · (cosine - 1)); `text_days`: what
+    the user bought is discounted by its age
+    """
+
+    ease: Ease
+    first: Popularity
+    first_share: float
+    text_share: float
+    text_days: float = 90.0
+    sharpness: float = 15.0
+    text_NT: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+    def fit(self, log: Purchases) -> Scores:
+        """Fit EASE, count, and compare every text with every other. Raises InvalidInputError without texts."""
+        if self.text_NT is None:
+            raise InvalidInputError("first purchases need the texts of the items")
+        text_NT = self.text_NT / np.linalg.norm(self.text_NT, axis=1, keepdims=True).clip(min=1e-12)
+        near_NN = np.exp(self.sharpness * (text_NT @ text_NT.T - 1)).astype(np.float32)
+        ease, first_N = self.ease.fit(log), np.log(self.first.counts(log) + FEW)
+        bought = UserVectors(decay_days=self.text_days)
+
+        def scores(queries: Purchases) -> Float64:
+            like_BN = np.asarray(bought.of(queries) @ near_NN, np.float64)
+            found = np.log(ease(queries).clip(min=0) + LEAST) + self.first_share * first_N
+            return np.asarray(found + self.text_share * np.log(like_BN + LEAST), np.float64)
+
+        return scores
+
+
+@dataclass(frozen=True)
 class Tuned:
     """A peer with the settings that did best on validation, for each setting of the benchmark. `fill`: for users of whom no
     order is known."""
@@ -126,6 +164,10 @@ COMPLETE_JOURNEY = {
         RECENT_AND_EASE,
         RECENT_AND_EASE,
     ),
+    "closed forms": Tuned(
+        RECENT_AND_EASE,
+        FirstPurchases(Ease(500, UserVectors(decay_days=180)), Popularity(56, "first purchases"), 0.3, 0.2),
+    ),
 }
 
 _AMAZON_KNN = ItemKnn("bm25", 200, "users", UserVectors(log_counts=False))
@@ -144,16 +186,20 @@ def peer_lists(
     queries: OrderQueries,
     peer: Tuned,
     until_ms: int | None = None,
+    texts: Callable[[], NDArray[np.float32]] | None = None,
     settings: Iterable[Setting] = SETTINGS,
     seed: int = 0,
 ) -> Lists:
-    """Fit a peer on the log before `until_ms` (None: before the queries' window) and rank all items for every query."""
+    """Fit a peer on the log before `until_ms` (None: before the queries' window) and rank all items for every query. `texts`
+    returns text embeddings of the catalogue, for a peer that needs them."""
     log = log_purchases(dataset, queries.start_ms if until_ms is None else until_ms)
     scores: dict[str, Scores] = {}
     fill = peer.fill.fit(log)
     lists: dict[Setting, Int64] = {}
     for setting in settings:
         model: Peer = getattr(peer, setting)
+        if isinstance(model, FirstPurchases) and texts is not None:
+            model = replace(model, text_NT=texts())
         if repr(model) not in scores:
             scores[repr(model)] = filled(model.fit(log), fill)
         lists[setting] = ranked(queries, scores[repr(model)], setting == "novel", K, np.random.default_rng(seed))

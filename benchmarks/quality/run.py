@@ -94,7 +94,10 @@ class FittedPeer:
 
     def lists(self, queries: OrderQueries) -> Lists:
         """Rank for every query."""
-        return peers.peer_lists(self.shop.dataset, queries, self.peer, self.shop.train_until_ms, seed=self.seed)
+        shop = self.shop
+        return peers.peer_lists(
+            shop.dataset, queries, self.peer, shop.train_until_ms, lambda: shop.text_NT, seed=self.seed
+        )
 
 
 def peer_contenders(shop: Shop) -> Iterator[Contender]:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from baguni.domain.errors import InvalidInputError
 from benchmarks.quality.measure import SETTINGS, Float64, Setting
@@ -17,6 +18,8 @@ from trainer.data.dataset import Dataset
 from trainer.data.queries import OrderQueries
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
+from trainer.files import written_whole
+from trainer.text import BUNDLED, TextEncoder
 
 COLD_ORDERS = (0, 1, 3)
 """How many orders are known of the users in the slice of cold users."""
@@ -79,6 +82,17 @@ class Shop:
         """Orders of each item that are trained on, [N]."""
         before = self.dataset.before(self.train_until_ms).orders()
         return np.bincount(before.item_P, minlength=len(self.dataset.catalog)).astype(np.float64)
+
+    @cached_property
+    def text_NT(self) -> NDArray[np.float32]:  # noqa: N802 - a shape suffix
+        """Text embeddings of the catalogue, [N, T]; made once."""
+        path = self.folder / "texts.npy"
+        if not path.is_file():
+            encoder = TextEncoder(BUNDLED, self.folder / "runs" / "text-encoders")
+            embeddings = encoder.embed([item.text for item in self.dataset.catalog.items])
+            with written_whole(path) as file:
+                np.save(file, embeddings)
+        return np.asarray(np.load(path), np.float32)
 
     @property
     def settings(self) -> tuple[Setting, ...]:

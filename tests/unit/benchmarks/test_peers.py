@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -10,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baguni.domain.catalog import Catalog, Item
+from baguni.domain.errors import InvalidInputError
 from baguni.domain.history import Action
-from benchmarks.quality.peers import AMAZON, COMPLETE_JOURNEY, ItemKnn, TifuKnn, Tuned, filled, peer_lists
+from benchmarks.quality.peers import (
+    AMAZON,
+    COMPLETE_JOURNEY,
+    FirstPurchases,
+    ItemKnn,
+    TifuKnn,
+    Tuned,
+    filled,
+    peer_lists,
+)
 from trainer.data.complete_journey import prepare
 from trainer.data.dataset import Dataset
 from trainer.data.queries import OrderQueries, Purchases, log_purchases
@@ -175,6 +186,33 @@ def test_the_mix_is_the_share_of_decayed_orders_plus_a_part_of_ease() -> None:
     score = peer.fit(log_of(LOG))(queries)[0]
     share = np.array([7 / 4, 1 / 4, 1 / 2, 0, 0]) / (7 / 4)
     assert score.tolist() == pytest.approx((share + 0.1 * ease.fit(log_of(LOG))(queries)[0]).tolist())
+
+
+def test_what_is_bought_for_the_first_time_by_hand() -> None:
+    """The log of EASE, of the first purchases in the last ten days, and of the likeness of texts to what the user bought."""
+    ease, first = Ease(2.5, UserVectors()), Popularity(10, "first purchases")
+    text_NT = np.array([[1, 0], [0, 2], [3, 3], [1, 0], [-1, 0]], np.float32)  # of any length
+    peer = FirstPurchases(ease, first, 0.3, 0.2, text_days=20, sharpness=4, text_NT=text_NT)
+    queries, log = window([*LOG, (0, 10, [3])], 10).purchases(), log_of(LOG)
+    unit = text_NT / np.linalg.norm(text_NT, axis=1, keepdims=True)
+    bought_N = np.log1p(queries.matrix(np.exp(-queries.age_days_P / 20)).toarray()[0])
+    like_N = bought_N @ np.exp(4 * (unit @ unit.T - 1))
+    expected = np.log(ease.fit(log)(queries)[0].clip(min=0) + 1e-3) + 0.3 * np.log(first.counts(log) + 0.5)
+    assert peer.fit(log)(queries)[0].tolist() == pytest.approx(
+        (expected + 0.2 * np.log(like_N + 1e-3)).tolist(), rel=1e-5
+    )
+    with pytest.raises(InvalidInputError, match="need the texts"):
+        replace(peer, text_NT=None).fit(log)
+
+
+def test_a_peer_that_reads_texts_gets_them() -> None:
+    dataset = shop(random_orders(2), 30)
+    queries = OrderQueries.of(dataset, 25 * DAY, min_orders=1)
+    peer = FirstPurchases(Ease(3.0), Popularity(30, "first purchases"), 0.3, 5.0)
+    texts = [np.random.default_rng(seed).normal(size=(30, 4)).astype(np.float32) for seed in (0, 1)]
+    lists = [peer_lists(dataset, queries, Tuned(Ease(3.0), peer), texts=lambda text=text: text) for text in texts]
+    assert (lists[0]["all"] == lists[1]["all"]).all()
+    assert (lists[0]["novel"] != lists[1]["novel"]).any()
 
 
 PEERS: list[Peer] = [
