@@ -1,4 +1,4 @@
-"""What `baguni train` does without an option against the best simple peer, month by month:
+"""Compare what `baguni train` does without an option with the best simple peer, month by month:
 
 python -m benchmarks.months [--months 5] [--seeds 0]      → benchmarks/results/months.json
 
@@ -21,19 +21,19 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.measure import SETTINGS, K, Lists, Setting, Truth, compare, order_values
+from benchmarks.quality.measure import K, Lists, Setting, Truth, compare, order_values
 from benchmarks.quality.ours import ranked_lists
+from benchmarks.quality.peers import Tuned, peer_lists
 from benchmarks.quality.shop import MIN_ORDERS, NO_REPEATS
 from benchmarks.result import RESULTS, Row, write_result
 from trainer.cli import progress_bars
 from trainer.data.complete_journey import prepare
 from trainer.data.dataset import Dataset
-from trainer.data.queries import OrderQueries, log_purchases
+from trainer.data.queries import OrderQueries
 from trainer.data.reading import load_dataset
 from trainer.data.splits import last_month_start_ms
 from trainer.evaluate import retrieval_ranker, simple_peers
 from trainer.files import share, written_whole
-from trainer.peers import ranked
 from trainer.recipes import Recipe, recipe_named
 from trainer.run import ITEM_FILES, Progress, Run
 
@@ -92,13 +92,10 @@ def measured(month: Month, recipe: Recipe, progress: Progress) -> dict[str, Floa
         items.mkdir(parents=True, exist_ok=True)
         share(run.path, items, ITEM_FILES)
         run.train_all(progress)
-        queries, log = month.queries, log_purchases(month.dataset, month.start_ms)
+        queries = month.queries
         lists: dict[str, Lists] = {OURS: ranked_lists(retrieval_ranker(run.model(), run), run, queries)}
         for name, peer in simple_peers(run).items():
-            scores = peer.fit(log)
-            lists[name] = {
-                each: ranked(queries, scores, each == "novel", K, np.random.default_rng(0)) for each in SETTINGS
-            }
+            lists[name] = peer_lists(month.dataset, queries, Tuned(peer, peer))
         truth = Truth(queries)
         values = {name: order_values(each, truth)[month.setting][METRIC] for name, each in lists.items()}
         with written_whole(path) as file:

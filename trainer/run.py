@@ -175,9 +175,8 @@ class Run:
 
     def bias_offset(self, orders_N: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return [N], what the recipe adds to the biases of items that were ordered so often."""
-        share_N = np.log((orders_N + 1) / (self.frequency_N + 1).sum())
-        mean = np.log((self.frequency_N + 1) / (self.frequency_N + 1).sum()).mean()
-        return np.asarray(-self.recipe.popularity_discount * (share_N - mean), np.float32)
+        above_mean_N = np.log1p(orders_N) - np.log1p(self.frequency_N).mean()
+        return np.asarray(-self.recipe.popularity_discount * above_mean_N, np.float32)
 
     @property
     def reserved_ids(self) -> SemanticIds:

@@ -64,10 +64,10 @@ def quality(
     baguni benchmark quality --dataset amazon-beauty-literature     without training on the validation month
     """
     chosen_seeds = _seeds(seeds)
-    from benchmarks.quality.shop import LITERATURE
+    from benchmarks.quality.shop import data_of
     from trainer.recipes import recipe_named
 
-    path = data or Path(".baguni") / dataset.removesuffix(LITERATURE)
+    path = data or Path(".baguni") / data_of(dataset)
     if not report_only or (work / dataset).is_dir():
         shop = _open(dataset, path, work, may_prepare=data is None)
         names = [name.strip() for name in contenders.split(",") if name.strip()]
@@ -89,14 +89,14 @@ def _seeds(text: str) -> list[int]:
 
 
 def _open(dataset: str, path: Path, work: Path, may_prepare: bool) -> Shop:
-    from benchmarks.quality.shop import LITERATURE, MIN_ORDERS, Shop
+    from benchmarks.quality.shop import MIN_ORDERS, Shop, data_of
     from trainer.data.complete_journey import prepare
 
     if not path.is_dir():
         if dataset != DATASETS[0] or not may_prepare:
             raise InvalidInputError(f"{path} does not exist: `baguni data prepare` writes it, see docs/quality.md")
         prepare(path)
-    return Shop.open(dataset, path, work, MIN_ORDERS[dataset.removesuffix(LITERATURE)])
+    return Shop.open(dataset, path, work, MIN_ORDERS[data_of(dataset)])
 
 
 def _run(shop: Shop, names: list[str], seeds: list[int], recipe: Recipe | None) -> None:

@@ -55,7 +55,7 @@ class LightGcnRecipe:
 
     @property
     def edges(self) -> UserVectors:
-        """What an edge weighs."""
+        """Return what an edge weighs."""
         return UserVectors(self.log_counts, self.decay_days)
 
 

@@ -106,8 +106,8 @@ class ItemKnn:
 
 @dataclass(frozen=True)
 class FirstPurchases:
-    """What a user may buy for the first time, in closed form: log EASE, a share of the log of how often each item was lately
-    bought for the first time, and a share of the log of its text's likeness to what the user bought.
+    """Rank what a user may buy for the first time, in closed form: log EASE, a share of the log of how often each item was
+    lately bought for the first time, and a share of the log of its text's likeness to what the user bought.
 
     text_NT: text embeddings of the catalogue; `sharpness`: of their likeness, exp(sharpness · (cosine - 1)); `text_days`: what
     the user bought is discounted by its age

@@ -64,7 +64,7 @@ def slices(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _baskets(summary: dict[str, Any]) -> Iterator[str]:
-    """What is served against the best peer, by size of the order."""
+    """Compare what is served with the best peer, by size of the order."""
     found = summary.get("baskets")  # not in the summaries of earlier versions
     if found is None or len(found["by_size"]) < 2:
         return
@@ -91,7 +91,7 @@ def breadth(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def discounts(summary: dict[str, Any]) -> Iterator[str]:
-    """What it costs to list fewer bestsellers."""
+    """Report what it costs to list fewer bestsellers."""
     found = summary.get("discounts")  # not in the summaries of earlier versions
     if not found:
         return

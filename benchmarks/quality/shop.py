@@ -37,6 +37,11 @@ LITERATURE = "-literature"
 """Ends the name of a shop whose validation month is not trained on, as the literature does it with Amazon data."""
 
 
+def data_of(name: str) -> str:
+    """Return the name of a shop's data set."""
+    return name.removesuffix(LITERATURE)
+
+
 def discount_part(discount: float) -> str:
     """Return the part of the store with the lists of a discount."""
     return f"discount{discount}"
@@ -70,7 +75,7 @@ class Shop:
     @property
     def data(self) -> str:
         """Return the name of the data set."""
-        return self.name.removesuffix(LITERATURE)
+        return data_of(self.name)
 
     @property
     def train_until_ms(self) -> int:
